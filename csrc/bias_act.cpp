@@ -1,0 +1,157 @@
+// bias_act on the CPU. Compiled once per instruction set (PF_ISA); plain loops, shaped for the compiler's vectoriser.
+#include "cpu_kernels.h"
+
+namespace posgan_fast::PF_ISA {
+namespace {
+
+// exp, expm1 and log1p as the activations need them. The float versions are polynomials without branches, within two units
+// in the last place: exp and expm1 of x <= 0, log1p of x in [0, 1].
+struct Math {
+  struct Split {
+    float expm1, scale;  // exp(x) = scale * (1 + expm1)
+  };
+
+  static inline Split split(float x) {
+    const float clipped = x < -87.0f ? -87.0f : x;                  // keeps NaN
+    const float shifted = clipped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the low bits hold round(x / ln 2)
+    const float n = shifted - 12582912.0f;
+    float r = clipped - n * 0.693145751953125f;
+    r -= n * 1.42860682030941723212e-6f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return {p * r * r + r, bits_float((float_bits(shifted) + 127u) << 23)};
+  }
+
+  static inline float exp(float x) {
+    const Split s = split(x);
+    return x < -87.0f ? 0.0f : s.scale + s.scale * s.expm1;
+  }
+
+  static inline float expm1(float x) {
+    const Split s = split(x);
+    return s.scale * s.expm1 + (s.scale - 1.0f);
+  }
+
+  static inline float log1p(float x) {
+    const float z = x / (2.0f + x);  // log(1 + x) = 2 atanh(z)
+    const float q = z * z;
+    float p = 1.0f / 15;
+    p = p * q + 1.0f / 13;
+    p = p * q + 1.0f / 11;
+    p = p * q + 1.0f / 9;
+    p = p * q + 1.0f / 7;
+    p = p * q + 1.0f / 5;
+    p = p * q + 1.0f / 3;
+    return 2.0f * (z + z * q * p);
+  }
+
+  static inline double exp(double x) { return ::exp(x); }
+  static inline double expm1(double x) { return ::expm1(x); }
+  static inline double log1p(double x) { return ::log1p(x); }
+};
+
+constexpr int kChunk = 1024;  // elements whose biases are laid out at a time
+
+template <typename A>
+struct Scalars {
+  A alpha, gain, clamp;
+};
+
+template <Act kAct, int kOrder, bool kReadsOutput, typename T>
+void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* out, int n, Scalars<acc_t<T>> s) {
+  using A = acc_t<T>;
+  for (int i = 0; i < n; ++i) {
+    const A r = kOrder > 0 ? load(ref[i]) : A(0);
+    const A d = kOrder > 1 ? load(dy[i]) : A(0);
+    out[i] = bias_act_point<kAct, kOrder, kReadsOutput, Math, A>(load(x[i]), b[i], r, d, s.alpha, s.gain, s.clamp);
+  }
+}
+
+template <Act kAct, typename T>
+auto select_order(int order, bool reads_output) {
+  if (order == 0) return &span<kAct, 0, false, T>;
+  if constexpr (piecewise_linear(kAct)) {
+    if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
+  }
+  if (order == 1) return &span<kAct, 1, false, T>;
+  return &span<kAct, 2, false, T>;
+}
+
+template <typename T>
+auto select_span(Act act, int order, bool output) {
+  switch (act) {
+    case Act::kLinear: return select_order<Act::kLinear, T>(order, output);
+    case Act::kRelu: return select_order<Act::kRelu, T>(order, output);
+    case Act::kLrelu: return select_order<Act::kLrelu, T>(order, output);
+    case Act::kTanh: return select_order<Act::kTanh, T>(order, output);
+    case Act::kSigmoid: return select_order<Act::kSigmoid, T>(order, output);
+    case Act::kElu: return select_order<Act::kElu, T>(order, output);
+    case Act::kSelu: return select_order<Act::kSelu, T>(order, output);
+    case Act::kSoftplus: return select_order<Act::kSoftplus, T>(order, output);
+    default: return select_order<Act::kSwish, T>(order, output);
+  }
+}
+
+// The biases of elements [i, i + n): one value repeated where the bias dimension has a step, a cycle where it is innermost.
+template <typename T>
+void lay_out_bias(const BiasActParams& p, const T* b, int64_t i, int n, acc_t<T>* out) {
+  if (p.step == 1) {
+    int64_t c = i % p.channels;
+    for (int k = 0; k < n; ++k) {
+      out[k] = load(b[c]);
+      c = c + 1 == p.channels ? 0 : c + 1;
+    }
+  } else {
+    const acc_t<T> value = load(b[(i / p.step) % p.channels]);
+    for (int k = 0; k < n; ++k) out[k] = value;
+  }
+}
+
+template <typename T>
+void elements(const BiasActTask& task, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const BiasActParams& p = task.params;
+  const auto span = select_span<T>(task.act, task.order, reads_output(task.act, p.alpha));
+  const Scalars<A> scalars = {A(p.alpha), A(p.gain), A(p.clamp)};
+  const T *x = static_cast<const T*>(task.x), *b = static_cast<const T*>(task.b);
+  const T *ref = static_cast<const T*>(task.ref), *dy = static_cast<const T*>(task.dy);
+  T* out = static_cast<T*>(task.out);
+  A biases[kChunk] = {}, results[kChunk];
+  // With an innermost bias dimension a chunk of whole cycles keeps the same biases throughout.
+  const bool cycles = b != nullptr && p.step == 1 && p.channels <= kChunk;
+  const int64_t whole = cycles ? kChunk / p.channels * p.channels : kChunk;
+  int64_t laid_out = -1;  // the channel or phase the buffer holds
+  for (int64_t i = begin; i < end;) {
+    int64_t n = end - i < whole ? end - i : whole;
+    if (b != nullptr) {
+      const int64_t key = p.step == 1 ? i % p.channels : i / p.step;
+      if (p.step > 1) n = p.step - i % p.step < n ? p.step - i % p.step : n;
+      if (key != laid_out || !(cycles || p.step > 1)) {
+        lay_out_bias(p, b, i, p.step > 1 ? kChunk : int(cycles ? whole : n), biases);
+        laid_out = key;
+      }
+    }
+    span(x + i, biases, ref + i, dy + i, results, int(n), scalars);
+    if (!(task.stream && stream_copy(out + i, results, n))) {
+      for (int64_t k = 0; k < n; ++k) store(out + i + k, results[k]);
+    }
+    i += n;
+  }
+}
+
+}  // namespace
+
+void bias_act(const BiasActTask& task, int64_t begin, int64_t end) {
+  switch (task.type) {
+    case Type::kHalf: return elements<Half>(task, begin, end);
+    case Type::kBFloat16: return elements<BFloat16>(task, begin, end);
+    case Type::kFloat: return elements<float>(task, begin, end);
+    case Type::kDouble: return elements<double>(task, begin, end);
+  }
+}
+
+}  // namespace posgan_fast::PF_ISA

@@ -1,0 +1,70 @@
+// What the CPU kernels and the library around them agree on. Each kernel works on a range of its work items, is compiled
+// once per instruction set into a namespace of that name, and includes nothing that could emit code shared between them.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "bias_act.h"
+#include "upfirdn2d.h"
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace posgan_fast {
+
+enum class Type { kHalf, kBFloat16, kFloat, kDouble };
+
+// One work item is one output row of one plane (NCHW) or of one image (channels_last).
+struct Upfirdn2dTask {
+  Upfirdn2dParams params;
+  Type type;
+  const void* x;
+  const void *fx, *fy;  // taps in the arithmetic type and correlation order, gain folded in; fy null if not separable
+  void* y;
+  bool stream;  // write past the caches: the result is too large to be found there again
+};
+
+// One work item is one element.
+struct BiasActTask {
+  BiasActParams params;
+  Type type;
+  Act act;
+  int order;
+  const void *x, *b, *ref, *dy;
+  void* out;
+  bool stream;
+};
+
+#define PF_DECLARE(isa)                                                   \
+  namespace isa {                                                         \
+  void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end);  \
+  void bias_act(const BiasActTask& task, int64_t begin, int64_t end);     \
+  }
+PF_DECLARE(baseline)
+PF_DECLARE(avx2)
+PF_DECLARE(avx512)
+#undef PF_DECLARE
+
+// Copies with non-temporal stores where the types are equal and the hardware has them; false: nothing was done.
+template <typename T, typename A>
+static inline bool stream_copy(T* out, const A* in, int64_t n) {
+  return false;
+}
+
+#ifdef __AVX512F__
+static inline bool stream_copy(float* out, const float* in, int64_t n) {
+  int64_t i = 0;
+  while (i < n && (reinterpret_cast<uintptr_t>(out + i) & 63u) != 0) {
+    out[i] = in[i];
+    ++i;
+  }
+  for (; i + 16 <= n; i += 16) _mm512_stream_ps(out + i, _mm512_loadu_ps(in + i));
+  for (; i < n; ++i) out[i] = in[i];
+  return true;
+}
+#endif
+
+}  // namespace posgan_fast

@@ -1,0 +1,210 @@
+// The CPU leaves behind LibTorch's stable ABI: guards memory, prepares the task, picks the instruction set, spreads the
+// work over torch's threads. No Python, no autograd, no policy; works with every torch from 2.10 on.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "cpu_kernels.h"
+
+namespace {
+
+using namespace posgan_fast;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define PF_X86 1
+#endif
+
+struct Kernels {
+  decltype(&baseline::upfirdn2d) upfirdn2d;
+  decltype(&baseline::bias_act) bias_act;
+  const char* name;
+};
+
+const Kernels& kernels() {
+  static const Kernels chosen = [] {
+#ifdef PF_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      return Kernels{avx512::upfirdn2d, avx512::bias_act, "avx512"};
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      return Kernels{avx2::upfirdn2d, avx2::bias_act, "avx2"};
+    }
+#endif
+    return Kernels{baseline::upfirdn2d, baseline::bias_act, "baseline"};
+  }();
+  return chosen;
+}
+
+Type type_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half: return Type::kHalf;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Float: return Type::kFloat;
+    case ScalarType::Double: return Type::kDouble;
+    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
+  }
+}
+
+int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
+
+constexpr int64_t kHuge = int64_t(4) << 20;       // from here on a result is worth huge pages
+constexpr int64_t kStreaming = int64_t(16) << 20;  // and from here on it does not stay in the caches
+
+// A large result is a fresh mapping: with huge pages its first touch costs one fault in 512.
+void prefer_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < kHuge) return;
+  const uintptr_t page = uintptr_t(2) << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+template <typename Task>
+void spread(void (*kernel)(const Task&, int64_t, int64_t), const Task& task, int64_t items, int64_t grain) {
+  torch::stable::parallel_for(0, items, std::max<int64_t>(grain, 1),
+                              [&](int64_t begin, int64_t end) { kernel(task, begin, end); });
+}
+
+// Taps in correlation order as A. A rank-1 filter, or a 2-D one that is an outer product to within rounding, goes to one
+// vector per axis.
+template <typename A>
+struct Taps {
+  std::vector<A> x, y;
+  bool separable;
+};
+
+template <typename A>
+Taps<A> taps_of(const Tensor& f, bool flip, double gain) {
+  const bool wide = f.scalar_type() == ScalarType::Double;
+  const void* data = f.const_data_ptr();
+  const int fw = int(f.size(f.dim() - 1)), fh = int(f.size(0));
+  auto at = [&](int64_t i) { return wide ? static_cast<const double*>(data)[i] : static_cast<const float*>(data)[i]; };
+  Taps<A> taps;
+  if (f.dim() == 1) {
+    taps.separable = true;
+    for (int k = 0; k < fw; ++k) {
+      const double value = at(tap_index(k, fw, flip));
+      taps.x.push_back(A(value));
+      taps.y.push_back(A(value * gain));
+    }
+    return taps;
+  }
+  std::vector<double> g;
+  for (int ky = 0; ky < fh; ++ky) {
+    for (int kx = 0; kx < fw; ++kx) g.push_back(at(int64_t(tap_index(ky, fh, flip)) * fw + tap_index(kx, fw, flip)));
+  }
+  const auto pivot = std::max_element(g.begin(), g.end(), [](double a, double b) { return std::abs(a) < std::abs(b); });
+  const int py = int(pivot - g.begin()) / fw, px = int(pivot - g.begin()) % fw;
+  const double tolerance = (wide ? 1e-15 : 1e-7) * *pivot * *pivot;
+  taps.separable = *pivot != 0;
+  for (int ky = 0; ky < fh && taps.separable; ++ky) {
+    for (int kx = 0; kx < fw; ++kx) {
+      taps.separable &= std::abs(g[ky * fw + kx] * *pivot - g[ky * fw + px] * g[py * fw + kx]) <= tolerance;
+    }
+  }
+  if (taps.separable) {
+    for (int kx = 0; kx < fw; ++kx) taps.x.push_back(A(g[py * fw + kx] / *pivot));
+    for (int ky = 0; ky < fh; ++ky) taps.y.push_back(A(g[ky * fw + px] * gain));
+  } else {
+    for (double value : g) taps.x.push_back(A(value * gain));
+  }
+  return taps;
+}
+
+template <typename A>
+void upfirdn2d_typed(Upfirdn2dTask& task, const Tensor& f, bool flip) {
+  const Taps<A> taps = taps_of<A>(f, flip, task.params.gain);
+  task.params.separable = taps.separable;
+  task.fx = taps.x.data();
+  task.fy = taps.separable ? taps.y.data() : nullptr;
+  const Upfirdn2dParams& p = task.params;
+  const int64_t items = p.n * p.y.out * (p.channels_last ? 1 : p.c);
+  const int64_t cost = p.x.out * (p.channels_last ? p.c : 1) * (taps.separable ? 1 : p.y.taps);
+  spread(kernels().upfirdn2d, task, items, (int64_t(1) << 15) / std::max<int64_t>(cost, 1));
+}
+
+void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy,
+               int64_t padx0, int64_t pady0, bool flip, double gain) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1),
+                  "upfirdn2d: x and y must be [N, C, H, W] with equal N and C");
+  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "upfirdn2d: x and y must have one dtype");
+  STD_TORCH_CHECK((f.dim() == 1 || f.dim() == 2) && f.numel() > 0 && f.is_contiguous(), "upfirdn2d: f must be dense");
+  STD_TORCH_CHECK(f.scalar_type() == ScalarType::Float || f.scalar_type() == ScalarType::Double,
+                  "upfirdn2d: f must be float32 or float64");
+  const bool channels_last = y.size(1) > 1 && !y.is_contiguous();
+  auto unit = [&](const Tensor& t) {
+    if (channels_last) return t.stride(1) == 1 && (t.size(3) == 1 || t.stride(3) == t.size(1));
+    return t.size(3) == 1 || t.stride(3) == 1;
+  };
+  STD_TORCH_CHECK(unit(x) && unit(y), "upfirdn2d: rows of x and y must be dense in one memory format");
+  Upfirdn2dTask task;
+  task.type = type_of(x);
+  task.x = x.const_data_ptr();
+  task.y = y.mutable_data_ptr();
+  task.params = {{x.size(3), y.size(3), int(upx), int(downx), int(padx0), int(f.size(f.dim() - 1))},
+                 {x.size(2), y.size(2), int(upy), int(downy), int(pady0), int(f.size(0))},
+                 x.size(0), x.size(1),
+                 x.stride(0), x.stride(1), x.stride(2), x.stride(3),
+                 y.stride(0), y.stride(1), y.stride(2), y.stride(3),
+                 channels_last, false, flip, gain};
+  const int64_t bytes = y.numel() * bytes_of(task.type);
+  task.stream = bytes >= kStreaming;
+  prefer_huge_pages(task.y, bytes);
+  if (task.type == Type::kDouble) {
+    upfirdn2d_typed<double>(task, f, flip);
+  } else {
+    upfirdn2d_typed<float>(task, f, flip);
+  }
+}
+
+void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::optional<Tensor>& ref,
+              const std::optional<Tensor>& dy, const Tensor& out, int64_t step, int64_t order, int64_t act, double alpha,
+              double gain, double clamp) {
+  STD_TORCH_CHECK(order >= 0 && order <= 2 && act >= 1 && act <= 9, "bias_act: order must be 0..2 and act 1..9");
+  STD_TORCH_CHECK(order < 1 || ref.has_value(), "bias_act: order 1 and 2 need ref");
+  STD_TORCH_CHECK(order < 2 || dy.has_value(), "bias_act: order 2 needs dy");
+  STD_TORCH_CHECK(step >= 1, "bias_act: step must be at least 1");
+  auto matches = [&](const Tensor& t) { return t.numel() == x.numel() && t.scalar_type() == x.scalar_type(); };
+  STD_TORCH_CHECK(matches(out) && (!ref || matches(*ref)) && (!dy || matches(*dy)),
+                  "bias_act: all tensors must have the size and dtype of x");
+  STD_TORCH_CHECK(!b || (b->scalar_type() == x.scalar_type() && b->is_contiguous() && b->numel() > 0),
+                  "bias_act: b must be dense and of the dtype of x");
+  BiasActTask task;
+  task.type = type_of(x);
+  task.params = {x.numel(), step, b ? b->numel() : 0, alpha, gain, clamp};
+  task.act = Act(act);
+  task.order = int(order);
+  task.x = x.const_data_ptr();
+  task.b = b ? b->const_data_ptr() : nullptr;
+  task.ref = order > 0 ? ref->const_data_ptr() : task.x;
+  task.dy = order > 1 ? dy->const_data_ptr() : task.x;
+  task.out = out.mutable_data_ptr();
+  const int64_t bytes = x.numel() * bytes_of(task.type);
+  task.stream = bytes >= kStreaming;
+  if (task.out != task.x) prefer_huge_pages(task.out, bytes);
+  spread(kernels().bias_act, task, x.numel(), int64_t(1) << 15);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(posgan_fast_native, CPU, m) {
+  m.impl("upfirdn2d", TORCH_BOX(&upfirdn2d));
+  m.impl("bias_act", TORCH_BOX(&bias_act));
+}
+
+extern "C" const char* posgan_fast_instruction_set() { return kernels().name; }

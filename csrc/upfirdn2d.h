@@ -1,0 +1,47 @@
+// Index arithmetic of upfirdn2d, shared by the CPU and CUDA kernels. No torch.
+//
+//   y[o] = gain * sum_k g[k] * u[o * down + k - pad0],   u[j] = x[j / up] if up divides j and x[j / up] exists, else 0
+//
+// per axis, with g the filter in correlation order (flipped when flip is false). A polyphase walk visits only the taps
+// that meet a sample: output o uses taps first_tap, first_tap + up, ... against consecutive inputs from first_in on.
+#pragma once
+
+#include "scalar.h"
+
+namespace posgan_fast {
+
+struct Axis {
+  int64_t in, out;
+  int up, down, pad0, taps;
+};
+
+struct Upfirdn2dParams {
+  Axis x, y;
+  int64_t n, c;
+  int64_t in_stride_n, in_stride_c, in_stride_h, in_stride_w;      // elements
+  int64_t out_stride_n, out_stride_c, out_stride_h, out_stride_w;  // elements
+  bool channels_last;
+  bool separable;  // f holds x.taps == y.taps values used on both axes, else y.taps * x.taps values
+  bool flip;
+  double gain;  // of the whole operation
+};
+
+struct Phase {
+  int64_t first_in;  // may lie outside [0, in): those samples are zero
+  int first_tap, taps;
+};
+
+PF_HD int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+PF_HD Phase phase_of(const Axis& a, int64_t o) {
+  const int64_t base = o * a.down - a.pad0;           // first sample of u under the filter
+  const int64_t first_in = -floor_div(-base, a.up);   // ceil(base / up)
+  const int first_tap = int(first_in * a.up - base);  // in [0, up)
+  const int taps = first_tap < a.taps ? (a.taps - first_tap + a.up - 1) / a.up : 0;
+  return {first_in, first_tap, taps};
+}
+
+// Tap k in correlation order.
+PF_HD int tap_index(int k, int taps, bool flip) { return flip ? k : taps - 1 - k; }
+
+}  // namespace posgan_fast

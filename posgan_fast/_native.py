@@ -1,0 +1,74 @@
+"""Loads the compiled leaves, on first use, and can say why they are missing.
+
+The build writes ``lib/libposgan_fast_{cpu,cuda}.so`` and ``lib/build.json`` (what was built, with what, or why not) into
+the package. The schemas live here, so that either library can be present without the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CPU = "cpu"
+CUDA = "cuda"
+LIB_DIR = Path(__file__).parent / "lib"
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps <source of posgan_fast>"
+
+_SCHEMAS = (
+    "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0, bool flip,"
+    " float gain) -> ()",
+    "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int order, int act, float alpha,"
+    " float gain, float clamp) -> ()",
+)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a native library is usable, and otherwise why not and what mends it."""
+
+    loaded: bool
+    reason: str = ""
+    remedy: str | None = None
+
+
+@functools.cache
+def load(library: str) -> Status:
+    """Load ``libposgan_fast_<library>.so`` once."""
+    path = LIB_DIR / f"libposgan_fast_{library}.so"
+    if not path.exists():
+        record = build_record()
+        reason = record.get(library, {}).get("reason") or f"{path.name} is not in this installation"
+        return Status(False, reason, record.get(library, {}).get("remedy") or REBUILD)
+    _define_schemas()
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return Status(False, f"{path.name} does not load: {error}", REBUILD)
+    return Status(True)
+
+
+def build_record() -> dict[str, Any]:
+    """What the build wrote about itself; empty when there is no record."""
+    try:
+        return json.loads((LIB_DIR / "build.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _define_schemas() -> torch.library.Library:
+    library = torch.library.Library("posgan_fast_native", "DEF")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    return library

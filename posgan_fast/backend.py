@@ -1,0 +1,185 @@
+"""Which implementation of an op runs, and why.
+
+Every op lists its implementations in order of preference, one :class:`Impl` each. A choice is made, in this order, by the
+``backend=`` argument, by :func:`use_backend`, by the environment variable ``POSGAN_FAST_BACKEND``, and last by the first
+implementation that can run. An explicit choice that cannot run raises its reason; there is no silent fallback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _native
+
+BACKENDS = ("cuda", "cpu", "triton", "reference")
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an implementation cannot serve a call. ``remedy`` is set when the machine, not the call, is the obstacle."""
+
+    reason: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason} (remedy: {self.remedy})" if self.remedy else self.reason
+
+
+@dataclass(frozen=True)
+class Impl:
+    """One implementation of an op: ``can_run(x)`` returns None or the reason against; ``run`` takes the op's arguments."""
+
+    backend: str
+    can_run: Callable[[torch.Tensor], Refusal | None]
+    run: Callable[..., torch.Tensor]
+
+
+class BackendError(RuntimeError):
+    """An explicitly chosen backend cannot run this call."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Answer of :func:`posgan_fast.explain`: the backend a call would use and the reason for or against each."""
+
+    op: str
+    backend: str | None
+    rows: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        lines = [f"{self.op}: {self.backend or 'no backend'}"]
+        lines += [f"  {'->' if name == self.backend else '  '} {name:<{width}}  {why}" for name, why in self.rows]
+        return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run every op in this block with backend ``name`` ("reference", "cpu", "triton", "cuda"; None: choose freely).
+
+    Backward passes run where their forward ran, whatever is set when they are called.
+
+    Raises:
+        ValueError: ``name`` is no backend.
+    """
+    token = _forced.set(None if name is None else check_name(name, "name"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:
+    """The backend that serves this call; see the module's docstring for the order of choice.
+
+    While a graph is being compiled an unforced choice stays :data:`AUTO`, to be made when the compiled code runs.
+    """
+    if torch.compiler.is_compiling():
+        return AUTO if backend is None else check_name(backend, "backend")
+    wanted, source = _wanted(backend)
+    if wanted is not None:
+        impl = next(i for i in impls if i.backend == wanted)
+        refusal = impl.can_run(x)
+        if refusal is not None:
+            raise BackendError(f"{op}: backend {wanted!r} (from {source}) cannot run: {refusal}")
+        return wanted
+    for impl in impls:
+        refusal = impl.can_run(x)
+        if refusal is None:
+            return impl.backend
+        if refusal.remedy is not None:
+            _warn_once(op, impl.backend, refusal)
+    raise BackendError(f"{op}: no backend can run on {x.device.type} tensors of {x.dtype}")
+
+
+def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., torch.Tensor]:
+    """The function behind a resolved backend name."""
+    name = resolve(op, impls, x, None) if backend == AUTO else backend
+    return next(impl.run for impl in impls if impl.backend == name)
+
+
+def choice(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> Choice:
+    """Every implementation with its reason, without running or warning."""
+    wanted, source = _wanted(backend)
+    rows, chosen = [], None
+    for impl in impls:
+        refusal = impl.can_run(x)
+        if refusal is not None:
+            rows.append((impl.backend, f"cannot run: {refusal}"))
+        elif chosen is None and wanted in (None, impl.backend):
+            chosen = impl.backend
+            rows.append((impl.backend, f"chosen by {source}" if wanted else "chosen: first that can run"))
+        elif wanted is not None:
+            rows.append((impl.backend, f"can run, but {source} asks for {wanted!r}"))
+        else:
+            rows.append((impl.backend, f"can run, but {chosen!r} comes first"))
+    return Choice(op, chosen, tuple(rows))
+
+
+def check_name(name: Any, argument: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: expected one of {sorted(BACKENDS)} or None, got {type(name).__name__}")
+    if name not in BACKENDS:
+        raise ValueError(f"{argument}: expected one of {sorted(BACKENDS)} or None, got {name!r}")
+    return name
+
+
+def reference_can_run(x: torch.Tensor) -> Refusal | None:
+    return None
+
+
+def cpu_can_run(x: torch.Tensor) -> Refusal | None:
+    if x.device.type != "cpu":
+        return Refusal(f"x is on {x.device.type}, not on cpu")
+    return _unavailable(_native.CPU)
+
+
+def cuda_can_run(x: torch.Tensor) -> Refusal | None:
+    if x.device.type != "cuda":
+        return Refusal(f"x is on {x.device.type}, not on cuda")
+    return _unavailable(_native.CUDA)
+
+
+def triton_can_run(x: torch.Tensor) -> Refusal | None:
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not interpreting:
+        return Refusal(f"x is on {x.device.type}, not on cuda, and TRITON_INTERPRET=1 is not set")
+    if not _native.has_triton():
+        return Refusal("triton is not installed", "pip install triton")
+    if x.device.type == "cuda" and not interpreting and torch.cuda.get_device_capability(x.device) < (7, 0):
+        return Refusal("triton needs compute capability 7.0")
+    return None
+
+
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("posgan_fast_backend", default=None)
+_warned: set[tuple[str, str]] = set()
+
+
+def _wanted(argument: str | None) -> tuple[str | None, str]:
+    if argument is not None:
+        return check_name(argument, "backend"), "the backend argument"
+    if (forced := _forced.get()) is not None:
+        return forced, "use_backend()"
+    if name := os.environ.get("POSGAN_FAST_BACKEND"):
+        return check_name(name, "POSGAN_FAST_BACKEND"), "POSGAN_FAST_BACKEND"
+    return None, ""
+
+
+def _unavailable(library: str) -> Refusal | None:
+    status = _native.load(library)
+    return None if status.loaded else Refusal(status.reason, status.remedy)
+
+
+def _warn_once(op: str, backend: str, refusal: Refusal) -> None:
+    if (op, backend) not in _warned:
+        _warned.add((op, backend))
+        warnings.warn(f"posgan_fast.{op}: the {backend} backend is skipped: {refusal}", stacklevel=4)

@@ -1,0 +1,1 @@
+"""One module per op: its contract, checks, reference, derivatives and implementations."""

@@ -1,0 +1,77 @@
+"""Argument checks shared by the rooms. Each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensor(value: Any, name: str, *, ndim: int | None = None) -> torch.Tensor:
+    """A strided floating-point tensor of a supported dtype, of ``ndim`` dimensions if given."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a strided tensor, got layout {value.layout}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(value.shape)}")
+    return value
+
+
+def same_device(value: torch.Tensor, name: str, x: torch.Tensor) -> None:
+    if value.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} like x, got {value.device}")
+
+
+def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def real(value: Any, name: str, *, minimum: float | None = None) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name}: expected a number >= {minimum}, got {value}")
+    return float(value)
+
+
+def flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return value
+
+
+def pair(value: Any, name: str, *, minimum: int) -> tuple[int, int]:
+    """An int for both axes, or [x, y]."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        both = integer(value, name, minimum=minimum)
+        return both, both
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected an int or [x, y], got {len(value)} values")
+    return integer(value[0], f"{name}[0]", minimum=minimum), integer(value[1], f"{name}[1]", minimum=minimum)
+
+
+def padding(value: Any) -> tuple[int, int, int, int]:
+    """An int for every side, [x, y], or [x_before, x_after, y_before, y_after]."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        p = integer(value, "padding")
+        return p, p, p, p
+    if len(value) not in (2, 4):
+        raise ValueError(f"padding: expected an int, [x, y] or [x0, x1, y0, y1], got {len(value)} values")
+    values = [integer(v, f"padding[{i}]") for i, v in enumerate(value)]
+    if len(values) == 2:
+        return values[0], values[0], values[1], values[1]
+    return values[0], values[1], values[2], values[3]

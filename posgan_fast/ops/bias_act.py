@@ -1,0 +1,437 @@
+r"""bias_act: add a bias, apply an activation, scale, clamp, in one pass.
+
+Elementwise::
+
+    y = clamp(gain * act(x + b), -clamp, +clamp)
+
+========  =====================================  =====  ========
+act       formula                                alpha  gain
+========  =====================================  =====  ========
+linear    v                                             1
+relu      max(v, 0)                                     sqrt(2)
+lrelu     v if v > 0 else alpha * v              0.2    sqrt(2)
+tanh      tanh(v)                                       1
+sigmoid   1 / (1 + exp(-v))                             1
+elu       v if v > 0 else exp(v) - 1                    1
+selu      1.0507 * (v if v > 0 else                     1
+          1.6733 * (exp(v) - 1))
+softplus  log(1 + exp(v))                               1
+swish     v / (1 + exp(-v))                             sqrt(2)
+========  =====================================  =====  ========
+
+Shapes: ``x`` any with at least one dimension, ``b`` [x.shape[dim]]; the result has the shape, dtype and, where ``x`` is
+dense, the strides of ``x``. Dtypes: float16 and bfloat16 compute in float32, float32 and float64 in themselves.
+Under autocast the op runs in the dtype of ``x`` and the bias is cast to it.
+Derivatives: two orders for every activation in ``x`` and ``b``, any order for linear, relu and lrelu; a third one of the
+others raises. The gradient is zero unless ``-clamp < y < clamp`` strictly, for every activation.
+
+Source: NVlabs stylegan2-ada and stylegan3 define the contract. They leave the clamp of ``act="linear"`` out of the
+gradient on CUDA and let it through at equality on CPU; here it is one rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .. import backend as _backend
+from . import _check
+
+NAME = "bias_act"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row of the table above; ``index`` is its number in the native code."""
+
+    index: int
+    alpha: float
+    gain: float
+
+
+ACTIVATIONS = {
+    "linear": Activation(1, 0.0, 1.0),
+    "relu": Activation(2, 0.0, math.sqrt(2)),
+    "lrelu": Activation(3, 0.2, math.sqrt(2)),
+    "tanh": Activation(4, 0.0, 1.0),
+    "sigmoid": Activation(5, 0.0, 1.0),
+    "elu": Activation(6, 0.0, 1.0),
+    "selu": Activation(7, 0.0, 1.0),
+    "softplus": Activation(8, 0.0, 1.0),
+    "swish": Activation(9, 0.0, math.sqrt(2)),
+}
+
+
+def bias_act(
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    r"""``clamp(gain * act(x + b), -clamp, clamp)``; the module's docstring lists the activations and derivatives.
+
+    Args:
+        x: input of any shape, float16, bfloat16, float32 or float64.
+        b: bias [x.shape[dim]] in the dtype of ``x`` (any floating dtype under autocast), or None.
+        dim: the dimension of ``x`` that ``b`` runs along; ignored without a bias.
+        act: "linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus" or "swish".
+        alpha: slope of lrelu for negative inputs; None: 0.2. The others take none and ignore it.
+        gain: factor after the activation; None: the activation's own.
+        clamp: bound of the absolute value of the result, >= 0; None: no bound.
+        backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
+
+    Returns:
+        A tensor like ``x``; ``x`` itself when nothing is asked for (linear, gain 1, no bias, no clamp).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an unknown activation, a negative clamp, or a bias of the wrong shape or device.
+        BackendError: the chosen backend cannot run this call.
+        NotImplementedError: in backward, a third derivative of a smooth activation.
+    """
+    b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
+    if act == "linear" and gain == 1.0 and b is None and clamp < 0:
+        return x
+    name = _backend.resolve(NAME, IMPLS, x, backend)
+    return torch.ops.posgan_fast.bias_act(x, b, dim, act, alpha, gain, clamp, name)
+
+
+def bias_act_(
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    r""":func:`bias_act` written over ``x``, which must be dense. Returns ``x``.
+
+    Autograd allows it where the gradient can be read off the result: linear, relu, and lrelu with ``alpha >= 0``.
+
+    Raises:
+        TypeError, ValueError, BackendError: as :func:`bias_act`.
+        ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for that needs the overwritten input.
+    """
+    b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
+    if not _is_dense(x):
+        raise ValueError(f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}")
+    name = _backend.resolve(NAME, IMPLS, x, backend)
+    if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
+        if not _reads_output(act, alpha):
+            raise ValueError(f"act: expected linear, relu or lrelu with alpha >= 0 to write over x under autograd, got {act!r}")
+        return _InPlace.apply(x, b, dim, act, alpha, gain, clamp, name)
+    torch.ops.posgan_fast.bias_act_(x, b, dim, act, alpha, gain, clamp, name)
+    return x
+
+
+_ARGUMENTS = "int dim, str act, float alpha, float gain, float clamp, str backend"
+_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
+_LIBRARY.define(f"bias_act(Tensor x, Tensor? b, {_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(f"bias_act_(Tensor(a!) x, Tensor? b, {_ARGUMENTS}) -> ()")
+_LIBRARY.define(f"bias_act_grad(Tensor g, Tensor ref, Tensor? b, {_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(f"bias_act_grad2(Tensor g, Tensor dy, Tensor x, Tensor? b, {_ARGUMENTS}) -> Tensor")
+
+
+def check(
+    x: Any, b: Any, dim: Any, act: Any, alpha: Any, gain: Any, clamp: Any
+) -> tuple[torch.Tensor | None, int, float, float, float]:
+    """Validate a call and return b, dim, alpha, gain and clamp in full (clamp -1: none)."""
+    _check.tensor(x, "x")
+    if not isinstance(act, str):
+        raise TypeError(f"act: expected one of {sorted(ACTIVATIONS)}, got {type(act).__name__}")
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act: expected one of {sorted(ACTIVATIONS)}, got {act!r}")
+    row = ACTIVATIONS[act]
+    alpha = row.alpha if alpha is None else _check.real(alpha, "alpha")
+    if act != "lrelu":
+        alpha = row.alpha
+    gain = row.gain if gain is None else _check.real(gain, "gain")
+    clamp = -1.0 if clamp is None else _round_to(_check.real(clamp, "clamp", minimum=0), x.dtype)
+    dim = _check.integer(dim, "dim")
+    if b is not None:
+        _check.tensor(b, "b", ndim=1)
+        _check.same_device(b, "b", x)
+        if not -x.ndim <= dim < x.ndim:
+            raise ValueError(f"dim: expected a dimension of x with shape {tuple(x.shape)}, got {dim}")
+        dim %= x.ndim
+        if b.shape[0] != x.shape[dim]:
+            raise ValueError(f"b: expected shape ({x.shape[dim]},) to match x.shape[{dim}], got {tuple(b.shape)}")
+        if b.dtype != x.dtype:
+            if not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"b: expected dtype {x.dtype} like x, got {b.dtype}")
+            b = b.to(x.dtype)
+    return b, dim, alpha, gain, clamp
+
+
+@torch.library.register_fake("posgan_fast::bias_act", lib=_LIBRARY)
+def _fake(x, b, dim, act, alpha, gain, clamp, backend):
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("posgan_fast::bias_act_grad", lib=_LIBRARY)
+def _fake_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
+    return torch.empty_like(ref)
+
+
+@torch.library.register_fake("posgan_fast::bias_act_grad2", lib=_LIBRARY)
+def _fake_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
+    return torch.empty_like(x)
+
+
+def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
+    """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (linear,
+    relu, lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
+    acc = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    base = (x if order == 0 else ref).to(acc)
+    if order == 1 and _reads_output(act, alpha):
+        value = base
+        ones = torch.ones_like(base)
+        slope = ones if act == "linear" else torch.where(base * gain > 0, ones, alpha)
+    else:
+        v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+        value = gain * _formula(act, v, alpha)
+        slope = _first(act, v, alpha) if order == 1 else _second(act, v, alpha) if order == 2 else None
+    if order == 0:
+        y = value if clamp < 0 else value.clamp(-clamp, clamp)
+    else:
+        y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
+        if clamp >= 0:
+            y = torch.where((value > -clamp) & (value < clamp), y, 0)
+    return torch.empty_like(x).copy_(y)
+
+
+def _formula(act, v, alpha):
+    if act == "linear":
+        return v
+    if act == "lrelu":
+        return torch.where(v > 0, v, alpha * v)
+    functions = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "elu": F.elu, "selu": F.selu}
+    return (functions | {"softplus": F.softplus, "swish": F.silu})[act](v)
+
+
+def _first(act, v, alpha):
+    s = torch.sigmoid(v)
+    if act == "lrelu":
+        return torch.where(v > 0, torch.ones_like(v), alpha)
+    if act == "tanh":
+        return 1 - torch.tanh(v).square()
+    if act == "sigmoid":
+        return s * (1 - s)
+    if act in ("elu", "selu"):
+        scale, slope = _exponential(act)
+        return torch.where(v > 0, scale, slope * v.clamp(max=0).exp())
+    if act == "softplus":
+        return s
+    return s * (1 + v * (1 - s))
+
+
+def _second(act, v, alpha):
+    s = torch.sigmoid(v)
+    if act == "tanh":
+        t = torch.tanh(v)
+        return -2 * t * (1 - t.square())
+    if act == "sigmoid":
+        return s * (1 - s) * (1 - 2 * s)
+    if act in ("elu", "selu"):
+        _, slope = _exponential(act)
+        return torch.where(v > 0, 0, slope * v.clamp(max=0).exp())
+    if act == "softplus":
+        return s * (1 - s)
+    if act == "swish":
+        return s * (1 - s) * (2 + v * (1 - 2 * s))
+    return torch.zeros_like(v)
+
+
+def _exponential(act):
+    scale = 1.0507009873554805 if act == "selu" else 1.0
+    return scale, scale * (1.6732632423543772 if act == "selu" else 1.0)
+
+
+def _setup_context(ctx, inputs, output):
+    x, b, *ctx.arguments = inputs
+    ref = output if _reads_output(ctx.arguments[1], ctx.arguments[2]) else x
+    ctx.has_bias = b is not None
+    ctx.save_for_backward(ref, *([b] if ctx.has_bias else []))
+
+
+def _backward(ctx, g):
+    ref, *b = ctx.saved_tensors
+    dx = torch.ops.posgan_fast.bias_act_grad(g, ref, b[0] if b else None, *ctx.arguments)
+    return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
+
+
+def _setup_context_grad(ctx, inputs, output):
+    g, ref, b, *ctx.arguments = inputs
+    ctx.has_bias = b is not None
+    ctx.save_for_backward(g, ref, *([b] if ctx.has_bias else []))
+
+
+def _backward_grad(ctx, h):
+    g, ref, *b = ctx.saved_tensors
+    b = b[0] if b else None
+    dg = torch.ops.posgan_fast.bias_act_grad(h, ref, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
+    if _reads_output(ctx.arguments[1], ctx.arguments[2]) or not any(ctx.needs_input_grad[1:3]):
+        return dg, *[None] * 8
+    dx = torch.ops.posgan_fast.bias_act_grad2(h, g, ref, b, *ctx.arguments)
+    return dg, dx, _bias_gradient(ctx, dx, 2), *[None] * 6
+
+
+def _setup_context_grad2(ctx, inputs, output):
+    g, dy, x, b, *ctx.arguments = inputs
+    ctx.has_bias = b is not None
+    ctx.save_for_backward(g, dy, x, *([b] if ctx.has_bias else []))
+
+
+def _backward_grad2(ctx, h):
+    if any(ctx.needs_input_grad[2:4]) and ctx.arguments[1] != "lrelu":
+        raise NotImplementedError(f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented")
+    g, dy, x, *b = ctx.saved_tensors
+    b = b[0] if b else None
+    dg = torch.ops.posgan_fast.bias_act_grad2(h, dy, x, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
+    ddy = torch.ops.posgan_fast.bias_act_grad2(h, g, x, b, *ctx.arguments) if ctx.needs_input_grad[1] else None
+    return dg, ddy, *[None] * 8
+
+
+torch.library.register_autograd("posgan_fast::bias_act", _backward, setup_context=_setup_context, lib=_LIBRARY)
+torch.library.register_autograd(
+    "posgan_fast::bias_act_grad", _backward_grad, setup_context=_setup_context_grad, lib=_LIBRARY
+)
+torch.library.register_autograd(
+    "posgan_fast::bias_act_grad2", _backward_grad2, setup_context=_setup_context_grad2, lib=_LIBRARY
+)
+
+
+class _InPlace(torch.autograd.Function):
+    """The in-place op under autograd: a library op that writes to its argument cannot register a derivative."""
+
+    @staticmethod
+    def forward(ctx, x, b, *arguments):
+        ctx.arguments, ctx.has_bias = arguments, b is not None
+        torch.ops.posgan_fast.bias_act_(x, b, *arguments)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        dx = torch.ops.posgan_fast.bias_act_grad(g, y, None, *ctx.arguments)
+        return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
+
+
+def _run_native(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
+    step = x.stride(dim) if b is not None else 1
+    torch.ops.posgan_fast_native.bias_act(
+        x, b, ref, dy, out, step, order, ACTIVATIONS[act].index, alpha, gain, clamp
+    )
+
+
+def _run_triton(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
+    from ..kernels import bias_act as kernel
+
+    kernel.bias_act(x, b, ref, dy, out, x.stride(dim) if b is not None else 1, order, act, alpha, gain, clamp)
+
+
+def _run_reference(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
+    out.copy_(reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp))
+
+
+IMPLS = (
+    _backend.Impl("cuda", _backend.cuda_can_run, _run_native),
+    _backend.Impl("cpu", _backend.cpu_can_run, _run_native),
+    _backend.Impl("triton", _backend.triton_can_run, _run_triton),
+    _backend.Impl("reference", _backend.reference_can_run, _run_reference),
+)
+
+
+def _dispatch(x, b, dim, act, alpha, gain, clamp, backend):
+    return _launch(x, b, None, None, dim, 0, act, alpha, gain, clamp, backend)
+
+
+def _dispatch_(x, b, dim, act, alpha, gain, clamp, backend):
+    if x.numel():
+        run = _backend.implementation(NAME, IMPLS, x, backend)
+        run(x, _contiguous(b), None, None, x, dim, 0, act, alpha, gain, clamp)
+
+
+def _dispatch_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
+    return _launch(g, b, ref, None, dim, 1, act, alpha, gain, clamp, backend)
+
+
+def _dispatch_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
+    return _launch(g, b, x, dy, dim, 2, act, alpha, gain, clamp, backend)
+
+
+for _name, _function in (
+    ("bias_act", _dispatch),
+    ("bias_act_", _dispatch_),
+    ("bias_act_grad", _dispatch_grad),
+    ("bias_act_grad2", _dispatch_grad2),
+):
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+
+
+def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
+    """Bring every tensor to one dense layout, that of the forward input, and run."""
+    leader = x if ref is None else ref
+    if not _is_dense(leader):
+        leader = leader.clone()  # keeps the order of the strides, drops the gaps
+    out = torch.empty_like(leader)
+    if out.numel() == 0:
+        return out
+    ref = None if ref is None else leader
+    x = leader if ref is None else _like(x, leader)
+    dy = None if dy is None else _like(dy, leader)
+    run = _backend.implementation(NAME, IMPLS, x, backend)
+    run(x, _contiguous(b), ref, dy, out, dim, order, act, alpha, gain, clamp)
+    return out
+
+
+def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
+    return t if t.stride() == leader.stride() else torch.empty_like(leader).copy_(t)
+
+
+def _contiguous(b: torch.Tensor | None) -> torch.Tensor | None:
+    return None if b is None else b.contiguous()
+
+
+def _is_dense(x: torch.Tensor) -> bool:
+    """Whether the elements fill one block of memory, each once."""
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _reads_output(act: str, alpha: float) -> bool:
+    """Whether the first derivative is read off the output; a negative slope would hide the sign of the input."""
+    return act in ("linear", "relu") or (act == "lrelu" and alpha >= 0)
+
+
+def _bias_gradient(ctx, dx, index):
+    if not ctx.has_bias or not ctx.needs_input_grad[index]:
+        return None
+    return dx.sum([i for i in range(dx.ndim) if i != ctx.arguments[0]])
+
+
+@functools.cache
+def _round_to(value: float, dtype: torch.dtype) -> float:
+    """In half precision a clamped result must equal the clamp, since the mask of the gradient is read off it."""
+    return float(torch.tensor(value, dtype=dtype))

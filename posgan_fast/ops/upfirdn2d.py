@@ -1,0 +1,325 @@
+r"""upfirdn2d: upsample, pad or crop, filter, downsample, in one pass.
+
+Per channel and axis, with ``g = f`` reversed unless ``flip_filter``::
+
+    u[j] = x[j / up] if up divides j and 0 <= j / up < size, else 0
+    y[o] = gain * sum_k g[k] * u[o * down + k - pad_before]
+    size_out = floor((size * up + pad_before + pad_after - taps) / down) + 1
+
+Shapes: ``x`` [N, C, H, W], ``f`` [taps] (separable, same taps on both axes), [fh, fw], or None (identity); result
+[N, C, H_out, W_out] in the dtype of ``x`` and its memory format (NCHW or channels_last).
+Dtypes: ``x`` float16, bfloat16, float32, float64; sums run in float32, for float64 in float64. ``f`` is any of these
+and is read as float32 (float64). Under autocast the op runs in the dtype of ``x``.
+Derivatives: any order in ``x``, each an upfirdn2d with up and down exchanged. None in ``f``: asking for one raises.
+
+Source: NVlabs stylegan2-ada and stylegan3 define the contract (names, padding, flip and gain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .. import backend as _backend
+from . import _check
+
+NAME = "upfirdn2d"
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    r"""Upsample by zero insertion, pad (or crop) with zeros, filter, and keep every ``down``-th sample.
+
+    ``y[o] = gain * sum_k g[k] * u[o * down + k - pad_before]`` per axis; the module's docstring has the whole formula.
+
+    Args:
+        x: input [N, C, H, W], float16, bfloat16, float32 or float64, NCHW or channels_last (kept).
+        f: filter [taps] (separable), [fh, fw], or None for the identity.
+        up: factor of zero insertion, int or [x, y].
+        down: factor of decimation, int or [x, y].
+        padding: samples of the upsampled image added on each side, negative ones cropped: int, [x, y] or
+            [x_before, x_after, y_before, y_after].
+        flip_filter: False convolves, True correlates.
+        gain: factor on the result.
+        backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
+
+    Returns:
+        [N, C, H_out, W_out], ``size_out = (size * up + pad_before + pad_after - taps) // down + 1``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, factor or device, a filter that requires a gradient, or an empty result.
+        BackendError: the chosen backend cannot run this call.
+    """
+    up, down, pad = check(x, f, up, down, padding, flip_filter, gain)
+    taps = _taps(f, x)
+    return torch.ops.posgan_fast.upfirdn2d(
+        x, taps, up, down, pad, flip_filter, float(gain), _backend.resolve(NAME, IMPLS, x, backend)
+    )
+
+
+def filter2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Filter without changing the size: :func:`upfirdn2d` with (fw // 2, (fw - 1) // 2) added to ``padding``."""
+    return _resample(x, f, 1, 1, padding, flip_filter, gain, backend)
+
+
+def upsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Enlarge by ``up``: :func:`upfirdn2d` with ((fw + up - 1) // 2, (fw - up) // 2) added to ``padding`` and the gain
+    multiplied by the factor of both axes, which makes up for the inserted zeros."""
+    return _resample(x, f, up, 1, padding, flip_filter, gain, backend)
+
+
+def downsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Shrink by ``down``: :func:`upfirdn2d` with ((fw - down + 1) // 2, (fw - down) // 2) added to ``padding``."""
+    return _resample(x, f, 1, down, padding, flip_filter, gain, backend)
+
+
+def setup_filter(
+    f: Any,
+    device: torch.device | str | None = None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+    separable: bool | None = None,
+) -> torch.Tensor:
+    """Prepare a float32 filter for the ops of this module; the argument is never modified.
+
+    Args:
+        f: numbers, array or tensor of shape [taps], [fh, fw] or []; None stands for the identity.
+        device: where the result goes; None keeps it.
+        normalize: divide by the sum.
+        flip_filter: reverse every axis.
+        gain: factor on the whole filter (its square root on each axis of a separable one).
+        separable: keep rank 1 (True) or expand to the outer product (False); None keeps 8 taps and more.
+
+    Raises:
+        TypeError: ``f`` is not numeric.
+        ValueError: ``f`` has more than two axes, is empty, sums to zero under ``normalize``, or is two-dimensional
+            with ``separable=True``.
+    """
+    try:
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=device).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(taps.shape)}")
+    gain = _check.real(gain, "gain")
+    if taps.ndim == 0:
+        taps = taps[None]
+    if separable is None:
+        separable = taps.ndim == 1 and taps.numel() >= 8
+    if separable and taps.ndim == 2:
+        raise ValueError(f"separable: expected False or None for a filter of shape {tuple(taps.shape)}, got True")
+    if taps.ndim == 1 and not separable:
+        taps = torch.outer(taps, taps)
+    if normalize:
+        total = taps.sum()
+        if total == 0:
+            raise ValueError("f: expected taps with a non-zero sum to normalise, got a sum of 0")
+        taps = taps / total
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    return (taps * gain ** (taps.ndim / 2)).contiguous()
+
+
+_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
+_LIBRARY.define(
+    "upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, SymInt[4] padding, bool flip_filter, float gain, str backend)"
+    " -> Tensor"
+)
+
+
+def check(
+    x: Any, f: Any, up: Any, down: Any, padding: Any, flip_filter: Any, gain: Any
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
+    """Validate a call and return up, down and padding in full."""
+    _check_tensors(x, f)
+    up, down = _check.pair(up, "up", minimum=1), _check.pair(down, "down", minimum=1)
+    pad = _check.padding(padding)
+    _check.flag(flip_filter, "flip_filter")
+    _check.real(gain, "gain")
+    fw, fh = _filter_size(f)
+    for axis, size, taps, u, d, p0, p1 in (
+        ("width", x.shape[3], fw, up[0], down[0], pad[0], pad[1]),
+        ("height", x.shape[2], fh, up[1], down[1], pad[2], pad[3]),
+    ):
+        if size * u + p0 + p1 < taps:
+            raise ValueError(
+                f"padding: expected an upsampled and padded {axis} of at least {taps} (the taps of f),"
+                f" got {size} * {u} + {p0} + {p1} = {size * u + p0 + p1}"
+            )
+    return up, down, pad
+
+
+def _check_tensors(x: Any, f: Any) -> None:
+    _check.tensor(x, "x", ndim=4)
+    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"x: expected at least one channel, row and column, got shape {tuple(x.shape)}")
+    if f is None:
+        return
+    _check.tensor(f, "f")
+    _check.same_device(f, "f", x)
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(f.shape)}")
+    if f.requires_grad and torch.is_grad_enabled():
+        raise ValueError("f: expected a filter without gradient, got requires_grad=True; upfirdn2d has none for f")
+
+
+@torch.library.register_fake("posgan_fast::upfirdn2d", lib=_LIBRARY)
+def _fake(x, f, up, down, padding, flip_filter, gain, backend):
+    return _empty_output(x, f, up, down, padding)
+
+
+def reference(x, f, up, down, padding, flip_filter, gain):
+    """The definition in plain torch: insert zeros, pad, correlate, decimate."""
+    n, c, h, w = x.shape
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    g = (f if flip_filter else f.flip(list(range(f.ndim)))) * gain ** (f.ndim / 2)
+    u = x.to(acc).reshape(n * c, 1, h, 1, w, 1)  # [N*C, 1, H, 1, W, 1]
+    u = F.pad(u, [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(n * c, 1, h * up[1], w * up[0])
+    u = F.pad(u, list(padding))  # [N*C, 1, H*up + pad, W*up + pad]
+    if g.ndim == 2:
+        u = F.conv2d(u, g[None, None])
+    else:
+        u = F.conv2d(F.conv2d(u, g[None, None, None, :]), g[None, None, :, None])
+    u = u[:, :, :: down[1], :: down[0]]
+    return u.reshape(n, c, *u.shape[2:]).to(x.dtype).contiguous(memory_format=_memory_format(x))
+
+
+def _setup_context(ctx, inputs, output):
+    x, f, ctx.up, ctx.down, ctx.padding, ctx.flip_filter, ctx.gain, ctx.backend = inputs
+    ctx.save_for_backward(f)
+    ctx.in_size, ctx.out_size = x.shape[2:], output.shape[2:]
+
+
+def _backward(ctx, dy):
+    (f,) = ctx.saved_tensors
+    (ih, iw), (oh, ow) = ctx.in_size, ctx.out_size
+    fw, fh = _filter_size(f)
+    (ux, uy), (dx, dy_) = ctx.up, ctx.down
+    px0, _, py0, _ = ctx.padding
+    pad = [fw - 1 - px0, iw * ux - ow * dx + px0 - ux + 1, fh - 1 - py0, ih * uy - oh * dy_ + py0 - uy + 1]
+    grad = torch.ops.posgan_fast.upfirdn2d(dy, f, ctx.down, ctx.up, pad, not ctx.flip_filter, ctx.gain, ctx.backend)
+    return grad, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd("posgan_fast::upfirdn2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
+
+
+def _run_native(x, f, up, down, padding, flip_filter, gain):
+    y = _empty_output(x, f, up, down, padding)
+    if y.numel():
+        torch.ops.posgan_fast_native.upfirdn2d(
+            _readable(x), f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, gain
+        )
+    return y
+
+
+def _run_triton(x, f, up, down, padding, flip_filter, gain):
+    from ..kernels import upfirdn2d as kernel
+
+    y = _empty_output(x, f, up, down, padding)
+    if y.numel():
+        kernel.upfirdn2d(_readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
+    return y
+
+
+IMPLS = (
+    _backend.Impl("cuda", _backend.cuda_can_run, _run_native),
+    _backend.Impl("cpu", _backend.cpu_can_run, _run_native),
+    _backend.Impl("triton", _backend.triton_can_run, _run_triton),
+    _backend.Impl("reference", _backend.reference_can_run, reference),
+)
+
+
+def _dispatch(x, f, up, down, padding, flip_filter, gain, backend):
+    return _backend.implementation(NAME, IMPLS, x, backend)(x, f, up, down, padding, flip_filter, gain)
+
+
+_LIBRARY.impl("upfirdn2d", _dispatch, "CompositeExplicitAutograd")
+
+
+def _resample(x, f, up, down, padding, flip_filter, gain, backend):
+    _check_tensors(x, f)
+    (ux, uy), (dx, dy) = _check.pair(up, "up", minimum=1), _check.pair(down, "down", minimum=1)
+    px0, px1, py0, py1 = _check.padding(padding)
+    gain = _check.real(gain, "gain")
+    fw, fh = _filter_size(f)
+    if (dx, dy) == (1, 1):
+        extra = ((fw + ux - 1) // 2, (fw - ux) // 2, (fh + uy - 1) // 2, (fh - uy) // 2)
+    else:
+        extra = ((fw - dx + 1) // 2, (fw - dx) // 2, (fh - dy + 1) // 2, (fh - dy) // 2)
+    pad = (px0 + extra[0], px1 + extra[1], py0 + extra[2], py1 + extra[3])
+    return upfirdn2d(x, f, (ux, uy), (dx, dy), pad, flip_filter, gain * ux * uy, backend=backend)
+
+
+def _taps(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if f is None:
+        return torch.ones(1, 1, dtype=dtype, device=x.device)
+    return f.detach().to(dtype).contiguous()
+
+
+def _filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    """channels_last only where the strides say so and the format is not ambiguous; views of it count too."""
+    channels_last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _empty_output(x, f, up, down, padding):
+    fw, fh = _filter_size(f)
+    oh = (x.shape[2] * up[1] + padding[2] + padding[3] - fh) // down[1] + 1
+    ow = (x.shape[3] * up[0] + padding[0] + padding[1] - fw) // down[0] + 1
+    shape = (x.shape[0], x.shape[1], oh, ow)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+
+def _readable(x: torch.Tensor) -> torch.Tensor:
+    """The kernels read rows of unit stride: of pixels, or of whole channel vectors."""
+    if _memory_format(x) == torch.channels_last:
+        dense_rows = x.stride(3) == x.shape[1]
+    else:
+        dense_rows = x.stride(3) == 1
+    return x if dense_rows else x.contiguous(memory_format=_memory_format(x))

@@ -1,0 +1,167 @@
+"""Builds the native library when torch and a compiler are at hand, and otherwise installs the pure Python one.
+
+Nothing here may stop an installation: what could not be built, why, and what mends it goes to ``lib/build.json``, where
+``posgan-fast doctor`` and :func:`posgan_fast.explain` read it. The sources are ``csrc/*.cpp`` (one shared library for the
+CPU, its kernels compiled once per instruction set) and ``csrc/*.cu`` (one for CUDA). Both use LibTorch's stable ABI: built
+against one torch, they load into every torch from 2.10 on.
+
+Environment: ``POSGAN_FAST_NATIVE=0`` builds nothing, ``=1`` makes a failed CPU build an error; ``POSGAN_FAST_CUDA=0|1``
+likewise for CUDA (unset: built where torch is a CUDA build and nvcc is found); ``POSGAN_FAST_CUDA_ARCHS`` lists
+architectures, such as "80;90;100".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent.resolve()
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+MATH = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]  # none of them changes NaN or infinity
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10
+ISA_FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+}
+WITH_TORCH = "pip install torch && pip install --no-build-isolation --force-reinstall --no-deps {source}"
+
+
+class Unavailable(Exception):
+    """A library that cannot be built here, with the command that changes that."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
+
+
+class BuildNative(build_py):
+    """build_py, then the native libraries into the package it just laid out (or into the source tree of an editable
+    installation)."""
+
+    def run(self) -> None:
+        super().run()
+        target = ROOT / "posgan_fast" if self.editable_mode else Path(self.build_lib) / "posgan_fast"
+        lib = target / "lib"
+        lib.mkdir(parents=True, exist_ok=True)
+        record = {"cpu": attempt("POSGAN_FAST_NATIVE", build_cpu, lib), "cuda": attempt("POSGAN_FAST_CUDA", build_cuda, lib)}
+        (lib / "build.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        lib = Path(self.build_lib) / "posgan_fast" / "lib"
+        return super().get_outputs(include_bytecode) + [str(p) for p in lib.glob("*")]
+
+
+def attempt(variable: str, build, lib: Path) -> dict:
+    """Run one build and return its record. Only an explicit request turns a failure into an error."""
+    wish = os.environ.get(variable, "")
+    try:
+        if wish == "0":
+            raise Unavailable(f"not built: {variable}=0 was set", f"reinstall without {variable}=0")
+        return {"built": True, **build(lib, wish == "1")}
+    except Unavailable as error:
+        if wish == "1":
+            raise SystemExit(f"{variable}=1 was set, but {error.reason}; {error.remedy}") from None
+        print(f"posgan_fast: {error.reason}", file=sys.stderr)
+        return {"built": False, "reason": error.reason, "remedy": error.remedy}
+
+
+def build_cpu(lib: Path, forced: bool) -> dict:
+    torch = find_torch()
+    cxx = find_compiler()
+    isas = ISA_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
+    objects = ROOT / "build" / "native"
+    objects.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{p}" for p in torch["includes"]]
+    jobs, outputs = [], []
+    for source in sorted((ROOT / "csrc").glob("*.cpp")):
+        variants = {"": STABLE_ABI + includes} if source.stem == "library" else {i: [*MATH, *f] for i, f in isas.items()}
+        for isa, flags in variants.items():
+            output = objects / f"{source.stem}{'_' + isa if isa else ''}.o"
+            define = [f"-DPF_ISA={isa}"] if isa else []
+            jobs.append([cxx, *COMMON, *flags, *define, "-c", str(source), "-o", str(output)])
+            outputs.append(str(output))
+    run_all(jobs)
+    target = lib / "libposgan_fast_cpu.so"
+    run([cxx, "-shared", "-o", str(target), *outputs, f"-L{torch['lib']}", "-ltorch_cpu", "-Wl,--no-undefined"])
+    return {"compiler": version_of(cxx), "torch": torch["version"], "instruction_sets": list(isas)}
+
+
+def build_cuda(lib: Path, forced: bool) -> dict:
+    torch = find_torch()
+    if not torch["cuda"] and not forced:
+        raise Unavailable("not built: this torch is a build without CUDA", "install a CUDA build of torch, then reinstall")
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        raise Unavailable("not built: no nvcc on the PATH", "install the CUDA toolkit (nvcc), then reinstall")
+    archs = os.environ.get("POSGAN_FAST_CUDA_ARCHS", "80;90;100").split(";")
+    objects = ROOT / "build" / "native"
+    objects.mkdir(parents=True, exist_ok=True)
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # later architectures start from this PTX
+    includes = [f"-I{p}" for p in torch["includes"]]
+    jobs, outputs = [], []
+    for source in sorted((ROOT / "csrc").glob("*.cu")):
+        output = objects / f"{source.stem}_cuda.o"
+        flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", "-DUSE_CUDA"]
+        jobs.append([nvcc, *flags, *codes, *STABLE_ABI, *includes, "-c", str(source), "-o", str(output)])
+        outputs.append(str(output))
+    run_all(jobs)
+    target = lib / "libposgan_fast_cuda.so"
+    run([nvcc, "-shared", "-o", str(target), *outputs, f"-L{torch['lib']}", "-ltorch_cpu", "-cudart", "static", "-ldl"])
+    return {"compiler": version_of(nvcc), "torch": torch["version"], "architectures": archs}
+
+
+def find_torch() -> dict:
+    """Where torch's headers and libraries are, without importing it."""
+    probe = (
+        "import json, torch, torch.utils.cpp_extension as e, os;"
+        "print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda, 'includes': e.include_paths(),"
+        "'lib': os.path.join(os.path.dirname(torch.__file__), 'lib')}))"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise Unavailable(
+            "not built: the build saw no torch (build isolation hides an installed one)",
+            WITH_TORCH.format(source="<source of posgan_fast>"),
+        )
+    found = json.loads(result.stdout.splitlines()[-1])
+    if tuple(int(v) for v in found["version"].split("+")[0].split(".")[:2]) < (2, 10):
+        raise Unavailable(f"not built: torch {found['version']} is older than 2.10", "pip install 'torch>=2.10'")
+    return found
+
+
+def find_compiler() -> str:
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(name):
+            return name
+    raise Unavailable("not built: no C++ compiler (g++ or clang++) on the PATH", "install g++, then reinstall")
+
+
+def run_all(jobs: list[list[str]]) -> None:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(run, jobs))
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        print(" ".join(command), result.stdout, result.stderr, sep="\n", file=sys.stderr)
+        first = next((line for line in result.stderr.splitlines() if "error" in line), "see the build log")
+        raise Unavailable(f"not built: {Path(command[0]).name} failed: {first}", "pip install -v to see the whole log")
+
+
+def version_of(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.strip().splitlines()[-1 if "nvcc" in compiler else 0]
+
+
+setup(cmdclass={"build_py": BuildNative})
