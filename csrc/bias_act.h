@@ -42,7 +42,7 @@ PF_HD Jet<A> jet(A v) {
   } else if constexpr (kAct == Act::kElu || kAct == Act::kSelu) {
     const A scale = kAct == Act::kSelu ? A(kSeluScale) : A(1);
     const A alpha = kAct == Act::kSelu ? A(kSeluScale * kSeluAlpha) : A(1);
-    const A negative = v < 0 ? v : A(0);
+    const A negative = v > 0 ? A(0) : v;  // keeps NaN
     const A e = alpha * Math::exp(negative);
     return {v > 0 ? scale * v : alpha * Math::expm1(negative), v > 0 ? scale : e, v > 0 ? A(0) : e};
   } else {
@@ -76,7 +76,7 @@ PF_HD A bias_act_point(A x, A b, A ref, A dy, A alpha, A gain, A clamp) {
     const A v = (kOrder == 0 ? x : ref) + b;
     if constexpr (piecewise_linear(kAct)) {
       first = slope<kAct>(v, alpha);
-      value = gain * (v * first);
+      value = gain * (kAct == Act::kRelu ? (v < 0 ? A(0) : v) : v * first);
       second = 0;
     } else {
       const Jet<A> j = jet<kAct, Math>(v);

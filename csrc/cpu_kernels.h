@@ -23,6 +23,7 @@ struct Upfirdn2dTask {
   Type type;
   const void* x;
   const void *fx, *fy;  // taps in the arithmetic type and correlation order, gain folded in; fy null if not separable
+  const Phase *columns, *rows;  // of every output column and row: divisions are slow, and rows of small images short
   void* y;
   bool stream;  // write past the caches: the result is too large to be found there again
 };

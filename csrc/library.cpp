@@ -126,6 +126,13 @@ Taps<A> taps_of(const Tensor& f, bool flip, double gain) {
   return taps;
 }
 
+std::vector<Phase> phases_of(const Axis& axis) {
+  std::vector<Phase> phases;
+  phases.reserve(size_t(axis.out));
+  for (int64_t o = 0; o < axis.out; ++o) phases.push_back(phase_of(axis, o));
+  return phases;
+}
+
 template <typename A>
 void upfirdn2d_typed(Upfirdn2dTask& task, const Tensor& f, bool flip) {
   const Taps<A> taps = taps_of<A>(f, flip, task.params.gain);
@@ -133,6 +140,9 @@ void upfirdn2d_typed(Upfirdn2dTask& task, const Tensor& f, bool flip) {
   task.fx = taps.x.data();
   task.fy = taps.separable ? taps.y.data() : nullptr;
   const Upfirdn2dParams& p = task.params;
+  const std::vector<Phase> columns = phases_of(p.x), rows = phases_of(p.y);
+  task.columns = columns.data();
+  task.rows = rows.data();
   const int64_t items = p.n * p.y.out * (p.channels_last ? 1 : p.c);
   const int64_t cost = p.x.out * (p.channels_last ? p.c : 1) * (taps.separable ? 1 : p.y.taps);
   spread(kernels().upfirdn2d, task, items, (int64_t(1) << 15) / std::max<int64_t>(cost, 1));

@@ -85,25 +85,12 @@ def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
     """
     if torch.compiler.is_compiling():
         return AUTO if backend is None else check_name(backend, "backend")
-    wanted, source = _wanted(backend)
-    if wanted is not None:
-        impl = next(i for i in impls if i.backend == wanted)
-        refusal = impl.can_run(x)
-        if refusal is not None:
-            raise BackendError(f"{op}: backend {wanted!r} (from {source}) cannot run: {refusal}")
-        return wanted
-    for impl in impls:
-        refusal = impl.can_run(x)
-        if refusal is None:
-            return impl.backend
-        if refusal.remedy is not None:
-            _warn_once(op, impl.backend, refusal)
-    raise BackendError(f"{op}: no backend can run on {x.device.type} tensors of {x.dtype}")
+    return _choose(op, impls, x, backend)
 
 
 def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., torch.Tensor]:
     """The function behind a resolved backend name."""
-    name = resolve(op, impls, x, None) if backend == AUTO else backend
+    name = _choose(op, impls, x, None) if backend == AUTO else backend
     return next(impl.run for impl in impls if impl.backend == name)
 
 
@@ -162,6 +149,23 @@ def triton_can_run(x: torch.Tensor) -> Refusal | None:
 
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("posgan_fast_backend", default=None)
 _warned: set[tuple[str, str]] = set()
+
+
+def _choose(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:
+    wanted, source = _wanted(backend)
+    if wanted is not None:
+        impl = next(i for i in impls if i.backend == wanted)
+        refusal = impl.can_run(x)
+        if refusal is not None:
+            raise BackendError(f"{op}: backend {wanted!r} (from {source}) cannot run: {refusal}")
+        return wanted
+    for impl in impls:
+        refusal = impl.can_run(x)
+        if refusal is None:
+            return impl.backend
+        if refusal.remedy is not None:
+            _warn_once(op, impl.backend, refusal)
+    raise BackendError(f"{op}: no backend can run on {x.device.type} tensors of {x.dtype}")
 
 
 def _wanted(argument: str | None) -> tuple[str | None, str]:

@@ -159,7 +159,7 @@ def check(
     if act != "lrelu":
         alpha = row.alpha
     gain = row.gain if gain is None else _check.real(gain, "gain")
-    clamp = -1.0 if clamp is None else _round_to(_check.real(clamp, "clamp", minimum=0), x.dtype)
+    clamp = -1.0 if clamp is None else _check.real(clamp, "clamp", minimum=0)
     dim = _check.integer(dim, "dim")
     if b is not None:
         _check.tensor(b, "b", ndim=1)
@@ -179,6 +179,11 @@ def check(
 @torch.library.register_fake("posgan_fast::bias_act", lib=_LIBRARY)
 def _fake(x, b, dim, act, alpha, gain, clamp, backend):
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("posgan_fast::bias_act_", lib=_LIBRARY)
+def _fake_(x, b, dim, act, alpha, gain, clamp, backend):
+    return None
 
 
 @torch.library.register_fake("posgan_fast::bias_act_grad", lib=_LIBRARY)
@@ -364,7 +369,7 @@ def _dispatch(x, b, dim, act, alpha, gain, clamp, backend):
 def _dispatch_(x, b, dim, act, alpha, gain, clamp, backend):
     if x.numel():
         run = _backend.implementation(NAME, IMPLS, x, backend)
-        run(x, _contiguous(b), None, None, x, dim, 0, act, alpha, gain, clamp)
+        run(x, _contiguous(b), None, None, x, dim, 0, act, alpha, gain, _round_to(clamp, x.dtype))
 
 
 def _dispatch_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
@@ -396,7 +401,7 @@ def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
     x = leader if ref is None else _like(x, leader)
     dy = None if dy is None else _like(dy, leader)
     run = _backend.implementation(NAME, IMPLS, x, backend)
-    run(x, _contiguous(b), ref, dy, out, dim, order, act, alpha, gain, clamp)
+    run(x, _contiguous(b), ref, dy, out, dim, order, act, alpha, gain, _round_to(clamp, x.dtype))
     return out
 
 

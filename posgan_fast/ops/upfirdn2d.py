@@ -177,14 +177,15 @@ def check(
     _check.flag(flip_filter, "flip_filter")
     _check.real(gain, "gain")
     fw, fh = _filter_size(f)
-    for axis, size, taps, u, d, p0, p1 in (
-        ("width", x.shape[3], fw, up[0], down[0], pad[0], pad[1]),
-        ("height", x.shape[2], fh, up[1], down[1], pad[2], pad[3]),
+    for axis, size, taps, factor, before, after in (
+        ("width", x.shape[3], fw, up[0], pad[0], pad[1]),
+        ("height", x.shape[2], fh, up[1], pad[2], pad[3]),
     ):
-        if size * u + p0 + p1 < taps:
+        padded = size * factor + before + after
+        if padded < taps:
             raise ValueError(
-                f"padding: expected an upsampled and padded {axis} of at least {taps} (the taps of f),"
-                f" got {size} * {u} + {p0} + {p1} = {size * u + p0 + p1}"
+                f"padding: expected an upsampled and padded {axis} of at least {taps}, the taps of f,"
+                f" got {size} * {factor} + {before} + {after} = {padded}"
             )
     return up, down, pad
 
@@ -215,7 +216,9 @@ def reference(x, f, up, down, padding, flip_filter, gain):
     g = (f if flip_filter else f.flip(list(range(f.ndim)))) * gain ** (f.ndim / 2)
     u = x.to(acc).reshape(n * c, 1, h, 1, w, 1)  # [N*C, 1, H, 1, W, 1]
     u = F.pad(u, [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(n * c, 1, h * up[1], w * up[0])
-    u = F.pad(u, list(padding))  # [N*C, 1, H*up + pad, W*up + pad]
+    x0, x1, y0, y1 = padding
+    u = F.pad(u, [max(p, 0) for p in padding])
+    u = u[:, :, max(-y0, 0) : u.shape[2] - max(-y1, 0), max(-x0, 0) : u.shape[3] - max(-x1, 0)]
     if g.ndim == 2:
         u = F.conv2d(u, g[None, None])
     else:

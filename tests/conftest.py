@@ -1,0 +1,50 @@
+"""Options and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="checkout of a peer project to run against: nvlabs=PATH (stylegan3 or stylegan2-ada) or rosinality=PATH",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    peers = {}
+    for entry in config.getoption("--peer"):
+        name, _, path = entry.partition("=")
+        if name not in ("nvlabs", "rosinality") or not Path(path).is_dir():
+            raise pytest.UsageError(f"--peer: expected nvlabs=DIRECTORY or rosinality=DIRECTORY, got {entry!r}")
+        peers[name] = Path(path).resolve()
+    config.stash[_PEERS] = peers
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def peers(request: pytest.FixtureRequest) -> _Peers:
+    """Checkouts given on the command line; asking for one that was not given skips with that reason."""
+    return _Peers(request.config.stash[_PEERS])
+
+
+class _Peers(dict):
+    def __missing__(self, name: str) -> Path:
+        pytest.skip(f"no checkout given (--peer {name}=PATH)")
+
+
+_PEERS = pytest.StashKey[dict]()

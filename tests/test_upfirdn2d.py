@@ -1,0 +1,224 @@
+"""upfirdn2d against scipy in float64, every backend that runs here, and its contract."""
+
+from __future__ import annotations
+
+import itertools
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close
+
+from posgan_fast import functional as PF
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+FILTERS = {
+    "separable4": torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8,
+    "outer4x4": torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64,
+    "full3x5": torch.arange(15.0).reshape(3, 5).sin(),
+    "separable12": torch.hann_window(14, periodic=False)[1:-1] / 6,
+    "separable1": torch.tensor([0.5]),
+    "identity": None,
+}
+# up, down, padding
+MODES = [
+    ((1, 1), (1, 1), (1, 1, 1, 1)),
+    ((2, 2), (1, 1), (2, 1, 2, 1)),
+    ((1, 1), (2, 2), (1, 1, 1, 1)),
+    ((2, 1), (1, 3), (3, 4, 7, 5)),
+    ((3, 4), (2, 3), (6, 7, 9, 8)),
+    ((2, 2), (2, 2), (-3, 12, 11, -2)),
+    ((1, 1), (1, 1), (-2, -1, -1, -3)),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", FILTERS)
+def test_equals_scipy(name, layout, dtype, backend):
+    f = FILTERS[name]
+    x = torch.randn(2, 3, 18, 21, generator=torch.manual_seed(0)).to(dtype).contiguous(memory_format=layout)
+    for (up, down, padding), flip in itertools.product(MODES, (False, True)):
+        expected = oracle.upfirdn2d(x, f, up, down, padding, flip, 1.5)
+        actual = PF.upfirdn2d(x, f, up, down, padding, flip, 1.5, backend=backend)
+        assert_close(actual, expected, "upfirdn2d", dtype)
+        assert actual.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_equals_scipy_upfirdn(up, down, backend):
+    f = torch.randn(7, dtype=torch.float64, generator=torch.manual_seed(1))
+    x = torch.randn(1, 2, 9, 11, dtype=torch.float64, generator=torch.manual_seed(2))
+    # scipy's own padding: taps - 1 before, and after the last sample not its trailing zeros but taps - 1 more
+    actual = PF.upfirdn2d(x, f, up, down, [6, 7 - up, 6, 7 - up], backend=backend)
+    assert_close(actual, oracle.upfirdn_separable(x, f, up, down), "upfirdn2d", torch.float64)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    n=st.integers(0, 2), c=st.integers(1, 9), h=st.integers(1, 12), w=st.integers(1, 40),
+    up=st.tuples(st.integers(1, 4), st.integers(1, 4)), down=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(*[st.integers(-4, 9)] * 4), taps=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    separable=st.booleans(), flip=st.booleans(), channels_last=st.booleans(),
+    dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_backends_agree(n, c, h, w, up, down, padding, taps, separable, flip, channels_last, dtype, seed):
+    generator = torch.manual_seed(seed)
+    f = torch.randn(taps[0], generator=generator) if separable else torch.randn(taps, generator=generator)
+    x = torch.randn(n, c, h, w, generator=generator).to(dtype)
+    x = x.contiguous(memory_format=LAYOUTS[channels_last])
+    fw, fh = f.shape[-1], f.shape[0]
+    if w * up[0] + padding[0] + padding[1] < fw or h * up[1] + padding[2] + padding[3] < fh:
+        with pytest.raises(ValueError, match="^padding:"):
+            PF.upfirdn2d(x, f, up, down, padding, flip)
+        return
+    expected = PF.upfirdn2d(x.double(), f.double(), up, down, padding, flip, 0.7, backend="reference")
+    for backend in BACKENDS:
+        actual = PF.upfirdn2d(x, f, up, down, padding, flip, 0.7, backend=backend)
+        # Cancellation in random filters: compare to the sums' size, not to what is left of them.
+        scale = PF.upfirdn2d(x.double().abs(), f.double().abs(), up, down, padding, flip, 0.7, backend="reference")
+        bound = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}[dtype]
+        subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert ((actual.double() - expected).abs() <= bound * scale + subnormal).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("name", ["separable4", "full3x5"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_derivatives(layout, name, mode, backend):
+    up, down, padding = mode
+    f = FILTERS[name].double()
+    x = torch.randn(1, 2, 8, 9, dtype=torch.float64, generator=torch.manual_seed(3)).contiguous(memory_format=layout)
+    function = lambda t: PF.upfirdn2d(t, f, up, down, padding, gain=1.3, backend=backend)  # noqa: E731
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(function, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
+
+
+def test_third_derivative():
+    x = torch.randn(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    cube = lambda t: PF.upfirdn2d(t, FILTERS["separable4"], 2, 1, [2, 1]).pow(3).sum()  # noqa: E731
+    (g,) = torch.autograd.grad(cube(x), x, create_graph=True)
+    assert torch.autograd.gradgradcheck(lambda t: torch.autograd.grad(cube(t), t, create_graph=True)[0], x)
+    assert g.shape == x.shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_runs_where_forward_ran(backend, monkeypatch):
+    from posgan_fast.ops import upfirdn2d as room
+
+    ran = []
+    monkeypatch.setattr(
+        room, "IMPLS", [type(i)(i.backend, i.can_run, _recorded(i.run, i.backend, ran)) for i in room.IMPLS]
+    )
+    x = torch.randn(1, 1, 5, 5, requires_grad=True)
+    y = PF.upfirdn2d(x, FILTERS["separable4"], 2, padding=2, backend=backend)
+    torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert ran == [backend, backend]
+
+
+def _recorded(run, name, ran):
+    return lambda *args: (ran.append(name), run(*args))[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, :, 1:, 1:],  # misaligned rows
+        lambda x: x[:, 1:3],
+        lambda x: x[:, :, ::2, ::2],
+        lambda x: x.transpose(2, 3),
+        lambda x: x.flip(3),
+        lambda x: x[:1].expand(3, -1, -1, -1),
+        lambda x: x[:, :1].expand(-1, 4, -1, -1),
+        lambda x: x.contiguous(memory_format=torch.channels_last)[:, :, 1:, 2:],
+        lambda x: x.contiguous(memory_format=torch.channels_last)[:, 1:],
+        lambda x: x[:, :, :, :1],
+        lambda x: x[:, :, :1],
+        lambda x: x[:0],
+    ],
+)
+def test_views(view, backend):
+    x = view(torch.randn(2, 4, 9, 11, generator=torch.manual_seed(4)))
+    before = x.clone()
+    actual = PF.upfirdn2d(x, FILTERS["full3x5"], 2, 1, [3, 3], backend=backend)
+    assert_close(actual, oracle.upfirdn2d(x, FILTERS["full3x5"], (2, 2), (1, 1), (3, 3, 3, 3)), "upfirdn2d", x.dtype)
+    assert torch.equal(x, before)
+    fake = torch.ops.posgan_fast.upfirdn2d(
+        x.to("meta"), FILTERS["full3x5"].to("meta"), [2, 2], [1, 1], [3, 3, 3, 3], False, 1.0, "reference"
+    )
+    assert (fake.shape, fake.stride()) == (actual.shape, actual.stride())
+
+
+def test_more_elements_than_32_bits_index():
+    """The first and last rows of a result beyond 2^31 elements, from a broadcast input that takes no memory."""
+    x = torch.randn(1, 1, 2, 4, generator=torch.manual_seed(5)).bfloat16()
+    y = PF.upfirdn2d(x.expand(1, 1, 2, 4), None, (1, 1), 1, [0, (1 << 30) // 2, 0, 2], backend="cpu")  # 2 * 2^30 bytes
+    assert y.numel() > 2**31
+    assert torch.equal(y[0, 0, :2, :4], x[0, 0]) and y[0, 0, 2:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("filter_name", ["separable4", "outer4x4", "separable12"])
+def test_helpers_keep_their_sizes(filter_name):
+    f = FILTERS[filter_name]
+    x = torch.randn(1, 2, 8, 6, generator=torch.manual_seed(6))
+    fw = f.shape[-1]
+    same, large, small = PF.filter2d(x, f), PF.upsample2d(x, f), PF.downsample2d(x, f)
+    assert (same.shape[2:], large.shape[2:], small.shape[2:]) == ((8, 6), (16, 12), (4, 3))
+    pads = {
+        "same": (fw // 2, (fw - 1) // 2),
+        "large": ((fw + 1) // 2, (fw - 2) // 2),
+        "small": ((fw - 1) // 2, (fw - 2) // 2),
+    }
+    for y, name, up, down, gain in ((same, "same", 1, 1, 1), (large, "large", 2, 1, 4), (small, "small", 1, 2, 1)):
+        expected = oracle.upfirdn2d(x, f, (up, up), (down, down), pads[name] * 2, False, gain)
+        assert_close(y, expected, "upfirdn2d", torch.float32)
+
+
+def test_setup_filter():
+    f = PF.setup_filter([1, 3, 3, 1])
+    assert torch.equal(f, torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64)
+    taps = torch.arange(1.0, 9.0)
+    separable = PF.setup_filter(taps, gain=4, flip_filter=True)
+    assert separable.shape == (8,) and torch.allclose(separable, taps.flip(0) / 36 * 2)
+    assert torch.equal(taps, torch.arange(1.0, 9.0)), "the caller's tensor is not written"
+    assert torch.equal(PF.setup_filter(None), torch.ones(1, 1))
+    assert PF.setup_filter([1, 1], separable=True).shape == (2,)
+    assert PF.setup_filter(taps, separable=False, normalize=False)[7, 7] == 64
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_opcheck(layout):
+    x = torch.randn(2, 3, 6, 7).contiguous(memory_format=layout).requires_grad_()
+    for backend in BACKENDS:
+        args = (x, FILTERS["outer4x4"], [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0, backend)
+        torch.library.opcheck(torch.ops.posgan_fast.upfirdn2d.default, args)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(dynamic):
+    f = PF.setup_filter([1, 3, 3, 1])
+
+    def block(x):
+        return PF.downsample2d(PF.upsample2d(x, f).sin(), f)
+
+    x = torch.randn(1, 2, 8, 8, generator=torch.manual_seed(7)).requires_grad_()
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+    (actual,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_autocast_keeps_the_dtype_of_x():
+    x = torch.randn(1, 2, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert PF.upsample2d(x, FILTERS["separable4"]).dtype == torch.float32
+        assert PF.upsample2d(x.bfloat16(), FILTERS["separable4"]).dtype == torch.bfloat16
