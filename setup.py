@@ -1,9 +1,9 @@
 """Builds the native library when torch and a compiler are at hand, and otherwise installs the pure Python one.
 
-Nothing here may stop an installation: what could not be built, why, and what mends it goes to ``lib/build.json``, where
-``posgan-fast doctor`` and :func:`posgan_fast.explain` read it. The sources are ``csrc/*.cpp`` (one shared library for the
-CPU, its kernels compiled once per instruction set) and ``csrc/*.cu`` (one for CUDA). Both use LibTorch's stable ABI: built
-against one torch, they load into every torch from 2.10 on.
+Nothing here may stop an installation: what could not be built, why, and what mends it goes to ``lib/build.json``,
+where ``posgan-fast doctor`` and :func:`posgan_fast.explain` read it. The sources are ``csrc/*.cpp`` (one shared library
+for the CPU, its kernels compiled once per instruction set) and ``csrc/*.cu`` (one for CUDA). Both use LibTorch's stable
+ABI: built against one torch, they load into every torch from 2.10 on.
 
 Environment: ``POSGAN_FAST_NATIVE=0`` builds nothing, ``=1`` makes a failed CPU build an error; ``POSGAN_FAST_CUDA=0|1``
 likewise for CUDA (unset: built where torch is a CUDA build and nvcc is found); ``POSGAN_FAST_CUDA_ARCHS`` lists
@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel, get_platform
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
@@ -33,7 +34,9 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
-WITH_TORCH = "pip install torch && pip install --no-build-isolation --force-reinstall --no-deps {source}"
+# pip unpacks an archive into a folder of its own, which is gone afterwards.
+SOURCE = "posgan_fast" if "pip-" in str(ROOT) else str(ROOT)
+REINSTALL = f"pip install --no-build-isolation --force-reinstall --no-deps {SOURCE}"
 
 
 class Unavailable(Exception):
@@ -45,15 +48,17 @@ class Unavailable(Exception):
 
 
 class BuildNative(build_py):
-    """build_py, then the native libraries into the package it just laid out (or into the source tree of an editable
-    installation)."""
+    """build_py, then the native libraries into the package it laid out, or into the source tree if editable."""
 
     def run(self) -> None:
         super().run()
         target = ROOT / "posgan_fast" if self.editable_mode else Path(self.build_lib) / "posgan_fast"
         lib = target / "lib"
         lib.mkdir(parents=True, exist_ok=True)
-        record = {"cpu": attempt("POSGAN_FAST_NATIVE", build_cpu, lib), "cuda": attempt("POSGAN_FAST_CUDA", build_cuda, lib)}
+        record = {
+            "cpu": attempt("POSGAN_FAST_NATIVE", build_cpu, lib),
+            "cuda": attempt("POSGAN_FAST_CUDA", build_cuda, lib),
+        }
         (lib / "build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
@@ -61,12 +66,22 @@ class BuildNative(build_py):
         return super().get_outputs(include_bytecode) + [str(p) for p in lib.glob("*")]
 
 
+class Wheel(bdist_wheel):
+    """A wheel with a native library fits one platform, but every Python and, by the stable ABI, every torch from 2.10."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        lib = Path(self.get_finalized_command("build_py").build_lib) / "posgan_fast" / "lib"
+        native = any(lib.glob("*.so"))
+        platform_tag = get_platform(self.bdist_dir).replace("-", "_").replace(".", "_") if native else "any"
+        return "py3", "none", platform_tag
+
+
 def attempt(variable: str, build, lib: Path) -> dict:
     """Run one build and return its record. Only an explicit request turns a failure into an error."""
     wish = os.environ.get(variable, "")
     try:
         if wish == "0":
-            raise Unavailable(f"not built: {variable}=0 was set", f"reinstall without {variable}=0")
+            raise Unavailable(f"not built: {variable}=0 was set", f"unset {variable} && {REINSTALL}")
         return {"built": True, **build(lib, wish == "1")}
     except Unavailable as error:
         if wish == "1":
@@ -84,7 +99,9 @@ def build_cpu(lib: Path, forced: bool) -> dict:
     includes = [f"-I{p}" for p in torch["includes"]]
     jobs, outputs = [], []
     for source in sorted((ROOT / "csrc").glob("*.cpp")):
-        variants = {"": STABLE_ABI + includes} if source.stem == "library" else {i: [*MATH, *f] for i, f in isas.items()}
+        variants = (
+            {"": STABLE_ABI + includes} if source.stem == "library" else {i: [*MATH, *f] for i, f in isas.items()}
+        )
         for isa, flags in variants.items():
             output = objects / f"{source.stem}{'_' + isa if isa else ''}.o"
             define = [f"-DPF_ISA={isa}"] if isa else []
@@ -99,15 +116,19 @@ def build_cpu(lib: Path, forced: bool) -> dict:
 def build_cuda(lib: Path, forced: bool) -> dict:
     torch = find_torch()
     if not torch["cuda"] and not forced:
-        raise Unavailable("not built: this torch is a build without CUDA", "install a CUDA build of torch, then reinstall")
+        raise Unavailable(
+            "not built: this torch is a build without CUDA", f"install a CUDA build of torch, then {REINSTALL}"
+        )
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
-        raise Unavailable("not built: no nvcc on the PATH", "install the CUDA toolkit (nvcc), then reinstall")
+        raise Unavailable("not built: no nvcc on the PATH", f"install the CUDA toolkit, then {REINSTALL}")
     archs = os.environ.get("POSGAN_FAST_CUDA_ARCHS", "80;90;100").split(";")
     objects = ROOT / "build" / "native"
     objects.mkdir(parents=True, exist_ok=True)
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # later architectures start from this PTX
+    codes.append(
+        f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"
+    )  # later architectures start from this PTX
     includes = [f"-I{p}" for p in torch["includes"]]
     jobs, outputs = [], []
     for source in sorted((ROOT / "csrc").glob("*.cu")):
@@ -130,13 +151,13 @@ def find_torch() -> dict:
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if result.returncode != 0:
-        raise Unavailable(
-            "not built: the build saw no torch (build isolation hides an installed one)",
-            WITH_TORCH.format(source="<source of posgan_fast>"),
-        )
+        reason = "not built: the build saw no torch (pip's build isolation hides an installed one)"
+        raise Unavailable(reason, f"pip install torch setuptools && {REINSTALL}")
     found = json.loads(result.stdout.splitlines()[-1])
     if tuple(int(v) for v in found["version"].split("+")[0].split(".")[:2]) < (2, 10):
-        raise Unavailable(f"not built: torch {found['version']} is older than 2.10", "pip install 'torch>=2.10'")
+        raise Unavailable(
+            f"not built: torch {found['version']} is older than 2.10", f"pip install 'torch>=2.10' && {REINSTALL}"
+        )
     return found
 
 
@@ -144,7 +165,10 @@ def find_compiler() -> str:
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         if name and shutil.which(name):
             return name
-    raise Unavailable("not built: no C++ compiler (g++ or clang++) on the PATH", "install g++, then reinstall")
+    raise Unavailable(
+        "not built: no C++ compiler (g++ or clang++) on the PATH",
+        f"install g++ (Debian: apt-get install g++), then {REINSTALL}",
+    )
 
 
 def run_all(jobs: list[list[str]]) -> None:
@@ -157,11 +181,12 @@ def run(command: list[str]) -> None:
     if result.returncode != 0:
         print(" ".join(command), result.stdout, result.stderr, sep="\n", file=sys.stderr)
         first = next((line for line in result.stderr.splitlines() if "error" in line), "see the build log")
-        raise Unavailable(f"not built: {Path(command[0]).name} failed: {first}", "pip install -v to see the whole log")
+        raise Unavailable(f"not built: {Path(command[0]).name} failed: {first}", f"see the whole log: {REINSTALL} -v")
 
 
 def version_of(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.strip().splitlines()[-1 if "nvcc" in compiler else 0]
+    lines = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.strip().splitlines()
+    return lines[-1] if "nvcc" in compiler else lines[0]
 
 
-setup(cmdclass={"build_py": BuildNative})
+setup(cmdclass={"build_py": BuildNative, "bdist_wheel": Wheel})

@@ -1,11 +1,12 @@
 """Loads the compiled leaves, on first use, and can say why they are missing.
 
-The build writes ``lib/libposgan_fast_{cpu,cuda}.so`` and ``lib/build.json`` (what was built, with what, or why not) into
-the package. The schemas live here, so that either library can be present without the other.
+The build writes ``lib/libposgan_fast_{cpu,cuda}.so`` and ``lib/build.json`` (what was built, with what, or why not)
+into the package. The schemas live here, so that either library can be present without the other.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import json
@@ -18,11 +19,11 @@ import torch
 CPU = "cpu"
 CUDA = "cuda"
 LIB_DIR = Path(__file__).parent / "lib"
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps <source of posgan_fast>"
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps posgan_fast"
 
 _SCHEMAS = (
-    "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0, bool flip,"
-    " float gain) -> ()",
+    "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0,"
+    " bool flip, float gain) -> ()",
     "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int order, int act, float alpha,"
     " float gain, float clamp) -> ()",
 )
@@ -59,6 +60,13 @@ def build_record() -> dict[str, Any]:
         return json.loads((LIB_DIR / "build.json").read_text())
     except (OSError, json.JSONDecodeError):
         return {}
+
+
+def instruction_set() -> str:
+    """The instruction set the loaded CPU library uses: "avx512", "avx2" or "baseline"."""
+    function = ctypes.CDLL(str(LIB_DIR / f"libposgan_fast_{CPU}.so")).posgan_fast_instruction_set
+    function.restype = ctypes.c_char_p
+    return function().decode()
 
 
 @functools.cache

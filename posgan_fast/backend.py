@@ -1,8 +1,8 @@
 """Which implementation of an op runs, and why.
 
-Every op lists its implementations in order of preference, one :class:`Impl` each. A choice is made, in this order, by the
-``backend=`` argument, by :func:`use_backend`, by the environment variable ``POSGAN_FAST_BACKEND``, and last by the first
-implementation that can run. An explicit choice that cannot run raises its reason; there is no silent fallback.
+Every op lists its implementations in order of preference, one :class:`Impl` each. A choice is made, in this order, by
+the ``backend=`` argument, by :func:`use_backend`, by the environment variable ``POSGAN_FAST_BACKEND``, and last by the
+first implementation that can run. An explicit choice that cannot run raises its reason; there is no silent fallback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Impl:
-    """One implementation of an op: ``can_run(x)`` returns None or the reason against; ``run`` takes the op's arguments."""
+    """One implementation: ``can_run(x)`` returns None or the reason against, ``run`` takes the op's arguments."""
 
     backend: str
     can_run: Callable[[torch.Tensor], Refusal | None]

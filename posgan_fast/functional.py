@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from . import backend as _backend
@@ -14,7 +15,7 @@ from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsa
 
 __all__ = ["bias_act", "bias_act_", "downsample2d", "explain", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"]
 
-OPS = {
+OPS: dict[str, tuple[Callable[..., Any], tuple[_backend.Impl, ...]]] = {
     "upfirdn2d": (upfirdn2d, _upfirdn2d.IMPLS),
     "filter2d": (filter2d, _upfirdn2d.IMPLS),
     "upsample2d": (upsample2d, _upfirdn2d.IMPLS),

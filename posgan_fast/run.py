@@ -3,12 +3,15 @@ first import."""
 
 from __future__ import annotations
 
+import builtins
 import os
 import runpy
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from importlib.machinery import SourceFileLoader
+from types import ModuleType, TracebackType
 from typing import Any
 
 from . import backend
@@ -109,10 +112,21 @@ def run(program: Program) -> None:
         if program.is_module:
             runpy.run_module(program.name, run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(program.name, run_name="__main__")
+            _run_path(os.path.abspath(program.name))
     finally:
         if not program.quiet and os.environ.get("RANK", "0") == "0":
             print(f"posgan-fast: {report().paragraph()}", file=sys.stderr)
+
+
+def _run_path(path: str) -> None:
+    """As python does for a script, where runpy differs in ``__file__`` and takes ``__main__`` away at the end."""
+    if os.path.isdir(path) or path.endswith(".pyc") or zipfile.is_zipfile(path):
+        runpy.run_path(path, run_name="__main__")
+        return
+    loader = SourceFileLoader("__main__", path)
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __file__=path, __loader__=loader, __package__=None, __cached__=None)
+    exec(loader.source_to_code(loader.get_data(path), path), main.__dict__)
 
 
 def join(tuned: bool) -> None:

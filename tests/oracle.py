@@ -9,7 +9,7 @@ import torch
 
 
 def upfirdn2d(x, f, up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0), flip_filter=False, gain=1.0):
-    """Zero insertion, padding or cropping and filtering, axis by axis, by scipy.signal.convolve; 2-D filters directly."""
+    """Zero insertion, padding or cropping, scipy.signal.convolve, decimation."""
     x = x.detach().double().numpy()
     f = np.ones((1, 1)) if f is None else f.detach().double().numpy()
     f = np.outer(f, f) if f.ndim == 1 else f
@@ -51,7 +51,11 @@ def activation(act, v, alpha):
     if act == "sigmoid":
         return s, s * (1 - s), s * (1 - s) * (1 - 2 * s)
     if act == "elu":
-        return np.where(v > 0, v, np.expm1(np.minimum(v, 0))), np.where(v > 0, 1, negative), np.where(v > 0, 0, negative)
+        return (
+            np.where(v > 0, v, np.expm1(np.minimum(v, 0))),
+            np.where(v > 0, 1, negative),
+            np.where(v > 0, 0, negative),
+        )
     if act == "selu":
         scale, slope = _SELU[0], _SELU[0] * _SELU[1]
         value = np.where(v > 0, scale * v, slope * np.expm1(np.minimum(v, 0)))
@@ -65,7 +69,11 @@ def activation(act, v, alpha):
 def bias_act(x, b, dim, act, alpha, gain, clamp, g=None, h=None):
     """y, and with g the gradient dx of <y, g>, and with h the gradients of <dx, h> in g and x. All float64."""
     x = x.detach().double().numpy()
-    v = x if b is None else x + b.detach().double().numpy().reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+    v = (
+        x
+        if b is None
+        else x + b.detach().double().numpy().reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+    )
     value, first, second = activation(act, v, alpha)
     y = gain * value
     inside = np.ones_like(y) if clamp is None else (np.abs(y) < clamp) * 1.0

@@ -139,7 +139,10 @@ def test_bias_along_the_innermost_dimension(channels, backend):
 def test_extremes(dtype, backend):
     """Saturation and not-a-number behave as in torch."""
     info = torch.finfo(dtype)
-    x = torch.tensor([-float("inf"), info.min, -100, -info.tiny, 0, info.tiny, 100, info.max, float("inf"), float("nan")], dtype=dtype)
+    x = torch.tensor(
+        [-float("inf"), info.min, -100, -info.tiny, 0, info.tiny, 100, info.max, float("inf"), float("nan")],
+        dtype=dtype,
+    )
     for act in ACTIVATIONS:
         expected = PF.bias_act(x.double(), None, 0, act, gain=1.0, backend="reference").to(dtype)
         actual = PF.bias_act(x, None, 0, act, gain=1.0, backend=backend)
@@ -160,7 +163,7 @@ def test_in_place_under_autograd(act, backend):
         y = function(before, bias, act=act, clamp=1.0, backend=backend)
         assert (y is before) == (function is PF.bias_act_)
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, bias))))
-    for plain, in_place in zip(*results):
+    for plain, in_place in zip(*results, strict=True):
         assert torch.equal(plain, in_place)
 
 

@@ -41,11 +41,12 @@ def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
 def real(value: Any, name: str, *, minimum: float | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:
+    number = float(value)
+    if not -math.inf < number < math.inf:
         raise ValueError(f"{name}: expected a finite number, got {value}")
-    if minimum is not None and value < minimum:
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name}: expected a number >= {minimum}, got {value}")
-    return float(value)
+    return number
 
 
 def flag(value: Any, name: str) -> bool:

@@ -19,9 +19,9 @@ softplus  log(1 + exp(v))                               1
 swish     v / (1 + exp(-v))                             sqrt(2)
 ========  =====================================  =====  ========
 
-Shapes: ``x`` any with at least one dimension, ``b`` [x.shape[dim]]; the result has the shape, dtype and, where ``x`` is
-dense, the strides of ``x``. Dtypes: float16 and bfloat16 compute in float32, float32 and float64 in themselves.
-Under autocast the op runs in the dtype of ``x`` and the bias is cast to it.
+Shapes: ``x`` any, ``b`` [x.shape[dim]]; the result has the shape, the dtype and, where ``x`` is dense, the strides of
+``x``. Dtypes: float16 and bfloat16 compute in float32, float32 and float64 in themselves. Under autocast the op runs in
+the dtype of ``x`` and the bias is cast to it.
 Derivatives: two orders for every activation in ``x`` and ``b``, any order for linear, relu and lrelu; a third one of the
 others raises. The gradient is zero unless ``-clamp < y < clamp`` strictly, for every activation.
 
@@ -127,11 +127,15 @@ def bias_act_(
     """
     b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
     if not _is_dense(x):
-        raise ValueError(f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
+        )
     name = _backend.resolve(NAME, IMPLS, x, backend)
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if not _reads_output(act, alpha):
-            raise ValueError(f"act: expected linear, relu or lrelu with alpha >= 0 to write over x under autograd, got {act!r}")
+            raise ValueError(
+                f"act: expected linear, relu or lrelu with alpha >= 0 to write over x under autograd, got {act!r}"
+            )
         return _InPlace.apply(x, b, dim, act, alpha, gain, clamp, name)
     torch.ops.posgan_fast.bias_act_(x, b, dim, act, alpha, gain, clamp, name)
     return x
@@ -202,19 +206,17 @@ def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
     acc = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     base = (x if order == 0 else ref).to(acc)
     if order == 1 and _reads_output(act, alpha):
-        value = base
-        ones = torch.ones_like(base)
+        ones, value = torch.ones_like(base), base
         slope = ones if act == "linear" else torch.where(base * gain > 0, ones, alpha)
     else:
         v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
         value = gain * _formula(act, v, alpha)
-        slope = _first(act, v, alpha) if order == 1 else _second(act, v, alpha) if order == 2 else None
-    if order == 0:
-        y = value if clamp < 0 else value.clamp(-clamp, clamp)
-    else:
-        y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
-        if clamp >= 0:
-            y = torch.where((value > -clamp) & (value < clamp), y, 0)
+        if order == 0:
+            return torch.empty_like(x).copy_(value if clamp < 0 else value.clamp(-clamp, clamp))
+        slope = _first(act, v, alpha) if order == 1 else _second(act, v, alpha)
+    y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
+    if clamp >= 0:
+        y = torch.where((value > -clamp) & (value < clamp), y, 0)
     return torch.empty_like(x).copy_(y)
 
 
@@ -223,8 +225,18 @@ def _formula(act, v, alpha):
         return v
     if act == "lrelu":
         return torch.where(v > 0, v, alpha * v)
-    functions = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "elu": F.elu, "selu": F.selu}
-    return (functions | {"softplus": F.softplus, "swish": F.silu})[act](v)
+    return _FORMULAS[act](v)
+
+
+_FORMULAS = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": F.elu,
+    "selu": F.selu,
+    "softplus": F.softplus,
+    "swish": F.silu,
+}
 
 
 def _first(act, v, alpha):
@@ -302,7 +314,9 @@ def _setup_context_grad2(ctx, inputs, output):
 
 def _backward_grad2(ctx, h):
     if any(ctx.needs_input_grad[2:4]) and ctx.arguments[1] != "lrelu":
-        raise NotImplementedError(f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented")
+        raise NotImplementedError(
+            f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented"
+        )
     g, dy, x, *b = ctx.saved_tensors
     b = b[0] if b else None
     dg = torch.ops.posgan_fast.bias_act_grad2(h, dy, x, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
@@ -339,9 +353,7 @@ class _InPlace(torch.autograd.Function):
 
 def _run_native(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
     step = x.stride(dim) if b is not None else 1
-    torch.ops.posgan_fast_native.bias_act(
-        x, b, ref, dy, out, step, order, ACTIVATIONS[act].index, alpha, gain, clamp
-    )
+    torch.ops.posgan_fast_native.bias_act(x, b, ref, dy, out, step, order, ACTIVATIONS[act].index, alpha, gain, clamp)
 
 
 def _run_triton(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
@@ -418,7 +430,7 @@ def _is_dense(x: torch.Tensor) -> bool:
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return True
     expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape) if n != 1):
+    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1):
         if stride != expected:
             return False
         expected *= size

@@ -162,8 +162,8 @@ def setup_filter(
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
 _LIBRARY.define(
-    "upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, SymInt[4] padding, bool flip_filter, float gain, str backend)"
-    " -> Tensor"
+    "upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, SymInt[4] padding, bool flip_filter, float gain,"
+    " str backend) -> Tensor"
 )
 
 
@@ -321,8 +321,6 @@ def _empty_output(x, f, up, down, padding):
 
 def _readable(x: torch.Tensor) -> torch.Tensor:
     """The kernels read rows of unit stride: of pixels, or of whole channel vectors."""
-    if _memory_format(x) == torch.channels_last:
-        dense_rows = x.stride(3) == x.shape[1]
-    else:
-        dense_rows = x.stride(3) == 1
-    return x if dense_rows else x.contiguous(memory_format=_memory_format(x))
+    memory_format = _memory_format(x)
+    step = x.shape[1] if memory_format == torch.channels_last else 1
+    return x if x.stride(3) == step else x.contiguous(memory_format=memory_format)

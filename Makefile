@@ -1,0 +1,40 @@
+# `make demo` and `make test` set everything up by themselves, in a virtual environment of this checkout.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+# Both take PyTorch as the platform gives it: the CPU or the CUDA build of the version in the constraints.
+CONSTRAINTS := constraints.txt
+
+.PHONY: demo test setup lint bench gpu-gate clean
+
+demo: setup
+	$(BIN)/python -m posgan_fast demo
+
+test: setup
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/* tests/native/*.cpp tests/native/*.h
+
+bench: setup
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# On a bare GPU machine without network the interpreter at hand has all that is needed; DRY_RUN=1 walks it on a CPU.
+gpu-gate:
+	$(if $(DRY_RUN),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_gate $(if $(DRY_RUN),--dry-run) $(GATE_ARGS)
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: setup.py pyproject.toml $(CONSTRAINTS) requirements-dev.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf build dist out $(VENV) posgan_fast/lib *.egg-info

@@ -1,0 +1,74 @@
+"""The import rule: integrations -> models -> nn -> functional -> ops -> {backend, native loader, kernels}."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Where a module may import from, besides itself and outside packages.
+ALLOWED = {
+    "_native": set(),
+    "_allocator": set(),
+    "backend": {"_native"},
+    "kernels": set(),
+    "ops": {"backend", "_native", "kernels"},
+    "functional": {"ops", "backend"},
+    "nn": {"functional", "ops", "backend"},
+    "models": {"nn", "functional"},
+    "integrations": {"models", "nn", "functional", "ops", "backend"},
+    "run": {"integrations", "backend", "_allocator"},
+    "cli": {"integrations", "functional", "backend", "_native", "_allocator", "run", "demo", "doctor"},
+    "demo": {"integrations", "functional", "backend", "_native"},
+    "doctor": {"functional", "backend", "_native"},
+    "__main__": {"cli"},
+    "__init__": {"functional", "backend", "integrations", "_allocator"},
+}
+
+
+def test_imports_point_down():
+    files = [(p, p.relative_to(ROOT / "posgan_fast").parts) for p in (ROOT / "posgan_fast").rglob("*.py")]
+    files += [(p, ("kernels", p.name)) for p in (ROOT / "kernels").rglob("*.py")]
+    assert len(files) > 10
+    for path, parts in files:
+        room = parts[0].removesuffix(".py")
+        for target in _internal_imports(path, ("posgan_fast", *parts[:-1])):
+            if target != room and target:
+                assert target in ALLOWED[room], f"{path.relative_to(ROOT)} imports {target}"
+
+
+def test_kernels_import_torch_and_triton_only():
+    allowed = {"__future__", "torch", "triton", "typing", "dataclasses", "functools", "math", "collections"}
+    for path in (ROOT / "kernels").glob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+        assert names <= allowed, path
+
+
+def test_native_code_knows_no_python():
+    for path in (ROOT / "csrc").iterdir():
+        text = path.read_text()
+        assert "Python.h" not in text and "pybind" not in text, path
+        if path.suffix in (".h", ".cuh"):
+            assert "torch/" not in text, path
+
+
+def _internal_imports(path: Path, package: tuple[str, ...]) -> set[str]:
+    """First component below posgan_fast of everything the file imports from it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                full = base + tuple((node.module or "").split(".") if node.module else ())
+            else:
+                full = tuple((node.module or "").split("."))
+            if full[:1] == ("posgan_fast",):
+                found |= {full[1]} if len(full) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("posgan_fast.")}
+    return found
