@@ -67,7 +67,7 @@ class BuildNative(build_py):
 
 
 class Wheel(bdist_wheel):
-    """A wheel with a native library fits one platform, but every Python and, by the stable ABI, every torch from 2.10."""
+    """A wheel with a native library fits one platform, every Python and, by the stable ABI, every torch from 2.10."""
 
     def get_tag(self) -> tuple[str, str, str]:
         lib = Path(self.get_finalized_command("build_py").build_lib) / "posgan_fast" / "lib"

@@ -6,8 +6,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
-#include <utility>
+#include <string>
 #include <vector>
 
 #ifdef __linux__
@@ -35,11 +36,14 @@ struct Kernels {
 const Kernels& kernels() {
   static const Kernels chosen = [] {
 #ifdef PF_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+    // POSGAN_FAST_ISA asks for a narrower set, for tests and for comparing results across machines.
+    const char* wish = std::getenv("POSGAN_FAST_ISA");
+    const std::string cap = wish != nullptr ? wish : "avx512";
+    if (cap == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
       return Kernels{avx512::upfirdn2d, avx512::bias_act, "avx512"};
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (cap != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       return Kernels{avx2::upfirdn2d, avx2::bias_act, "avx2"};
     }
 #endif
@@ -217,4 +221,4 @@ STABLE_TORCH_LIBRARY_IMPL(posgan_fast_native, CPU, m) {
   m.impl("bias_act", TORCH_BOX(&bias_act));
 }
 
-extern "C" const char* posgan_fast_instruction_set() { return kernels().name; }
+extern "C" __attribute__((visibility("default"))) const char* posgan_fast_instruction_set() { return kernels().name; }

@@ -6,6 +6,8 @@
 //   direct              the rest
 #pragma once
 
+#include <type_traits>
+
 #include "host_device.h"
 #include "upfirdn2d.h"
 
@@ -13,277 +15,359 @@ namespace posgan_fast {
 
 enum class Upfirdn2dKernel : int { kFir4, kFir4ChannelsLast, kTiled, kDirect };
 
-// A row of the launch table: how the threads of a fir4 block are laid out, as powers of two. What is left of
-// kThreadsLog2 goes to planes (fir4) or to channel vectors' neighbours along x (fir4_channels_last).
-struct Upfirdn2dTiling {
-  int lanes_log2;   // fir4: threads along x; fir4_channels_last: channel vectors
-  int strips_log2;  // fir4: threads along y, each kRows outputs high
-  int threads_log2;
-};
-
 constexpr int kFirTaps = 4;
-constexpr int kFirRows = 8;  // outputs a thread makes, one below the other
 constexpr int kMaxThreads = 256;
 constexpr int64_t kSharedLimit = 48 * 1024;  // what a block gets without asking
 constexpr int64_t kMaxGridY = 65535;
 
-// Outputs a fir4 thread makes side by side: both phases when upsampling; two halves fill a bank of shared memory.
-template <typename T, int kUp, int kDown>
-constexpr int kFirCols = kUp == 2 || (kDown == 1 && sizeof(T) == 2) ? 2 : 1;
-
-// Inputs under consecutive outputs, the first of which meets a sample with its first tap.
+// How the fir4 kernels walk down the image. Input row r of a walk reaches outputs o with 0 <= r * up - o * down < 4,
+// kLive of them at a time, so sums live in registers and rotate. Rows come in stages, after which the rotation repeats.
 template <int kUp, int kDown>
-constexpr PF_HD int fir_span(int outputs) {
-  return ((outputs - 1) * kDown + kFirTaps - 1) / kUp + 1;
-}
+struct Walk {
+  static constexpr int kLive = kDown == 2 ? 2 : 4;
+  static constexpr int kStageIn = kUp == 2 ? 4 : 8;
+  static constexpr int kStageOut = kStageIn * kUp / kDown;
+  static_assert(kStageOut % kLive == 0);
 
-// Outputs to start before 0 so that the first tap of the first one meets a sample.
-template <int kUp>
-PF_HD int fir_shift(const Axis& a) {
-  return ((a.pad0 % kUp) + kUp) % kUp;
-}
+  // Inputs under consecutive outputs, the first of which meets a sample with its first tap.
+  static constexpr PF_BOTH int span(int outputs) { return ((outputs - 1) * kDown + kFirTaps - 1) / kUp + 1; }
 
-template <bool kSeparable>
-constexpr int kFirCoefficients = kSeparable ? 2 * kFirTaps : kFirTaps * kFirTaps;
-
-// Separable: horizontal taps, then vertical ones times gain. Otherwise the filter times gain, row by row.
-template <bool kSeparable, typename A>
-PF_DEVICE void read_fir(const A* f, bool flip, A gain, A (&taps)[kFirCoefficients<kSeparable>]) {
-  constexpr int count = kSeparable ? kFirTaps : kFirTaps * kFirTaps;
-#pragma unroll
-  for (int k = 0; k < count; ++k) {
-    const A tap = f[tap_index(k, count, flip)];
-    if constexpr (kSeparable) {
-      taps[k] = tap;
-      taps[kFirTaps + k] = gain * tap;
-    } else {
-      taps[k] = gain * tap;
-    }
+  // The most outputs that so many stages complete; even when upsampling.
+  static constexpr PF_BOTH int outputs(int stages) {
+    return ((stages * kStageIn * kUp - kFirTaps) / kDown + 1) / kUp * kUp;
   }
-}
 
-// Adds input row r of a strip to the outputs it reaches. Every index is a constant once the loops are unrolled.
-template <int kUp, int kDown, bool kSeparable, int kCols, typename A>
-PF_DEVICE void add_row(int r, const A (&taps)[kFirCoefficients<kSeparable>], const A (&in)[fir_span<kUp, kDown>(kCols)],
-                       A (&acc)[kFirRows][kCols]) {
-#pragma unroll
-  for (int col = 0; col < kCols; ++col) {
-    A across = 0;
-    if constexpr (kSeparable) {
+  // Outputs to start before 0 so that the first tap of the first one meets a sample.
+  static PF_BOTH int shift(const Axis& a) { return ((a.pad0 % kUp) + kUp) % kUp; }
+
+  static constexpr PF_BOTH int tap(int r, int o) { return r * kUp - o * kDown; }
+  static constexpr PF_BOTH bool meets(int r, int o) { return tap(r, o) >= 0 && tap(r, o) < kFirTaps; }
+  static constexpr PF_BOTH bool first(int r, int o) { return tap(r, o) < kUp; }
+  static constexpr PF_BOTH bool last(int r, int o) { return meets(r, o) && tap(r, o) + kUp >= kFirTaps; }
+  static constexpr PF_BOTH int slot(int o) { return (o + kLive) % kLive; }
+};
+
+// Four by four taps in registers, times gain. A 2-D filter that is an outer product, as those of StyleGAN2 are, is taken
+// apart here, on the device, where its values are: half the arithmetic, and nobody has to wait for them.
+template <typename A>
+struct Fir {
+  A taps[kFirTaps * kFirTaps];  // factored: horizontal taps, then vertical ones
+  bool factored;
+
+  PF_DEVICE void read(const A* f, bool separable, bool flip, A gain) {
+    factored = true;
+    if (separable) {
 #pragma unroll
       for (int k = 0; k < kFirTaps; ++k) {
-        const int u = col * kDown + k;
-        if (u % kUp == 0) across += taps[k] * in[u / kUp];
+        taps[k] = f[tap_index(k, kFirTaps, flip)];
+        taps[kFirTaps + k] = gain * taps[k];
+      }
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < kFirTaps * kFirTaps; ++k) taps[k] = f[tap_index(k, kFirTaps * kFirTaps, flip)];
+    const A pivot = taps[kFirTaps + 1];
+    A across[kFirTaps], down[kFirTaps];
+#pragma unroll
+    for (int k = 0; k < kFirTaps; ++k) {
+      across[k] = taps[kFirTaps + k] / pivot;
+      down[k] = taps[k * kFirTaps + 1];
+    }
+#pragma unroll
+    for (int ky = 0; ky < kFirTaps; ++ky) {
+#pragma unroll
+      for (int kx = 0; kx < kFirTaps; ++kx) {
+        const A tap = taps[ky * kFirTaps + kx];
+        const A error = down[ky] * across[kx] - tap;
+        const A rounding = A(0x1p-22) * tap;  // of the product; a filter that differs by more is not factored
+        factored = factored && error * error <= rounding * rounding;
       }
     }
 #pragma unroll
-    for (int o = 0; o < kFirRows; ++o) {
-      const int ky = r * kUp - o * kDown;
-      if (ky < 0 || ky >= kFirTaps) continue;
-      if constexpr (kSeparable) {
-        acc[o][col] += taps[kFirTaps + ky] * across;
+    for (int k = 0; k < kFirTaps * kFirTaps; ++k) taps[k] *= gain;
+    if (!factored) return;
+#pragma unroll
+    for (int k = 0; k < kFirTaps; ++k) {
+      taps[k] = across[k];
+      taps[kFirTaps + k] = gain * down[k];
+    }
+  }
+};
+
+// Adds input row r of a stage to the outputs it reaches. Every index is a constant once the loops are unrolled.
+template <int kUp, int kDown, bool kFactored, int kCols, typename A>
+PF_DEVICE void add_row(int r, const Fir<A>& fir, const A (&in)[Walk<kUp, kDown>::span(kCols)],
+                       A (&acc)[Walk<kUp, kDown>::kLive][kCols]) {
+  using W = Walk<kUp, kDown>;
+#pragma unroll
+  for (int col = 0; col < kCols; ++col) {
+    A across = 0;
+    if constexpr (kFactored) {
+#pragma unroll
+      for (int k = 0; k < kFirTaps; ++k) {
+        if ((col * kDown + k) % kUp == 0) across += fir.taps[k] * in[(col * kDown + k) / kUp];
+      }
+    }
+#pragma unroll
+    for (int o = 1 - W::kLive; o < W::kStageOut; ++o) {
+      if (!W::meets(r, o)) continue;
+      const int ky = W::tap(r, o);
+      A& sum = acc[W::slot(o)][col];
+      if (W::first(r, o)) sum = 0;
+      if constexpr (kFactored) {
+        sum += fir.taps[kFirTaps + ky] * across;
       } else {
 #pragma unroll
         for (int k = 0; k < kFirTaps; ++k) {
-          const int u = col * kDown + k;
-          if (u % kUp == 0) acc[o][col] += taps[ky * kFirTaps + k] * in[u / kUp];
+          if ((col * kDown + k) % kUp == 0) sum += fir.taps[ky * kFirTaps + k] * in[(col * kDown + k) / kUp];
         }
       }
     }
   }
 }
 
-// The input row of a strip after which output row o is complete.
-template <int kUp, int kDown>
-constexpr PF_HD int last_row(int o) {
-  return (o * kDown + kFirTaps - 1) / kUp;
-}
+// Outputs a fir4 thread makes side by side: both phases when upsampling; two halves fill a bank of shared memory.
+template <typename T, int kUp, int kDown>
+constexpr int kFirCols = kUp == 2 || (kDown == 1 && sizeof(T) == 2) ? 2 : 1;
+constexpr int kFirColsChannelsLast = 2;
+constexpr int kFirChannels = 4;
 
-struct Fir4Shape {
-  int lanes_log2, strips_log2;  // threads of one tile along x and y; the others of a block take further planes
+struct FirShape {
+  int lanes;    // fir4: threads side by side in one plane; channels_last: threads side by side in channels
+  int segment;  // outputs a thread makes, one below the other
   int tiles_x;
-  int in_rows;      // rows of a tile in shared memory
-  int row_vectors;  // 16-byte vectors per such row
-  int row_step;     // rows the threads of a tile load at once
+  int chunks;       // channels_last: groups of channels
+  int row_vectors;  // fir4: 16-byte vectors per row in shared memory
   int shift_x, shift_y;
 };
 
-// A block copies its input tiles to shared memory as they lie in memory, 16 bytes at a time, whatever the alignment of
-// the rows: each row starts at the aligned address at or before its first element, and readers add the difference. Then
-// every thread walks down a strip, filtering each row horizontally in registers and adding it to the outputs below.
-template <typename T, int kUp, int kDown, bool kSeparable>
+constexpr int kFirStages = 3;  // one being read while two arrive
+
+// The part of an output column or row range that exists.
+struct Range {
+  int begin, count;
+  PF_DEVICE bool contains(int i) const { return unsigned(i - begin) < unsigned(count); }
+};
+
+// Every block walks down a segment of one plane, or of several narrow ones. Input rows arrive in a ring in shared memory
+// as they lie in memory, 16 bytes at a time, whatever their alignment: a row starts at the aligned address at or before
+// its first element, and readers add the difference. A thread filters each row horizontally in registers and adds it to
+// the outputs it reaches.
+template <typename T, int kUp, int kDown>
 __global__ void __launch_bounds__(kMaxThreads)
-    upfirdn2d_fir4(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, Fir4Shape s) {
+    upfirdn2d_fir4(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirShape s) {
   using A = acc_t<T>;
+  using W = Walk<kUp, kDown>;
   constexpr int kCols = kFirCols<T, kUp, kDown>;
-  constexpr int kSpan = fir_span<kUp, kDown>(kCols);
-  constexpr int kVector = Pack<T>::kSize;
+  constexpr int kSpan = W::span(kCols);
+  constexpr int kVector = kVectorSize<T>;
   PF_DYNAMIC_SHARED(raw);
 
-  const int tile_threads_log2 = s.lanes_log2 + s.strips_log2;
-  const int thread = int(threadIdx.x) & ((1 << tile_threads_log2) - 1);
-  const int slot = int(threadIdx.x) >> tile_threads_log2;  // which plane of the block
-  const int slots = int(blockDim.x) >> tile_threads_log2;
-  const int row_pitch = s.row_vectors * kVector;
-  T* const tile = reinterpret_cast<T*>(raw) + slot * s.in_rows * row_pitch;
+  const int slot = int(threadIdx.x) / s.lanes;  // which plane of the block
+  const int lane = int(threadIdx.x) - slot * s.lanes;
+  const int slots = int(blockDim.x) / s.lanes;
+  const int pitch = s.row_vectors * kVector;
+  T* const ring = reinterpret_cast<T*>(raw) + slot * (kFirStages * W::kStageIn * pitch);
 
-  const int tile_y = int(blockIdx.x) / s.tiles_x;
-  const int tile_x = int(blockIdx.x) - tile_y * s.tiles_x;
-  const int out_x0 = (tile_x << s.lanes_log2) * kCols - s.shift_x;
-  const int out_y0 = (tile_y << s.strips_log2) * kFirRows - s.shift_y;
+  const int segment = int(blockIdx.x) / s.tiles_x;
+  const int tile = int(blockIdx.x) - segment * s.tiles_x;
+  const int out_x0 = tile * s.lanes * kCols - s.shift_x;
+  const int out_y0 = segment * s.segment - s.shift_y;
   const int in_x0 = (out_x0 * kDown - p.x.pad0) / kUp;  // exact
   const int in_y0 = (out_y0 * kDown - p.y.pad0) / kUp;
   const int in_w = int(p.x.in), in_h = int(p.y.in);
   const int out_w = int(p.x.out), out_h = int(p.y.out);
   const int planes = int(p.n * p.c);
+  const int in_stride = int(p.in_stride_h), out_stride = int(p.out_stride_h);
+  const int rows_out = out_h - out_y0 < s.segment ? out_h - out_y0 : s.segment;
+  const int rows_in = W::span(rows_out);
+  const int stages = (rows_in + W::kStageIn - 1) / W::kStageIn;
 
-  const int lane = thread & ((1 << s.lanes_log2) - 1);
-  const int strip = thread >> s.lanes_log2;
-  const int load_row = thread / s.row_vectors;
-  const int load_vector = thread - load_row * s.row_vectors;
+  const int load_row = lane / s.row_vectors, load_vector = lane - load_row * s.row_vectors;
+  const int row_step = s.lanes / s.row_vectors, vector_step = s.lanes - row_step * s.row_vectors;
 
-  A taps[kFirCoefficients<kSeparable>];
-  read_fir<kSeparable>(f, p.flip, A(p.gain), taps);
+  const int ox = out_x0 + lane * kCols;
+  const int column = lane * kCols * kDown / kUp;
+  const Range out_rows{out_y0 < 0 ? -out_y0 : 0, rows_out - (out_y0 < 0 ? -out_y0 : 0)};
+  const Range out_columns{0, out_w};
+
+  Fir<A> fir;
+  fir.read(f, p.separable, p.flip, A(p.gain));
 
   for (int first = int(blockIdx.y) * slots; first < planes; first += int(gridDim.y) * slots) {
     const int plane = first + slot;
+    const bool active = plane < planes && slot < slots;
     const int n = plane / int(p.c), c = plane - n * int(p.c);
     const T* const in = x + n * p.in_stride_n + c * p.in_stride_c;
-    // Elements between an aligned address and the first element of tile row r: (skew + r * in_stride_h) % kVector.
-    const unsigned stride = unsigned(p.in_stride_h);
+    // Elements between an aligned address and the first element of input row r: (skew + r * in_stride) % kVector.
     const unsigned skew =
-        unsigned(reinterpret_cast<uintptr_t>(in) / sizeof(T)) + unsigned(in_y0) * stride + unsigned(in_x0);
+        unsigned(reinterpret_cast<uintptr_t>(in) / sizeof(T)) + unsigned(in_y0) * unsigned(in_stride) + unsigned(in_x0);
 
-    if (plane < planes && load_row < s.row_step) {
-      for (int r = load_row; r < s.in_rows; r += s.row_step) {
-        T* const to = tile + r * row_pitch + load_vector * kVector;
-        const int iy = in_y0 + r;
-        const int ix = in_x0 + load_vector * kVector - int((skew + unsigned(r) * stride) & (kVector - 1));
-        const bool row_exists = iy >= 0 && iy < in_h;
-        if (!row_exists || ix <= -kVector || ix >= in_w) {
-          store16(to, Pack<T>{});
-          continue;
-        }
-        const T* const from = in + iy * p.in_stride_h;
-        if (ix >= 0 && ix + kVector <= in_w) {
-          copy16_async(to, from + ix);
+    const auto load_stage = [&](int stage) {
+      T* const to_stage = ring + stage % kFirStages * (W::kStageIn * pitch);
+      const int first_row = stage * W::kStageIn;
+      const int rows = rows_in - first_row < W::kStageIn ? rows_in - first_row : W::kStageIn;
+      int r = load_row, vector = load_vector;
+      while (active && r < rows) {
+        T* const to = to_stage + r * pitch + vector * kVector;
+        const int iy = in_y0 + first_row + r;
+        const int ix = in_x0 + vector * kVector - int((skew + unsigned((first_row + r) * in_stride)) & (kVector - 1));
+        if (iy < 0 || iy >= in_h || ix <= -kVector || ix >= in_w) {
+          store_pack(to, zero_pack<T, kVector>());
         } else {
-#pragma unroll
-          for (int e = 0; e < kVector; ++e) to[e] = ix + e >= 0 && ix + e < in_w ? from[ix + e] : T{};
+          const T* const from = in + (int64_t(iy) * in_stride + ix);
+          if (ix >= 0 && ix + kVector <= in_w) {
+            copy16_async(to, from);
+          } else {
+#pragma unroll 1
+            for (int e = 0; e < kVector; ++e) to[e] = ix + e >= 0 && ix + e < in_w ? from[e] : T{};
+          }
         }
+        r += row_step;
+        vector += vector_step;
+        if (vector >= s.row_vectors) vector -= s.row_vectors, ++r;
       }
-    }
-    copy_wait();
-    __syncthreads();
+      copy_commit();
+    };
 
-    if (plane < planes) {
-      const int strip_row = strip * kFirRows * kDown / kUp;
-      const int column = lane * kCols * kDown / kUp;
-      const int ox = out_x0 + lane * kCols;
-      const int oy = out_y0 + strip * kFirRows;
-      T* const out = y + n * p.out_stride_n + c * p.out_stride_c;
-      A acc[kFirRows][kCols] = {};
+    A acc[W::kLive][kCols] = {};
+    T* to = y + (n * p.out_stride_n + c * p.out_stride_c + int64_t(out_y0 + 1 - W::kLive) * out_stride + ox);
+    const bool paired = kCols == 2 && out_columns.contains(ox) && out_columns.contains(ox + 1) &&
+                        (reinterpret_cast<uintptr_t>(to) / sizeof(T) | unsigned(out_stride)) % 2 == 0;
+
+    const auto add_stage = [&](int stage, auto factored) {
+      const T* const rows = ring + stage % kFirStages * (W::kStageIn * pitch) + column;
 #pragma unroll
-      for (int r = 0; r < fir_span<kUp, kDown>(kFirRows); ++r) {
-        const unsigned offset = (skew + unsigned(strip_row + r) * stride) & (kVector - 1);
-        const T* const row = tile + (strip_row + r) * row_pitch + offset + column;
+      for (int r = 0; r < W::kStageIn; ++r) {
+        const unsigned offset = (skew + unsigned((stage * W::kStageIn + r) * in_stride)) & (kVector - 1);
+        const T* const row = rows + r * pitch + offset;
         A in_row[kSpan];
 #pragma unroll
         for (int i = 0; i < kSpan; ++i) in_row[i] = widen(row[i]);
-        add_row<kUp, kDown, kSeparable, kCols>(r, taps, in_row, acc);
+        add_row<kUp, kDown, factored.value, kCols>(r, fir, in_row, acc);
 #pragma unroll
-        for (int o = 0; o < kFirRows; ++o) {
-          if (last_row<kUp, kDown>(o) != r || oy + o < 0 || oy + o >= out_h) continue;
-          T* const to = out + (oy + o) * p.out_stride_h + ox;
-          T value[kCols];
+        for (int o = 1 - W::kLive; o < W::kStageOut; ++o) {
+          if (!W::last(r, o)) continue;
+          if (out_rows.contains(stage * W::kStageOut + o)) {
+            const A(&value)[kCols] = acc[W::slot(o)];
+            if constexpr (kCols == 2) {
+              if (paired) store_pack(to, narrow<T, 2>(value));
+            }
 #pragma unroll
-          for (int col = 0; col < kCols; ++col) narrow(&value[col], acc[o][col]);
-          if constexpr (kCols == 2) {
-            if (ox >= 0 && ox + 1 < out_w && reinterpret_cast<uintptr_t>(to) % (2 * sizeof(T)) == 0) {
-              store_pair(to, value[0], value[1]);
-              continue;
+            for (int col = 0; col < kCols; ++col) {
+              if (!paired && out_columns.contains(ox + col)) narrow(to + col, value[col]);
             }
           }
-#pragma unroll
-          for (int col = 0; col < kCols; ++col) {
-            if (ox + col >= 0 && ox + col < out_w) to[col] = value[col];
-          }
+          to += out_stride;
         }
       }
+    };
+
+    load_stage(0);
+    if (stages > 1) load_stage(1);
+    for (int stage = 0; stage < stages; ++stage) {
+      if (stage + 1 < stages) {
+        copy_wait<1>();
+      } else {
+        copy_wait<0>();
+      }
+      __syncthreads();  // everybody's part of this stage is there, and everybody has read the one before
+      if (stage + 2 < stages) load_stage(stage + 2);
+      if (!active) continue;
+      if (fir.factored) {
+        add_stage(stage, std::true_type{});
+      } else {
+        add_stage(stage, std::false_type{});
+      }
     }
-    if (first + int(gridDim.y) * slots < planes) __syncthreads();  // the next tiles replace these
+    if (first + int(gridDim.y) * slots < planes) __syncthreads();  // the next planes reuse the ring
   }
 }
 
-struct Fir4ChannelsLastShape {
-  int lanes_log2;  // channel vectors of a block; its other threads lie along x
-  int chunks;      // such groups of channels
-  int tiles_x;
-  int shift_x, shift_y;
-};
-
-// A thread owns 16 bytes of channels and walks down a strip. Neighbours along x read the same pixels, which come from
-// the L1 cache; nothing is shared, so nothing is synchronised.
-template <typename T, int kUp, int kDown, bool kSeparable>
+// A thread owns four channels of neighbouring columns and walks down a segment. The pixels that its neighbours read as
+// well come from the L1 cache; nothing is shared, so nothing is synchronised.
+template <typename T, int kUp, int kDown>
 __global__ void __launch_bounds__(kMaxThreads)
-    upfirdn2d_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, Fir4ChannelsLastShape s) {
+    upfirdn2d_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirShape s) {
   using A = acc_t<T>;
-  constexpr int kCols = kUp;
-  constexpr int kSpan = fir_span<kUp, kDown>(kCols);
-  constexpr int kVector = Pack<T>::kSize;
+  using W = Walk<kUp, kDown>;
+  constexpr int kCols = kFirColsChannelsLast;
+  constexpr int kSpan = W::span(kCols);
 
-  const int lane = int(threadIdx.x) & ((1 << s.lanes_log2) - 1);
-  const int pixel = int(threadIdx.x) >> s.lanes_log2;
-  const int pixels = int(blockDim.x) >> s.lanes_log2;
+  const int pixel = int(threadIdx.x) / s.lanes;
+  const int lane = int(threadIdx.x) - pixel * s.lanes;
+  const int pixels = int(blockDim.x) / s.lanes;
   const int tile = int(blockIdx.x) / s.chunks;
   const int chunk = int(blockIdx.x) - tile * s.chunks;
-  const int tile_y = tile / s.tiles_x;
-  const int tile_x = tile - tile_y * s.tiles_x;
+  const int segment = tile / s.tiles_x;
+  const int tile_x = tile - segment * s.tiles_x;
 
-  const int channel = ((chunk << s.lanes_log2) + lane) * kVector;
+  const int channel = (chunk * s.lanes + lane) * kFirChannels;
   const int ox = (tile_x * pixels + pixel) * kCols - s.shift_x;
-  const int oy = tile_y * kFirRows - s.shift_y;
+  const int out_y0 = segment * s.segment - s.shift_y;
   const int ix = (ox * kDown - p.x.pad0) / kUp;  // exact
-  const int iy = (oy * kDown - p.y.pad0) / kUp;
-  const int in_w = int(p.x.in), in_h = int(p.y.in);
+  const int in_y0 = (out_y0 * kDown - p.y.pad0) / kUp;
   const int out_w = int(p.x.out), out_h = int(p.y.out);
-  if (channel >= p.c || ox >= out_w) return;
+  const int rows_out = out_h - out_y0 < s.segment ? out_h - out_y0 : s.segment;
+  const int rows_in = W::span(rows_out);
+  const Range in_rows{0, int(p.y.in)}, in_columns{0, int(p.x.in)};
+  const Range out_rows{out_y0 < 0 ? -out_y0 : 0, rows_out - (out_y0 < 0 ? -out_y0 : 0)};
+  const Range out_columns{0, out_w};
+  if (pixel >= pixels || channel >= p.c || ox >= out_w) return;
 
-  A taps[kFirCoefficients<kSeparable>];
-  read_fir<kSeparable>(f, p.flip, A(p.gain), taps);
+  Fir<A> fir;
+  fir.read(f, p.separable, p.flip, A(p.gain));
 
   for (int64_t n = blockIdx.y; n < p.n; n += gridDim.y) {
-    const T* const in = x + n * p.in_stride_n + channel;
-    T* const out = y + n * p.out_stride_n + channel;
-    A acc[kVector][kFirRows][kCols] = {};
+    int64_t from = n * p.in_stride_n + in_y0 * p.in_stride_h + ix * p.in_stride_w + channel;
+    int64_t at = n * p.out_stride_n + (out_y0 + 1 - W::kLive) * p.out_stride_h + ox * p.out_stride_w + channel;
+    A acc[kFirChannels][W::kLive][kCols] = {};
+
+    const auto add_stage = [&](int stage, auto factored) {
 #pragma unroll
-    for (int r = 0; r < fir_span<kUp, kDown>(kFirRows); ++r) {
-      if (iy + r >= 0 && iy + r < in_h) {
-        const T* const row = in + (iy + r) * p.in_stride_h;
-        Pack<T> pixels_in[kSpan];
+      for (int r = 0; r < W::kStageIn; ++r) {
+        const int row = stage * W::kStageIn + r;
+        const bool exists = row < rows_in && in_rows.contains(in_y0 + row);
+        A in[kSpan][kFirChannels];
 #pragma unroll
         for (int i = 0; i < kSpan; ++i) {
-          pixels_in[i] = ix + i >= 0 && ix + i < in_w ? load16_readonly(row + (ix + i) * p.in_stride_w) : Pack<T>{};
+          Pack<T, kFirChannels> pack = zero_pack<T, kFirChannels>();
+          if (exists && in_columns.contains(ix + i)) {
+            pack = load_pack_readonly<kFirChannels>(x + (from + i * p.in_stride_w));
+          }
+          widen(pack, in[i]);
         }
+        from += p.in_stride_h;
 #pragma unroll
-        for (int e = 0; e < kVector; ++e) {
+        for (int e = 0; e < kFirChannels; ++e) {
           A in_row[kSpan];
 #pragma unroll
-          for (int i = 0; i < kSpan; ++i) in_row[i] = widen(pixels_in[i].v[e]);
-          add_row<kUp, kDown, kSeparable, kCols>(r, taps, in_row, acc[e]);
+          for (int i = 0; i < kSpan; ++i) in_row[i] = in[i][e];
+          add_row<kUp, kDown, factored.value, kCols>(r, fir, in_row, acc[e]);
+        }
+#pragma unroll
+        for (int o = 1 - W::kLive; o < W::kStageOut; ++o) {
+          if (!W::last(r, o)) continue;
+          if (out_rows.contains(stage * W::kStageOut + o)) {
+#pragma unroll
+            for (int col = 0; col < kCols; ++col) {
+              if (!out_columns.contains(ox + col)) continue;
+              A value[kFirChannels];
+#pragma unroll
+              for (int e = 0; e < kFirChannels; ++e) value[e] = acc[e][W::slot(o)][col];
+              store_pack(y + (at + col * p.out_stride_w), narrow<T, kFirChannels>(value));
+            }
+          }
+          at += p.out_stride_h;
         }
       }
-#pragma unroll
-      for (int o = 0; o < kFirRows; ++o) {
-        if (last_row<kUp, kDown>(o) != r || oy + o < 0 || oy + o >= out_h) continue;
-#pragma unroll
-        for (int col = 0; col < kCols; ++col) {
-          if (ox + col < 0 || ox + col >= out_w) continue;
-          Pack<T> value;
-#pragma unroll
-          for (int e = 0; e < kVector; ++e) narrow(&value.v[e], acc[e][o][col]);
-          store16(out + (oy + o) * p.out_stride_h + (ox + col) * p.out_stride_w, value);
-        }
+    };
+
+    for (int stage = 0; stage * W::kStageIn < rows_in; ++stage) {
+      if (fir.factored) {
+        add_stage(stage, std::true_type{});
+      } else {
+        add_stage(stage, std::false_type{});
       }
     }
   }
@@ -303,7 +387,7 @@ struct TilePhase {
   int in, tap;
 };
 
-PF_HD TilePhase tile_phase(const Axis& a, int start, int o) {
+PF_DEVICE TilePhase tile_phase(const Axis& a, int start, int o) {
   const int base = start + o * a.down;  // start in (-up, 0]
   const int in = base > 0 ? (base + a.up - 1) / a.up : 0;
   return {in, in * a.up - base};
@@ -410,11 +494,13 @@ __global__ void __launch_bounds__(kMaxThreads)
     const Phase px = phase_of(p.x, ox), py = phase_of(p.y, oy);
     const T* const in = x + n * p.in_stride_n + c * p.in_stride_c;
     A sum = 0;
+#pragma unroll 1
     for (int j = 0; j < py.taps; ++j) {
       const int64_t iy = py.first_in + j;
       if (iy < 0 || iy >= p.y.in) continue;
       const int ky = tap_index(py.first_tap + j * p.y.up, p.y.taps, p.flip);
       A across = 0;
+#pragma unroll 1
       for (int i_tap = 0; i_tap < px.taps; ++i_tap) {
         const int64_t ix = px.first_in + i_tap;
         if (ix < 0 || ix >= p.x.in) continue;
@@ -466,68 +552,127 @@ Upfirdn2dKernel choose_kernel(const T* x, const T* y, const Upfirdn2dParams& p) 
   constexpr int64_t kSide = int64_t(1) << 28;
   const bool factors = p.x.up == p.y.up && p.x.down == p.y.down && p.x.up * p.x.down <= 2;
   const bool taps = p.x.taps == kFirTaps && p.y.taps == kFirTaps;
-  const bool sizes = p.x.in < kSide && p.y.in < kSide && p.x.out < kSide && p.y.out < kSide && p.c < kSide &&
-                     p.n * p.c < kSide && p.x.pad0 < kSide && p.y.pad0 < kSide && p.x.pad0 > -kSide &&
-                     p.y.pad0 > -kSide;
+  bool sizes = p.n < kSide && p.n * p.c < kSide;
+  for (const Axis& a : {p.x, p.y}) sizes = sizes && a.in < kSide && a.out < kSide && a.pad0 < kSide && a.pad0 > -kSide;
+  sizes = sizes && p.in_stride_h < kSide && p.out_stride_h < kSide;
   if (sizeof(T) < sizeof(double) && factors && taps && sizes) {
     if (p.in_stride_w == 1 && p.out_stride_w == 1) return Upfirdn2dKernel::kFir4;
-    bool vectors = p.in_stride_c == 1 && p.out_stride_c == 1;
-    for (const int64_t offset : {p.c, p.in_stride_n, p.in_stride_h, p.in_stride_w, p.out_stride_n, p.out_stride_h,
-                                 p.out_stride_w, int64_t(reinterpret_cast<uintptr_t>(x) / sizeof(T)),
-                                 int64_t(reinterpret_cast<uintptr_t>(y) / sizeof(T))}) {
-      vectors = vectors && offset % Pack<T>::kSize == 0;
+    bool packs = p.in_stride_c == 1 && p.out_stride_c == 1;
+    for (const int64_t offset :
+         {p.c, p.in_stride_n, p.in_stride_h, p.in_stride_w, p.out_stride_n, p.out_stride_h, p.out_stride_w,
+          int64_t(reinterpret_cast<uintptr_t>(x) / sizeof(T)), int64_t(reinterpret_cast<uintptr_t>(y) / sizeof(T))}) {
+      packs = packs && offset % kFirChannels == 0;
     }
-    if (vectors) return Upfirdn2dKernel::kFir4ChannelsLast;
+    if (packs) return Upfirdn2dKernel::kFir4ChannelsLast;
   }
   return tiled_shape<T>(p).tile_w > 0 ? Upfirdn2dKernel::kTiled : Upfirdn2dKernel::kDirect;
 }
 
-// Calls launch(grid, block, shared_bytes, kernel, arguments...) once. max_grid_y bounds what the loop over planes leaves
-// to the grid.
-template <typename T, int kUp, int kDown, bool kSeparable, typename Launch>
-void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, Upfirdn2dKernel kernel,
-              const Upfirdn2dTiling& tiling, int64_t max_grid_y, const Launch& launch) {
-  const int shift_x = fir_shift<kUp>(p.x), shift_y = fir_shift<kUp>(p.y);
-  const int64_t out_w = p.x.out + shift_x, out_h = p.y.out + shift_y;
-  const unsigned threads = 1u << tiling.threads_log2;
-  const auto grid = [&](int64_t blocks_x, int64_t blocks_y) {
-    return dim3{unsigned(blocks_x), unsigned(blocks_y < max_grid_y ? blocks_y : max_grid_y), 1};
-  };
-  if (kernel == Upfirdn2dKernel::kFir4ChannelsLast) {
-    const int pixels = int(threads) >> tiling.lanes_log2;
-    const int64_t chunks = ceil_div(p.c, int64_t(Pack<T>::kSize) << tiling.lanes_log2);
-    const int64_t tiles_x = ceil_div(out_w, pixels * kUp);
-    const Fir4ChannelsLastShape s{tiling.lanes_log2, int(chunks), int(tiles_x), shift_x, shift_y};
-    launch(grid(tiles_x * ceil_div(out_h, kFirRows) * chunks, p.n), dim3{threads, 1, 1}, 0,
-           upfirdn2d_fir4_channels_last<T, kUp, kDown, kSeparable>, x, f, y, p, s);
-    return;
+struct Upfirdn2dTiling {
+  int threads;             // of a block
+  int max_lanes;           // fir4: most threads side by side in one plane; channels_last: in channels
+  int min_rows, max_rows;  // outputs a fir4 thread makes, one below the other
+  int blocks;              // of the whole launch that are worth shorter walks
+};
+
+struct Upfirdn2dTableRow {
+  int sm;  // from this compute capability on
+  Upfirdn2dKernel kernel;
+  int width;  // from this output width on
+  Upfirdn2dTiling tiling;
+  const char* measured;
+};
+
+// The launch table, most specific row last. blocks: eight for every multiprocessor of A100, H100 and B200.
+constexpr Upfirdn2dTableRow kUpfirdn2dTable[] = {
+    // sm, kernel, width, {threads, max_lanes, min_rows, max_rows, blocks}, where measured
+    {0, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 864}, "not yet measured"},
+    {0, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 864}, "not yet measured"},
+    {0, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 8, 64, 864}, "not yet measured"},
+    {0, Upfirdn2dKernel::kTiled, 0, {256, 0, 0, 0, 0}, "not yet measured"},
+    {0, Upfirdn2dKernel::kDirect, 0, {256, 0, 0, 0, 0}, "not yet measured"},
+    {90, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 1056}, "not yet measured"},
+    {90, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 1056}, "not yet measured"},
+    {90, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 8, 64, 1056}, "not yet measured"},
+    {100, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 1184}, "not yet measured"},
+    {100, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 1184}, "not yet measured"},
+    {100, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 8, 64, 1184}, "not yet measured"},
+};
+
+inline Upfirdn2dTiling upfirdn2d_tiling(int sm, Upfirdn2dKernel kernel, const Upfirdn2dParams& p) {
+  Upfirdn2dTiling found{};
+  for (const Upfirdn2dTableRow& row : kUpfirdn2dTable) {
+    if (row.kernel == kernel && sm >= row.sm && p.x.out >= row.width) found = row.tiling;
   }
-  constexpr int kVector = Pack<T>::kSize;
-  const int tile_threads_log2 = tiling.lanes_log2 + tiling.strips_log2;
-  const int cols = kFirCols<T, kUp, kDown> << tiling.lanes_log2, rows = kFirRows << tiling.strips_log2;
-  const int slots = int(threads) >> tile_threads_log2;
-  Fir4Shape s;
-  s.lanes_log2 = tiling.lanes_log2;
-  s.strips_log2 = tiling.strips_log2;
-  s.tiles_x = int(ceil_div(out_w, cols));
-  s.in_rows = fir_span<kUp, kDown>(rows);
-  s.row_vectors = int(ceil_div(fir_span<kUp, kDown>(cols) + kVector - 1, kVector));
-  s.row_step = (1 << tile_threads_log2) / s.row_vectors;
-  s.shift_x = shift_x;
-  s.shift_y = shift_y;
-  launch(grid(s.tiles_x * ceil_div(out_h, rows), ceil_div(p.n * p.c, slots)), dim3{threads, 1, 1},
-         size_t(slots) * s.in_rows * s.row_vectors * sizeof(Pack<T>), upfirdn2d_fir4<T, kUp, kDown, kSeparable>, x, f, y,
-         p, s);
+  return found;
+}
+
+// Threads side by side for a row of `columns`: few of them idle, several planes to a block when the row is narrow.
+inline int fir_lanes(int64_t columns, const Upfirdn2dTiling& t) {
+  int best = t.max_lanes;
+  for (int lanes = 8; lanes <= 32 && lanes < t.max_lanes; lanes *= 2) {
+    if (columns <= lanes) return lanes;
+  }
+  for (int lanes = t.max_lanes; lanes >= 64; lanes -= 32) {
+    if (ceil_div(columns, lanes) * lanes < ceil_div(columns, best) * best) best = lanes;
+  }
+  return best;
+}
+
+// Calls launch(grid, block, shared_bytes, kernel, arguments...).
+template <typename T, int kUp, int kDown, typename Launch>
+void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, Upfirdn2dKernel kernel,
+              const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
+  using W = Walk<kUp, kDown>;
+  const bool channels_last = kernel == Upfirdn2dKernel::kFir4ChannelsLast;
+  const int cols = channels_last ? kFirColsChannelsLast : kFirCols<T, kUp, kDown>;
+  FirShape s;
+  s.shift_x = W::shift(p.x);
+  s.shift_y = W::shift(p.y);
+  const int64_t columns = ceil_div(p.x.out + s.shift_x, cols), rows = p.y.out + s.shift_y;
+  unsigned threads = unsigned(t.threads);
+  int64_t across, deep;  // blocks
+  if (channels_last) {
+    const int64_t packs = p.c / kFirChannels;
+    s.lanes = int(packs < t.max_lanes ? packs : t.max_lanes);
+    s.chunks = int(ceil_div(packs, s.lanes));
+    s.tiles_x = int(ceil_div(columns, int(threads) / s.lanes));
+    s.row_vectors = 0;
+    across = int64_t(s.tiles_x) * s.chunks;
+    deep = p.n;
+  } else {
+    s.lanes = fir_lanes(columns, t);
+    if (2 * s.lanes > t.threads) threads = unsigned(s.lanes);
+    s.chunks = 1;
+    s.tiles_x = int(ceil_div(columns, s.lanes));
+    s.row_vectors = int(ceil_div(W::span(s.lanes * cols) + kVectorSize<T> - 1, kVectorSize<T>));
+    across = s.tiles_x;
+    deep = ceil_div(p.n * p.c, int(threads) / s.lanes);
+  }
+  const int64_t wanted = ceil_div(t.blocks, across * deep);
+  int64_t height = ceil_div(rows, wanted);
+  height = height < t.min_rows ? t.min_rows : (height > t.max_rows ? t.max_rows : height);
+  height = ceil_div(rows, ceil_div(rows, height));  // even shares
+  s.segment = W::outputs(int(ceil_div(W::span(int(height)), W::kStageIn)));
+
+  const dim3 grid{unsigned(across * ceil_div(rows, s.segment)), unsigned(deep < max_grid_y ? deep : max_grid_y), 1};
+  if (channels_last) {
+    launch(grid, dim3{threads, 1, 1}, size_t(0), upfirdn2d_fir4_channels_last<T, kUp, kDown>, x, f, y, p, s);
+  } else {
+    const int slots = int(threads) / s.lanes;
+    const size_t shared = size_t(slots) * kFirStages * W::kStageIn * s.row_vectors * 16;
+    launch(grid, dim3{threads, 1, 1}, shared, upfirdn2d_fir4<T, kUp, kDown>, x, f, y, p, s);
+  }
 }
 
 template <typename T, typename Launch>
 void run_upfirdn2d(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, Upfirdn2dKernel kernel,
-                   const Upfirdn2dTiling& tiling, int64_t max_grid_y, const Launch& launch) {
+                   const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
+  const unsigned threads = unsigned(t.threads);
   if (kernel == Upfirdn2dKernel::kTiled) {
     const TiledShape s = tiled_shape<T>(p);
     const int64_t planes = p.n * s.chunks;
     const int64_t values = s.taps + int64_t(s.in_h) * s.inner * (s.in_w + (p.separable ? s.tile_w : 0));
-    const unsigned threads = 1u << tiling.threads_log2;
     const unsigned across = threads < 32 ? threads : 32;
     const dim3 grid{unsigned(s.tiles_x * ceil_div(p.y.out, s.tile_h)),
                     unsigned(planes < max_grid_y ? planes : max_grid_y), 1};
@@ -536,28 +681,18 @@ void run_upfirdn2d(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p
     return;
   }
   if (kernel == Upfirdn2dKernel::kDirect) {
-    const unsigned threads = 1u << tiling.threads_log2;
     const int64_t blocks = ceil_div(p.n * p.c * p.y.out * p.x.out, threads);
-    launch(dim3{unsigned(blocks < kMaxGridY ? blocks : kMaxGridY), 1, 1}, dim3{threads, 1, 1}, 0, upfirdn2d_direct<T>, x,
-           f, y, p);
+    const dim3 grid{unsigned(blocks < (1 << 30) ? blocks : 1 << 30), 1, 1};
+    launch(grid, dim3{threads, 1, 1}, size_t(0), upfirdn2d_direct<T>, x, f, y, p);
     return;
   }
   if constexpr (sizeof(T) < sizeof(double)) {
-    const auto run = [&](auto up, auto down) {
-      if (p.separable) {
-        run_fir4<T, up.value, down.value, true>(x, f, y, p, kernel, tiling, max_grid_y, launch);
-      } else {
-        run_fir4<T, up.value, down.value, false>(x, f, y, p, kernel, tiling, max_grid_y, launch);
-      }
-    };
-    using One = std::integral_constant<int, 1>;
-    using Two = std::integral_constant<int, 2>;
     if (p.x.up == 2) {
-      run(Two{}, One{});
+      run_fir4<T, 2, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
     } else if (p.x.down == 2) {
-      run(One{}, Two{});
+      run_fir4<T, 1, 2>(x, f, y, p, kernel, t, max_grid_y, launch);
     } else {
-      run(One{}, One{});
+      run_fir4<T, 1, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
     }
   }
 }
