@@ -74,7 +74,7 @@ void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* ou
 template <Act kAct, typename T>
 auto select_order(int order, bool reads_output) {
   if (order == 0) return &span<kAct, 0, false, T>;
-  if constexpr (piecewise_linear(kAct)) {
+  if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
     if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
   }
   if (order == 1) return &span<kAct, 1, false, T>;

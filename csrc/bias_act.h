@@ -4,8 +4,8 @@
 //   order 1:  dx = g * gain * act'(x + b) * inside
 //   order 2:  d  = g * dy * gain * act''(x + b) * inside,   inside = -clamp < gain * act(x + b) < clamp
 //
-// clamp < 0 stands for none. Piecewise linear activations read their slope off the output y, so that the input need not
-// be kept; the others work from the input. The caller rounds clamp to the storage type, so that a clamped y equals it.
+// clamp < 0 stands for none. relu and lrelu read their slope off the output y, so that the input need not be kept; the
+// others work from the input. The caller rounds clamp to the storage type, so that a clamped y equals it.
 #pragma once
 
 #include "scalar.h"
@@ -97,7 +97,7 @@ PF_HD A bias_act_point(A x, A b, A ref, A dy, A alpha, A gain, A clamp) {
 
 // What ref holds at order 1: the output, unless a negative slope would hide the sign of the input.
 PF_HD bool reads_output(Act act, double alpha) {
-  return act == Act::kLinear || act == Act::kRelu || (act == Act::kLrelu && alpha >= 0);
+  return act == Act::kRelu || (act == Act::kLrelu && alpha >= 0);
 }
 
 }  // namespace posgan_fast

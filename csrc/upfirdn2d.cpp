@@ -1,20 +1,32 @@
 // upfirdn2d on the CPU: one output row at a time, columns first, so that the row between the two passes stays in cache.
 // Compiled once per instruction set (PF_ISA); plain loops, shaped for the compiler's vectoriser.
 #include "cpu_kernels.h"
+#include "lanes.h"
 
 namespace posgan_fast::PF_ISA {
 namespace {
 
-template <typename A, typename T, int kRows>
-void blend_rows(A* __restrict row, const T* const* rows, const A* taps, int64_t n, bool accumulate) {
-  for (int64_t i = 0; i < n; ++i) {
-    A sum = accumulate ? row[i] : A(0);
-    for (int r = 0; r < kRows; ++r) sum += taps[r] * load(rows[r][i]);
-    row[i] = sum;
-  }
+// row[i] = (accumulate ? row[i] : 0) + sum of kRows weighted rows. Overlapping blocks would add twice, so an accumulation
+// walks its tail one by one.
+template <int kRows, typename T, typename A>
+void blend_rows(A* __restrict row, const T* const* rows, const A* weights, int64_t n, bool accumulate) {
+  with_lanes<A>(n, [&](auto lanes) {
+    constexpr int kCount = lanes();
+    auto block = [&](int64_t i) {
+      auto sum = accumulate ? Lanes<A, kCount>::read(row + i) : Lanes<A, kCount>::all(0);
+      for (int r = 0; r < kRows; ++r) sum = fma(weights[r], read_as<kCount>(rows[r] + i), sum);
+      sum.write(row + i);
+    };
+    if (!accumulate) return cover<kCount>(n, block);
+    int64_t i = 0;
+    for (; i + kCount <= n; i += kCount) block(i);
+    for (; i < n; ++i) {
+      for (int r = 0; r < kRows; ++r) row[i] += weights[r] * load(rows[r][i]);
+    }
+  });
 }
 
-// row[0, n) = the input rows under output row oy, weighted by column taps. Returns false where no row lies there.
+// row[0, n) = the input rows under an output row, weighted by column taps. Returns false where no row lies there.
 template <typename T, typename A>
 bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const T* plane, const A* taps, int64_t n, A* row) {
   const T* rows[4];
@@ -22,10 +34,10 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const T* plane, c
   int held = 0;
   bool any = false;
   auto flush = [&] {
-    if (held == 1) blend_rows<A, T, 1>(row, rows, weights, n, any);
-    if (held == 2) blend_rows<A, T, 2>(row, rows, weights, n, any);
-    if (held == 3) blend_rows<A, T, 3>(row, rows, weights, n, any);
-    if (held == 4) blend_rows<A, T, 4>(row, rows, weights, n, any);
+    if (held == 1) blend_rows<1>(row, rows, weights, n, any);
+    if (held == 2) blend_rows<2>(row, rows, weights, n, any);
+    if (held == 3) blend_rows<3>(row, rows, weights, n, any);
+    if (held == 4) blend_rows<4>(row, rows, weights, n, any);
     any = any || held > 0;
     held = 0;
   };
@@ -40,33 +52,60 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const T* plane, c
   return any;
 }
 
-// Row pass over pixels of one value, with the factors and taps known: out[kUp * m + q] reads consecutive inputs.
-template <typename A, int kUp, int kDown, int kTaps>
-void row_pass_fixed(const Axis& axis, const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out,
-                    bool accumulate) {
-  constexpr int kPer = kTaps / kUp;  // taps of each phase
-  const A* in[kUp];
-  A weights[kUp][kPer];
-  for (int q = 0; q < kUp; ++q) {
-    in[q] = row + (q < axis.out ? columns[q].first_in : 0);
-    for (int t = 0; t < kPer; ++t) weights[q][t] = q < axis.out ? taps[columns[q].first_tap + t * kUp] : A(0);
-  }
-  const int64_t groups = axis.out / kUp;
-  for (int64_t m = 0; m < groups; ++m) {
-    for (int q = 0; q < kUp; ++q) {
-      A sum = accumulate ? out[kUp * m + q] : A(0);
-      for (int t = 0; t < kPer; ++t) sum += weights[q][t] * in[q][kDown * m + t];
-      out[kUp * m + q] = sum;
-    }
-  }
-  for (int64_t o = groups * kUp; o < axis.out; ++o) {
-    A sum = accumulate ? out[o] : A(0);
-    for (int t = 0; t < kPer; ++t) sum += weights[o - groups * kUp][t] * row[columns[o].first_in + t];
-    out[o] = sum;
-  }
+// Row pass over pixels of one value with four taps. out must not be accumulated into.
+template <typename A>
+void row_pass_blur(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
+  const A* in = row + columns[0].first_in;
+  with_lanes<A>(n, [&](auto lanes) {
+    constexpr int kCount = lanes();
+    cover<kCount>(n, [&](int64_t i) {
+      auto sum = Lanes<A, kCount>::all(0);
+      for (int t = 0; t < 4; ++t) sum = fma(taps[t], Lanes<A, kCount>::read(in + i + t), sum);
+      sum.write(out + i);
+    });
+  });
 }
 
-// The same for any factors and taps: each phase in blocks that fit registers, tap by tap.
+template <typename A>
+void row_pass_up2(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
+  const A *even = row + columns[0].first_in, *odd = row + (n > 1 ? columns[1].first_in : 0);
+  const A *g = taps + columns[0].first_tap, *h = taps + 1 - columns[0].first_tap;  // each phase takes every second tap
+  const int64_t pairs = n / 2;
+  with_lanes<A>(pairs, [&](auto lanes) {
+    constexpr int kCount = lanes();
+    using L = Lanes<A, kCount>;
+    cover<kCount>(pairs, [&](int64_t m) {
+      const L a = fma(g[2], L::read(even + m + 1), fma(g[0], L::read(even + m), L::all(0)));
+      const L b = fma(h[2], L::read(odd + m + 1), fma(h[0], L::read(odd + m), L::all(0)));
+      interleave<0>(a, b).write(out + 2 * m);
+      interleave<1>(a, b).write(out + 2 * m + kCount);
+    });
+  });
+  if (n % 2) out[n - 1] = g[0] * even[pairs] + g[2] * even[pairs + 1];
+}
+
+template <typename A>
+void row_pass_down2(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
+  const A* in = row + columns[0].first_in;
+  // Whole vectors of the last block would read one value past the row's margin.
+  with_lanes<A>(n - 1, [&](auto lanes) {
+    constexpr int kCount = lanes();
+    using L = Lanes<A, kCount>;
+    cover<kCount>(n - 1, [&](int64_t m) {
+      auto sum = L::all(0);
+      for (int t = 0; t < 4; t += 2) {
+        const L low = L::read(in + 2 * m + t), high = L::read(in + 2 * m + t + kCount);
+        sum = fma(taps[t], every_second<0>(low, high), sum);
+        sum = fma(taps[t + 1], every_second<1>(low, high), sum);
+      }
+      sum.write(out + m);
+    });
+  });
+  const A* last = in + 2 * (n - 1);
+  out[n - 1] = taps[0] * last[0] + taps[1] * last[1] + taps[2] * last[2] + taps[3] * last[3];
+}
+
+// Any factors and taps: each phase in blocks that fit registers, tap by tap.
 template <typename A>
 void row_pass_any(const Axis& axis, const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out,
                   bool accumulate) {
@@ -94,47 +133,47 @@ void row_pass_any(const Axis& axis, const Phase* columns, const A* taps, const A
 
 template <typename A>
 void row_pass(const Axis& axis, const Phase* columns, const A* taps, const A* row, A* out, bool accumulate) {
-  const bool four = axis.taps == 4;
-  if (four && axis.up == 2 && axis.down == 1) {
-    row_pass_fixed<A, 2, 1, 4>(axis, columns, taps, row, out, accumulate);
+  const bool four = axis.taps == 4 && !accumulate;
+  if (four && axis.up == 1 && axis.down == 1) {
+    row_pass_blur(columns, taps, row, out, axis.out);
+  } else if (four && axis.up == 2 && axis.down == 1) {
+    row_pass_up2(columns, taps, row, out, axis.out);
   } else if (four && axis.up == 1 && axis.down == 2) {
-    row_pass_fixed<A, 1, 2, 4>(axis, columns, taps, row, out, accumulate);
-  } else if (four && axis.up == 1 && axis.down == 1) {
-    row_pass_fixed<A, 1, 1, 4>(axis, columns, taps, row, out, accumulate);
+    row_pass_down2(columns, taps, row, out, axis.out);
   } else {
     row_pass_any(axis, columns, taps, row, out, accumulate);
   }
 }
 
-template <typename A, int kTaps>
-void pixel_fixed(const A* taps, int up, const A* __restrict in, int64_t c, A* __restrict out, bool accumulate) {
-  for (int64_t i = 0; i < c; ++i) {
-    A sum = accumulate ? out[i] : A(0);
-    for (int t = 0; t < kTaps; ++t) sum += taps[t * up] * in[t * c + i];
-    out[i] = sum;
-  }
-}
-
 // Row pass over pixels that are vectors of c channels.
 template <typename A>
-void row_pass_channels(const Axis& axis, const Phase* columns, const A* taps, const A* row, int64_t c, A* out,
-                       bool accumulate) {
-  for (int64_t o = 0; o < axis.out; ++o, out += c) {
-    const Phase& phase = columns[o];
-    const A* in = row + phase.first_in * c;
-    const A* weights = taps + phase.first_tap;
-    if (phase.taps == 4) {
-      pixel_fixed<A, 4>(weights, axis.up, in, c, out, accumulate);
-    } else if (phase.taps == 2) {
-      pixel_fixed<A, 2>(weights, axis.up, in, c, out, accumulate);
-    } else {
-      if (!accumulate) std::memset(out, 0, size_t(c) * sizeof(A));
-      for (int t = 0; t < phase.taps; ++t) {
-        const A weight = weights[t * axis.up];
-        for (int64_t i = 0; i < c; ++i) out[i] += weight * in[t * c + i];
+void row_pass_channels(const Axis& axis, const Phase* columns, const A* taps, const A* row, int64_t c,
+                       A* __restrict out, bool accumulate) {
+  with_lanes<A>(c, [&](auto lanes) {
+    constexpr int kCount = lanes();
+    for (int64_t o = 0; o < axis.out; ++o) {
+      const Phase& phase = columns[o];
+      const A* in = row + phase.first_in * c;
+      const A* weights = taps + phase.first_tap;
+      A* pixel = out + o * c;
+      auto block = [&](int64_t i) {
+        auto sum = accumulate ? Lanes<A, kCount>::read(pixel + i) : Lanes<A, kCount>::all(0);
+        for (int t = 0; t < phase.taps; ++t) {
+          sum = fma(weights[t * axis.up], Lanes<A, kCount>::read(in + t * c + i), sum);
+        }
+        sum.write(pixel + i);
+      };
+      if (!accumulate) {
+        cover<kCount>(c, block);
+        continue;
+      }
+      int64_t i = 0;
+      for (; i + kCount <= c; i += kCount) block(i);
+      for (; i < c; ++i) {
+        for (int t = 0; t < phase.taps; ++t) pixel[i] += weights[t * axis.up] * in[t * c + i];
       }
     }
-  }
+  });
 }
 
 template <typename T, typename A>
@@ -160,18 +199,23 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   const A* fx = static_cast<const A*>(task.fx);
   const A* fy = static_cast<const A*>(task.fy);
 
-  auto filter_row = [&](const A* taps, bool accumulate) {
-    if (p.channels_last && p.x.up == 1 && p.x.down == 1 && p.x.taps == 4) {
+  const bool one_correlation = p.channels_last && p.x.up == 1 && p.x.down == 1 && p.x.taps == 4;
+  auto filter_row = [&](const A* taps, A* to, bool accumulate) {
+    if (one_correlation && !accumulate) {
       // Neighbouring pixels are c values apart: one flat correlation, whatever c is.
-      const A* in = row + task.columns[0].first_in * pixel;
-      for (int64_t i = 0; i < out_n; ++i) {
-        const A sum = taps[0] * in[i] + taps[1] * in[i + pixel] + taps[2] * in[i + 2 * pixel] + taps[3] * in[i + 3 * pixel];
-        sums[i] = accumulate ? sums[i] + sum : sum;
-      }
+      const A* from = row + task.columns[0].first_in * pixel;
+      with_lanes<A>(out_n, [&](auto lanes) {
+        constexpr int kCount = lanes();
+        cover<kCount>(out_n, [&](int64_t i) {
+          auto sum = Lanes<A, kCount>::all(0);
+          for (int t = 0; t < 4; ++t) sum = fma(taps[t], Lanes<A, kCount>::read(from + i + t * pixel), sum);
+          sum.write(to + i);
+        });
+      });
     } else if (p.channels_last) {
-      row_pass_channels(p.x, task.columns, taps, row, pixel, sums, accumulate);
+      row_pass_channels(p.x, task.columns, taps, row, pixel, to, accumulate);
     } else {
-      row_pass(p.x, task.columns, taps, row, sums, accumulate);
+      row_pass(p.x, task.columns, taps, row, to, accumulate);
     }
   };
 
@@ -180,10 +224,15 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
     const int64_t n = p.channels_last ? plane : plane / p.c, c = p.channels_last ? 0 : plane % p.c;
     const T* in = static_cast<const T*>(task.x) + n * p.in_stride_n + c * p.in_stride_c;
     T* out = static_cast<T*>(task.y) + n * p.out_stride_n + c * p.out_stride_c + oy * p.out_stride_h;
+    // Where nothing has to be converted or streamed, the row pass writes the result itself.
+    A* to = sums;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      if (!task.stream) to = out;
+    }
     bool any = false;
     if (p.separable) {
       any = column_pass(p, task.rows[oy], in, fy, in_n, row);
-      if (any) filter_row(fx, false);
+      if (any) filter_row(fx, to, false);
     } else {
       const Phase& phase = task.rows[oy];
       for (int t = 0; t < phase.taps; ++t) {
@@ -191,12 +240,12 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
         if (iy < 0 || iy >= p.y.in) continue;
         const T* source = in + iy * p.in_stride_h;
         for (int64_t i = 0; i < in_n; ++i) row[i] = load(source[i]);
-        filter_row(fx + (phase.first_tap + t * p.y.up) * p.x.taps, any);
+        filter_row(fx + (phase.first_tap + t * p.y.up) * p.x.taps, to, any);
         any = true;
       }
     }
-    if (!any) std::memset(sums, 0, size_t(out_n) * sizeof(A));
-    store_row(out, sums, out_n, task.stream);
+    if (!any) std::memset(to, 0, size_t(out_n) * sizeof(A));
+    if (to == sums) store_row(out, sums, out_n, task.stream);
     if (++oy == p.y.out) {
       oy = 0;
       ++plane;

@@ -152,15 +152,15 @@ def test_extremes(dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
-def test_in_place_under_autograd(act, backend):
+@pytest.mark.parametrize("act,clamp", [("linear", None), ("relu", 1.0), ("lrelu", 1.0)])
+def test_in_place_under_autograd(act, clamp, backend):
     generator = torch.manual_seed(4)
     leaf, b = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(3, generator=generator)
     results = []
     for function in (PF.bias_act, PF.bias_act_):
         x, bias = leaf.clone().requires_grad_(), b.clone().requires_grad_()
         before = x * 1
-        y = function(before, bias, act=act, clamp=1.0, backend=backend)
+        y = function(before, bias, act=act, clamp=clamp, backend=backend)
         assert (y is before) == (function is PF.bias_act_)
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, bias))))
     for plain, in_place in zip(*results, strict=True):
@@ -169,13 +169,31 @@ def test_in_place_under_autograd(act, backend):
 
 def test_in_place_refuses_what_it_cannot_do():
     x = torch.randn(2, 3, requires_grad=True)
-    with pytest.raises(ValueError, match="^act:"):
-        PF.bias_act_(x * 1, act="swish")
+    for arguments in (dict(act="swish"), dict(act="linear", clamp=1), dict(act="lrelu", alpha=-0.1)):
+        with pytest.raises(ValueError, match="^act:"):
+            PF.bias_act_(x * 1, **arguments)
     with pytest.raises(ValueError, match="^x:"):
         PF.bias_act_(torch.randn(2, 3, 4)[:, :, ::2])
     with torch.no_grad():
         y = PF.bias_act_(x.clone(), act="swish")
     torch.testing.assert_close(y, PF.bias_act(x, act="swish"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bias_of_one_along_any_stride(backend):
+    x, b = torch.randn(6, 1), torch.randn(1)
+    for view in (x, x[:, :1], x.as_strided((6, 1), (1, 0)), x.as_strided((6, 1), (1, 1000))):
+        y = PF.bias_act(view, b, 1, "relu", gain=1, backend=backend)
+        assert torch.equal(y, (view + b).relu())
+
+
+def test_a_linear_result_may_be_written_over():
+    """StyleGAN2's residual blocks add into the output of their linear skip branch."""
+    x, b = torch.randn(2, 3, requires_grad=True), torch.randn(3, requires_grad=True)
+    y = PF.bias_act(x, b, act="linear", gain=0.5)
+    y.add_(1)
+    dx, db = torch.autograd.grad(y.sum(), (x, b))
+    assert dx.eq(0.5).all() and db.eq(1.0).all()
 
 
 def test_nothing_to_do_returns_x():

@@ -37,8 +37,7 @@ def _bias_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
 
     def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
         ours = impl == "cuda" and act in ACTIVATIONS and takes(x) and (b is None or takes(b))
-        # Discriminators add to the result of a linear layer in place: theirs keeps no output for backward, ours does.
-        if not ours or (act == "linear" and torch.is_grad_enabled() and (x.requires_grad or _tracked(b))):
+        if not ours:
             return theirs(x, b, dim, act, alpha, gain, clamp, impl)
         row = table.get(act)
         alpha = float(getattr(row, "def_alpha", ACTIVATIONS[act].alpha) if alpha is None else alpha)
@@ -72,10 +71,6 @@ def _custom_ops(module: ModuleType, report: Report) -> Mapping[str, Replacement]
         return theirs(module_name, sources, *args, **kwargs) if plugin is None else plugin
 
     return {"get_plugin": Replacement(get_plugin, "posgan_fast.integrations.plugins.answer")}
-
-
-def _tracked(b: torch.Tensor | None) -> bool:
-    return b is not None and b.requires_grad
 
 
 _UPFIRDN2D = ("x", "f", "up", "down", "padding", "flip_filter", "gain", "impl")

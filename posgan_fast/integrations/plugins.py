@@ -35,11 +35,11 @@ def bias_act_plugin(x, b, xref, yref, dy, grad, dim, act, alpha, gain, clamp):
     clamp = float(clamp)
     if grad == 0:
         return torch.ops.posgan_fast.bias_act(x, b, *arguments, clamp, _backend(x))
-    if grad == 1 and act in ("linear", "relu", "lrelu"):
+    if grad == 1 and act == "linear":  # NVlabs saves nothing for it, and so leaves the clamp out of its gradient
+        return torch.ops.posgan_fast.bias_act(x, None, *arguments, -1.0, _backend(x))
+    if grad == 1 and act in ("relu", "lrelu"):
         if act == "lrelu" and alpha < 0:
             raise ValueError(f"alpha: expected a slope >= 0, since the plugin is given the output only, got {alpha}")
-        if not yref.numel():  # linear: NVlabs saves nothing for it, and so leaves the clamp out of its gradient
-            yref, clamp = x, -1.0
         return torch.ops.posgan_fast.bias_act_grad(x, yref, None, *arguments, clamp, _backend(x))
     if grad == 1:
         return torch.ops.posgan_fast.bias_act_grad(x, xref, b, *arguments, clamp, _backend(x))

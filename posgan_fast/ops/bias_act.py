@@ -120,7 +120,8 @@ def bias_act_(
 ) -> torch.Tensor:
     r""":func:`bias_act` written over ``x``, which must be dense. Returns ``x``.
 
-    Autograd allows it where the gradient can be read off the result: linear, relu, and lrelu with ``alpha >= 0``.
+    Autograd allows it where the gradient needs no more than the result: relu, lrelu with ``alpha >= 0``, and linear
+    without a clamp.
 
     Raises:
         TypeError, ValueError, BackendError: as :func:`bias_act`.
@@ -133,9 +134,10 @@ def bias_act_(
         )
     name = _backend.resolve(NAME, IMPLS, x, backend)
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
-        if not _reads_output(act, alpha):
+        if not (_reads_output(act, alpha) or _is_scaling(act, clamp)):
             raise ValueError(
-                f"act: expected linear, relu or lrelu with alpha >= 0 to write over x under autograd, got {act!r}"
+                "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
+                f" got {act!r}"
             )
         return _InPlace.apply(x, b, dim, act, alpha, gain, clamp, name)
     torch.ops.posgan_fast.bias_act_(x, b, dim, act, alpha, gain, clamp, name)
@@ -166,7 +168,9 @@ def check(
     gain = row.gain if gain is None else _check.real(gain, "gain")
     clamp = -1.0 if clamp is None else _check.real(clamp, "clamp", minimum=0)
     dim = _check.integer(dim, "dim")
-    if b is not None:
+    if b is None:
+        dim = 0
+    else:
         _check.tensor(b, "b", ndim=1)
         _check.same_device(b, "b", x)
         if not -x.ndim <= dim < x.ndim:
@@ -202,13 +206,13 @@ def _fake_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
 
 
 def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
-    """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (linear,
-    relu, lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
+    """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (relu, lrelu
+    with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
     acc = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     base = (x if order == 0 else ref).to(acc)
     if order == 1 and _reads_output(act, alpha):
-        ones, value = torch.ones_like(base), base
-        slope = ones if act == "linear" else torch.where(base * gain > 0, ones, alpha)
+        value = base
+        slope = torch.where(base * gain > 0, torch.ones_like(base), alpha)
     else:
         v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
         value = gain * _formula(act, v, alpha)
@@ -242,6 +246,8 @@ _FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def _first(act, v, alpha):
     s = torch.sigmoid(v)
+    if act == "linear":
+        return torch.ones_like(v)
     if act == "lrelu":
         return torch.where(v > 0, torch.ones_like(v), alpha)
     if act == "tanh":
@@ -270,7 +276,7 @@ def _second(act, v, alpha):
         return s * (1 - s)
     if act == "swish":
         return s * (1 - s) * (2 + v * (1 - 2 * s))
-    return torch.zeros_like(v)
+    return torch.zeros_like(v)  # piecewise linear
 
 
 def _exponential(act):
@@ -280,15 +286,28 @@ def _exponential(act):
 
 def _setup_context(ctx, inputs, output):
     x, b, *ctx.arguments = inputs
-    ref = output if _reads_output(ctx.arguments[1], ctx.arguments[2]) else x
+    act, alpha, clamp = ctx.arguments[1], ctx.arguments[2], ctx.arguments[4]
     ctx.has_bias = b is not None
-    ctx.save_for_backward(ref, *([b] if ctx.has_bias else []))
+    if _is_scaling(act, clamp):
+        return  # nothing to keep: the caller may write over both x and the result
+    if _reads_output(act, alpha):
+        ctx.save_for_backward(output)
+    else:
+        ctx.save_for_backward(*([x, b] if ctx.has_bias else [x]))
 
 
 def _backward(ctx, g):
-    ref, *b = ctx.saved_tensors
-    dx = torch.ops.posgan_fast.bias_act_grad(g, ref, b[0] if b else None, *ctx.arguments)
+    ref, b = (*ctx.saved_tensors, None, None)[:2]
+    dx = _gradient(g, ref, b, ctx.arguments)
     return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
+
+
+def _gradient(g, ref, b, arguments):
+    """The first derivative as a registered op; ref None: a mere scaling."""
+    dim, _, _, gain, _, backend = arguments
+    if ref is None:
+        return g if gain == 1 else torch.ops.posgan_fast.bias_act(g, None, dim, "linear", 0.0, gain, -1.0, backend)
+    return torch.ops.posgan_fast.bias_act_grad(g, ref, b, *arguments)
 
 
 def _setup_context_grad(ctx, inputs, output):
@@ -301,7 +320,7 @@ def _backward_grad(ctx, h):
     g, ref, *b = ctx.saved_tensors
     b = b[0] if b else None
     dg = torch.ops.posgan_fast.bias_act_grad(h, ref, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
-    if _reads_output(ctx.arguments[1], ctx.arguments[2]) or not any(ctx.needs_input_grad[1:3]):
+    if ctx.arguments[1] in ("linear", "relu", "lrelu") or not any(ctx.needs_input_grad[1:3]):
         return dg, *[None] * 8
     dx = torch.ops.posgan_fast.bias_act_grad2(h, g, ref, b, *ctx.arguments)
     return dg, dx, _bias_gradient(ctx, dx, 2), *[None] * 6
@@ -314,7 +333,7 @@ def _setup_context_grad2(ctx, inputs, output):
 
 
 def _backward_grad2(ctx, h):
-    if any(ctx.needs_input_grad[2:4]) and ctx.arguments[1] != "lrelu":
+    if any(ctx.needs_input_grad[2:4]):
         raise NotImplementedError(
             f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented"
         )
@@ -342,25 +361,31 @@ class _InPlace(torch.autograd.Function):
         ctx.arguments, ctx.has_bias = arguments, b is not None
         torch.ops.posgan_fast.bias_act_(x, b, *arguments)
         ctx.mark_dirty(x)
-        ctx.save_for_backward(x)
+        if not _is_scaling(arguments[1], arguments[4]):
+            ctx.save_for_backward(x)
         return x
 
     @staticmethod
     def backward(ctx, g):
-        (y,) = ctx.saved_tensors
-        dx = torch.ops.posgan_fast.bias_act_grad(g, y, None, *ctx.arguments)
+        (y,) = ctx.saved_tensors or (None,)
+        dx = _gradient(g, y, None, ctx.arguments)
         return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
 
 
 def _run_native(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
-    step = x.stride(dim) if b is not None else 1
-    torch.ops.posgan_fast_native.bias_act(x, b, ref, dy, out, step, order, ACTIVATIONS[act].index, alpha, gain, clamp)
+    index = ACTIVATIONS[act].index
+    torch.ops.posgan_fast_native.bias_act(x, b, ref, dy, out, _step(x, dim), order, index, alpha, gain, clamp)
 
 
 def _run_triton(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
     from ..kernels import bias_act as kernel
 
-    kernel.bias_act(x, b, ref, dy, out, x.stride(dim) if b is not None else 1, order, act, alpha, gain, clamp)
+    kernel.bias_act(x, b, ref, dy, out, _step(x, dim), order, act, alpha, gain, clamp)
+
+
+def _step(x: torch.Tensor, dim: int) -> int:
+    """Elements from one bias value to the next; the stride of a dimension of size 1 can be anything."""
+    return x.stride(dim) if x.ndim and x.shape[dim] > 1 else x.numel()
 
 
 def _run_reference(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
@@ -440,7 +465,12 @@ def _is_dense(x: torch.Tensor) -> bool:
 
 def _reads_output(act: str, alpha: float) -> bool:
     """Whether the first derivative is read off the output; a negative slope would hide the sign of the input."""
-    return act in ("linear", "relu") or (act == "lrelu" and alpha >= 0)
+    return act == "relu" or (act == "lrelu" and alpha >= 0)
+
+
+def _is_scaling(act: str, clamp: float) -> bool:
+    """Whether the derivative is a constant."""
+    return act == "linear" and clamp < 0
 
 
 def _bias_gradient(ctx, dx, index):

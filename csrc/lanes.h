@@ -1,0 +1,111 @@
+// Short vectors for the CPU kernels: the compilers' vector extension, which every instruction set can express. Internal
+// linkage throughout, since this is compiled once per instruction set.
+#pragma once
+
+#include <type_traits>
+
+#include "scalar.h"
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+namespace posgan_fast {
+namespace {
+
+template <typename A, int kCount>
+struct Lanes {
+  typedef A Vector __attribute__((vector_size(kCount * sizeof(A))));
+  Vector v;
+
+  static Lanes all(A value) { return {Vector{} + value}; }
+  static Lanes read(const A* p) {
+    Lanes r;
+    std::memcpy(&r.v, p, sizeof r.v);
+    return r;
+  }
+  void write(A* p) const { std::memcpy(p, &v, sizeof v); }
+};
+
+template <typename A, int kCount>
+Lanes<A, kCount> fma(A weight, Lanes<A, kCount> x, Lanes<A, kCount> sum) {
+  return {weight * x.v + sum.v};
+}
+
+// Consecutive storage values as arithmetic lanes.
+template <int kCount, typename T>
+Lanes<acc_t<T>, kCount> read_as(const T* p) {
+  if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
+    return Lanes<acc_t<T>, kCount>::read(p);
+  } else {
+    Lanes<acc_t<T>, kCount> r;
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<T, Half> && kCount == 8) {
+      const __m256 half = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      std::memcpy(&r.v, &half, sizeof r.v);
+      return r;
+    }
+#endif
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, Half> && kCount == 16) {
+      const __m512 half = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      std::memcpy(&r.v, &half, sizeof r.v);
+      return r;
+    }
+#endif
+    for (int i = 0; i < kCount; ++i) r.v[i] = load(p[i]);
+    return r;
+  }
+}
+
+// Element i of the result is element index(i) of a followed by b; the compiler folds the index into one instruction.
+template <typename A, int kCount, typename Index>
+Lanes<A, kCount> pick(Lanes<A, kCount> a, Lanes<A, kCount> b, Index index) {
+  typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> I;
+#if defined(__clang__)
+  Lanes<A, kCount> r;
+  for (int i = 0; i < kCount; ++i) r.v[i] = index(i) < kCount ? a.v[index(i)] : b.v[index(i) - kCount];
+  return r;
+#else
+  I __attribute__((vector_size(kCount * sizeof(A)))) mask{};
+  for (int i = 0; i < kCount; ++i) mask[i] = I(index(i));
+  return {__builtin_shuffle(a.v, b.v, mask)};
+#endif
+}
+
+template <int kStart, typename A, int kCount>
+Lanes<A, kCount> every_second(Lanes<A, kCount> a, Lanes<A, kCount> b) {
+  return pick(a, b, [](int i) { return 2 * i + kStart; });
+}
+
+template <int kHalf, typename A, int kCount>
+Lanes<A, kCount> interleave(Lanes<A, kCount> a, Lanes<A, kCount> b) {
+  return pick(a, b, [](int i) { return (i + kHalf * kCount) / 2 + (i % 2) * kCount; });
+}
+
+// Calls block(i) for blocks of kCount that cover [0, n), n >= kCount. The last one overlaps its neighbour, so a block
+// must not read what another one writes.
+template <int kCount, typename Block>
+void cover(int64_t n, Block block) {
+  int64_t i = 0;
+  for (; i + kCount <= n; i += kCount) block(i);
+  if (i < n) block(n - kCount);
+}
+
+// Calls body with the largest lane count that n allows, as a compile-time constant; 1 is the scalar fallback.
+template <typename A, typename Body>
+void with_lanes(int64_t n, Body body) {
+  constexpr int kFull = 64 / sizeof(A);
+  if (n >= kFull) {
+    body(std::integral_constant<int, kFull>());
+  } else if (n >= kFull / 2) {
+    body(std::integral_constant<int, kFull / 2>());
+  } else if (n >= kFull / 4) {
+    body(std::integral_constant<int, kFull / 4>());
+  } else if (n > 0) {
+    body(std::integral_constant<int, 1>());
+  }
+}
+
+}  // namespace
+}  // namespace posgan_fast
