@@ -55,7 +55,9 @@ PF_DEVICE void narrow(Half* p, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(p-
 
 // Two halves per 32-bit word: one instruction per element, none to take words apart.
 PF_DEVICE void widen_word(uint32_t word, float* v, Half) {
-  asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(v[0]), "=f"(v[1]) : "r"(word));
+  asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
+      : "=f"(v[0]), "=f"(v[1])
+      : "r"(word));
 }
 PF_DEVICE void widen_word(uint32_t word, float* v, BFloat16) {
   v[0] = __uint_as_float(word << 16);
@@ -196,11 +198,13 @@ PF_DEVICE void store_pack(T* p, const Pack<T, kCount>& pack) {
 
 template <typename T>
 PF_DEVICE void copy16_async(T* shared, const T* global) {
-  store_pack(shared, load_pack<kVectorSize<T>>(global));
+  host::copy_async(shared, global, 16);
 }
-PF_DEVICE void copy_commit() {}
+PF_DEVICE void copy_commit() { host::copy_commit(); }
 template <int kUnderWay>
-PF_DEVICE void copy_wait() {}
+PF_DEVICE void copy_wait() {
+  host::copy_wait(kUnderWay);
+}
 
 #endif
 

@@ -176,6 +176,32 @@ void row_pass_channels(const Axis& axis, const Phase* columns, const A* taps, co
   });
 }
 
+// The same without decimation: neighbouring pixels are c values apart, so that each phase is one flat correlation,
+// whatever c is. Several phases go through spare to their places.
+template <typename A>
+void row_pass_flat(const Axis& axis, const Phase* columns, const A* taps, const A* row, int64_t c, A* out, A* spare) {
+  for (int q = 0; q < axis.up && q < axis.out; ++q) {
+    const Phase& phase = columns[q];
+    const int64_t pixels = (axis.out - q + axis.up - 1) / axis.up;
+    const A* in = row + phase.first_in * c;
+    A* to = axis.up == 1 ? out : spare;
+    with_lanes<A>(pixels * c, [&](auto lanes) {
+      constexpr int kCount = lanes();
+      cover<kCount>(pixels * c, [&](int64_t i) {
+        auto sum = Lanes<A, kCount>::all(0);
+        for (int t = 0; t < phase.taps; ++t) {
+          sum = fma(taps[phase.first_tap + t * axis.up], Lanes<A, kCount>::read(in + i + t * c), sum);
+        }
+        sum.write(to + i);
+      });
+    });
+    if (to == out) return;
+    for (int64_t m = 0; m < pixels; ++m) {
+      for (int64_t i = 0; i < c; ++i) out[(m * axis.up + q) * c + i] = spare[m * c + i];
+    }
+  }
+}
+
 template <typename T, typename A>
 void store_row(T* __restrict out, const A* __restrict row, int64_t n, bool stream) {
   if (stream && stream_copy(out, row, n)) return;
@@ -192,26 +218,18 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   int64_t low = task.columns[0].first_in, high = task.columns[p.x.out - 1].first_in + (p.x.taps + p.x.up - 1) / p.x.up;
   low = low < 0 ? low : 0;
   high = high > p.x.in ? high : p.x.in;
-  A* scratch = static_cast<A*>(std::calloc(size_t((high - low) * pixel + out_n), sizeof(A)));
+  A* scratch = static_cast<A*>(std::calloc(size_t((high - low) * pixel + 2 * out_n), sizeof(A)));
   if (scratch == nullptr) throw std::bad_alloc();
   A* row = scratch - low * pixel;
   A* sums = scratch + (high - low) * pixel;
+  A* spare = sums + out_n;
   const A* fx = static_cast<const A*>(task.fx);
   const A* fy = static_cast<const A*>(task.fy);
 
-  const bool one_correlation = p.channels_last && p.x.up == 1 && p.x.down == 1 && p.x.taps == 4;
   auto filter_row = [&](const A* taps, A* to, bool accumulate) {
-    if (one_correlation && !accumulate) {
-      // Neighbouring pixels are c values apart: one flat correlation, whatever c is.
-      const A* from = row + task.columns[0].first_in * pixel;
-      with_lanes<A>(out_n, [&](auto lanes) {
-        constexpr int kCount = lanes();
-        cover<kCount>(out_n, [&](int64_t i) {
-          auto sum = Lanes<A, kCount>::all(0);
-          for (int t = 0; t < 4; ++t) sum = fma(taps[t], Lanes<A, kCount>::read(from + i + t * pixel), sum);
-          sum.write(to + i);
-        });
-      });
+    const bool flat = p.x.down == 1 && !accumulate && (p.x.up == 1 || pixel < 8);
+    if (p.channels_last && flat) {
+      row_pass_flat(p.x, task.columns, taps, row, pixel, to, spare);
     } else if (p.channels_last) {
       row_pass_channels(p.x, task.columns, taps, row, pixel, to, accumulate);
     } else {
@@ -220,10 +238,15 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   };
 
   int64_t plane = begin / p.y.out, oy = begin % p.y.out;  // a plane is one image, or one channel of it in NCHW
+  const T* in = nullptr;
+  T* out_plane = nullptr;
   for (int64_t r = begin; r < end; ++r) {
-    const int64_t n = p.channels_last ? plane : plane / p.c, c = p.channels_last ? 0 : plane % p.c;
-    const T* in = static_cast<const T*>(task.x) + n * p.in_stride_n + c * p.in_stride_c;
-    T* out = static_cast<T*>(task.y) + n * p.out_stride_n + c * p.out_stride_c + oy * p.out_stride_h;
+    if (in == nullptr || oy == 0) {
+      const int64_t n = p.channels_last ? plane : plane / p.c, c = p.channels_last ? 0 : plane % p.c;
+      in = static_cast<const T*>(task.x) + n * p.in_stride_n + c * p.in_stride_c;
+      out_plane = static_cast<T*>(task.y) + n * p.out_stride_n + c * p.out_stride_c;
+    }
+    T* out = out_plane + oy * p.out_stride_h;
     // Where nothing has to be converted or streamed, the row pass writes the result itself.
     A* to = sums;
     if constexpr (sizeof(T) == sizeof(A)) {

@@ -1,9 +1,8 @@
 // CUDA kernels of upfirdn2d and the geometry of their launches. No torch; compiles for the host too (host_device.h).
 //
-//   fir4                4 x 4 taps, both axes at (up, down) in {(1, 1), (2, 1), (1, 2)}, rows dense: the StyleGAN2 cases
-//   fir4_channels_last  the same with channels innermost, 16 bytes of channels per thread
-//   tiled               any factors and taps whose tile fits into shared memory, any strides, and double
-//   direct              the rest
+//   fir4                4 x 4 taps, both axes at (up, down) in {(1, 1), (2, 1), (1, 2)}, rows dense: the StyleGAN2
+//   cases fir4_channels_last  the same with channels innermost, 16 bytes of channels per thread tiled               any
+//   factors and taps whose tile fits into shared memory, any strides, and double direct              the rest
 #pragma once
 
 #include <type_traits>
@@ -47,8 +46,8 @@ struct Walk {
   static constexpr PF_BOTH int slot(int o) { return (o + kLive) % kLive; }
 };
 
-// Four by four taps in registers, times gain. A 2-D filter that is an outer product, as those of StyleGAN2 are, is taken
-// apart here, on the device, where its values are: half the arithmetic, and nobody has to wait for them.
+// Four by four taps in registers, times gain. A 2-D filter that is an outer product, as those of StyleGAN2 are, is
+// taken apart here, on the device, where its values are: half the arithmetic, and nobody has to wait for them.
 template <typename A>
 struct Fir {
   A taps[kFirTaps * kFirTaps];  // factored: horizontal taps, then vertical ones
@@ -149,10 +148,10 @@ struct Range {
   PF_DEVICE bool contains(int i) const { return unsigned(i - begin) < unsigned(count); }
 };
 
-// Every block walks down a segment of one plane, or of several narrow ones. Input rows arrive in a ring in shared memory
-// as they lie in memory, 16 bytes at a time, whatever their alignment: a row starts at the aligned address at or before
-// its first element, and readers add the difference. A thread filters each row horizontally in registers and adds it to
-// the outputs it reaches.
+// Every block walks down a segment of one plane, or of several narrow ones. Input rows arrive in a ring in shared
+// memory as they lie in memory, 16 bytes at a time, whatever their alignment: a row starts at the aligned address at or
+// before its first element, and readers add the difference. A thread filters each row horizontally in registers and
+// adds it to the outputs it reaches.
 template <typename T, int kUp, int kDown>
 __global__ void __launch_bounds__(kMaxThreads)
     upfirdn2d_fir4(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirShape s) {
@@ -468,7 +467,7 @@ __global__ void __launch_bounds__(kMaxThreads)
         narrow(to, A(p.gain) * sum);
       }
     }
-    if (plane + gridDim.y < p.n * s.chunks) __syncthreads();  // the next tile replaces this one
+    if (!kSeparable && plane + gridDim.y < p.n * s.chunks) __syncthreads();  // the next tile replaces this one
   }
 }
 
@@ -538,7 +537,7 @@ TiledShape tiled_shape(const Upfirdn2dParams& p) {
     const int64_t values = small ? taps + in_h * inner * (in_w + (p.separable ? w : 0)) : kSharedLimit;
     const int64_t tiles = ceil_div(p.x.out, w) * ceil_div(p.y.out, h);
     if (in_reach && values * int64_t(sizeof(acc_t<T>)) <= kSharedLimit && tiles < kReach) {
-      return {int(w), int(h), int(inner), ceil_div(p.c, inner), int(in_w), int(in_h), int(ceil_div(p.x.out, w)),
+      return {int(w),   int(h), int(inner), ceil_div(p.c, inner), int(in_w), int(in_h), int(ceil_div(p.x.out, w)),
               int(taps)};
     }
     if (w == 1 && h == 1 && inner == 1) return {};
@@ -673,7 +672,7 @@ void run_upfirdn2d(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p
     const TiledShape s = tiled_shape<T>(p);
     const int64_t planes = p.n * s.chunks;
     const int64_t values = s.taps + int64_t(s.in_h) * s.inner * (s.in_w + (p.separable ? s.tile_w : 0));
-    const unsigned across = threads < 32 ? threads : 32;
+    const unsigned across = threads >= 64 ? 32 : threads / 2;
     const dim3 grid{unsigned(s.tiles_x * ceil_div(p.y.out, s.tile_h)),
                     unsigned(planes < max_grid_y ? planes : max_grid_y), 1};
     launch(grid, dim3{across, threads / across, 1}, size_t(values) * sizeof(acc_t<T>),
