@@ -160,7 +160,10 @@ void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, i
   STD_TORCH_CHECK((f.dim() == 1 || f.dim() == 2) && f.numel() > 0 && f.is_contiguous(), "upfirdn2d: f must be dense");
   STD_TORCH_CHECK(f.scalar_type() == ScalarType::Float || f.scalar_type() == ScalarType::Double,
                   "upfirdn2d: f must be float32 or float64");
-  const bool channels_last = y.size(1) > 1 && !y.is_contiguous();
+  auto pixels_of_channels = [](const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && !t.is_contiguous(); };
+  // A result of one pixel is dense in both formats; then the input decides.
+  const bool one_pixel = y.size(2) == 1 && y.size(3) == 1;
+  const bool channels_last = pixels_of_channels(y) || (one_pixel && pixels_of_channels(x));
   auto unit = [&](const Tensor& t) {
     if (channels_last) return t.stride(1) == 1 && (t.size(3) == 1 || t.stride(3) == t.size(1));
     return t.size(3) == 1 || t.stride(3) == 1;

@@ -102,6 +102,17 @@ def test_derivatives(layout, name, mode, backend):
     assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_pixel(backend):
+    """A gradient of one pixel is dense in both memory formats."""
+    x = torch.randn(2, 3, 1, 1, dtype=torch.float64, generator=torch.manual_seed(8)).requires_grad_()
+    g = torch.randn(2, 3, 2, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    y = PF.upsample2d(x, FILTERS["separable4"], backend=backend)
+    (actual,) = torch.autograd.grad(y, x, g)
+    (expected,) = torch.autograd.grad(PF.upsample2d(x, FILTERS["separable4"], backend="reference"), x, g.contiguous())
+    assert_close(actual, expected, "upfirdn2d", torch.float64)
+
+
 def test_third_derivative():
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     cube = lambda t: PF.upfirdn2d(t, FILTERS["separable4"], 2, 1, [2, 1]).pow(3).sum()  # noqa: E731

@@ -1,0 +1,211 @@
+"""python -m benchmarks: ours against the reference and any peer, case by case.
+
+Prints a table, geometric means and every case where ours is slower; writes the same as JSON with its provenance, and a
+plot. Exit code 1: one of our backends disagrees with the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cases
+import torch
+
+from posgan_fast import __version__, _native
+
+from . import harness, peers, registry, report
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+# Relative L2 between two correct implementations; the peers round intermediates to half precision, we do not.
+AGREE = {torch.float16: 1e-2, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}
+COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than all the rest of a case
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
+    if wanted and wanted != [harness.allocator()]:
+        return _in_children(wanted, sys.argv[1:] if argv is None else argv)
+    begin = time.perf_counter()
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    effort = harness.QUICK if args.quick else harness.FULL
+    loaded = peers.load(peers.parse(args.peer), device)
+    print(
+        f"{device.type}, {torch.get_num_threads()} threads, allocator {harness.allocator()}, torch {torch.__version__}"
+    )
+    content: dict[str, Any] = {
+        "schema": 1,
+        "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _build()},
+        "settings": {
+            "quick": args.quick, "effort": asdict(effort), "batch": args.batch, "dtypes": args.dtype,
+            "layouts": args.layout, "ops": args.op, "compiled": _compiled_setting(args, device), "budget": args.budget,
+        },
+        "peers": [{"name": p.name, "commit": p.commit, "note": p.note} for p in loaded],
+        "bandwidth": harness.bandwidths(device, effort),
+    }  # fmt: skip
+    for peer in content["peers"]:
+        print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
+    rows, content["cut"] = _measure(args, device, effort, loaded, begin)
+    content["load_average_after"] = os.getloadavg()
+    content |= report.as_json(rows)
+    content["disagreements"] = disagreements(rows)
+
+    name = args.name or f"{device.type}-{harness.allocator().replace(' ', '-')}"
+    harness.write_json(args.out / f"{name}.json", content)
+    print(report.text(rows))
+    if content["cut"]:
+        print(f"\nCut, no time left: {len(content['cut'])} cases")
+    for line in content["disagreements"]:
+        print(f"DISAGREES: {line}")
+    _plot(rows, content, args.out / f"{name}.png")
+    print(f"\nwrote {args.out / name}.json and .png")
+    return 1 if any(line.startswith("posgan_fast") for line in content["disagreements"]) else 0
+
+
+def disagreements(rows: list[harness.Measurement]) -> list[str]:
+    """Contenders whose result is not the reference's."""
+    return [
+        f"{name} on {row.op} {row.case}, {row.dtype}, {row.layout}: relative L2 {error:.1e}"
+        for row in rows
+        for name, error in row.errors.items()
+        if not error <= AGREE[DTYPES[row.dtype]]
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few small cases, few rounds: does it run?")
+    parser.add_argument("--op", nargs="+", choices=list(cases.CASES), default=list(cases.CASES))
+    parser.add_argument("--case", nargs="+", default=[], metavar="WORD", help="only cases whose name contains a WORD")
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
+    parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=["nchw"])
+    parser.add_argument("--batch", type=int, default=1, metavar="N")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: torch's own choice")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PATH", help="nvlabs=CHECKOUT or rosinality=CHECKOUT"
+    )
+    parser.add_argument(
+        "--compile",
+        choices=["none", "some", "all"],
+        help="also torch.compile of the reference; some: at 256 pixels (cuda's default; cpu's: none)",
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="start no case after this; what was cut is recorded"
+    )
+    group = parser.add_mutually_exclusive_group()
+    tune = "glibc's allocator keeps freed memory, for both sides"
+    group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned", help=tune)
+    group.add_argument(
+        "--as-started", dest="allocator", action="store_const", const="as started", help="glibc's defaults"
+    )
+    group.add_argument("--both", action="store_true", help="one process of each kind")
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
+    parser.add_argument("--name", help="of the files written; default: device and allocator")
+    return parser
+
+
+def _in_children(wanted: list[str], argv: list[str]) -> int:
+    """The allocator reads its settings when a process starts."""
+    kept = [a for a in argv if a not in ("--both", "--tune-allocator", "--as-started")]
+    command = [sys.executable, "-m", "benchmarks", *kept]
+    return max(subprocess.run(command, env=harness.environment_for(setting)).returncode for setting in wanted)
+
+
+def _build() -> dict[str, Any]:
+    """What the native build recorded, without the remedies, which name this machine's paths."""
+    record = _native.build_record()
+    return {library: {k: v for k, v in entry.items() if k != "remedy"} for library, entry in record.items()}
+
+
+def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:
+    return args.compile or ("some" if device.type == "cuda" else "none")
+
+
+def _measure(
+    args: argparse.Namespace, device: torch.device, effort: harness.Effort, loaded: list[peers.Peer], begin: float
+) -> tuple[list[harness.Measurement], list[str]]:
+    """Largest cases first, so that a budget cuts the least telling ones; the result is in the registry's order."""
+    compiling = _compiled_setting(args, device)
+    plan = [
+        (case, dtype, layout)
+        for case in registry.selected(args.op, args.quick, args.case)
+        for dtype in args.dtype
+        for layout in args.layout
+    ]
+    by_size = sorted(range(len(plan)), key=lambda i: -cases.elements_moved(plan[i][0]))
+    rows: dict[int, harness.Measurement] = {}
+    cut = []
+    for count, i in enumerate(by_size):
+        case, dtype, layout = plan[i]
+        label = f"{case.op} {case.name}, {dtype}, {layout}"
+        if args.budget is not None and time.perf_counter() - begin > args.budget:
+            cut.append(label)
+            continue
+        print(f"[{count + 1}/{len(plan)}] {label}", file=sys.stderr, flush=True)
+        compiled = compiling == "all" or (compiling == "some" and case.resolution == COMPILED_RESOLUTION)
+        rows[i] = _row(cases.with_batch(case, args.batch), dtype, layout, device, effort, loaded, compiled)
+    ordered = sorted(rows, key=lambda i: (args.op.index(plan[i][0].op), plan[i][1:], i))
+    return [rows[i] for i in ordered], cut
+
+
+@torch.inference_mode()
+def _row(
+    case: cases.Case,
+    dtype: str,
+    layout: str,
+    device: torch.device,
+    effort: harness.Effort,
+    loaded: list[peers.Peer],
+    compiled: bool,
+) -> harness.Measurement:
+    x, extra = (t if t is None else t.to(device) for t in case.tensors(DTYPES[dtype], LAYOUTS[layout]))
+    assert x is not None
+    found = registry.contenders(case, x, extra, loaded, compiled)
+    traffic = cases.elements_moved(case) * x.element_size()
+    row = harness.Measurement(
+        case.op, case.name, case.shape, case.resolution, dtype, layout, traffic, found[0].name, cold=False
+    )
+    expected = next(c for c in found if c.name == registry.REFERENCE).make()(x).double()
+    calls = {}
+    for contender in found:
+        try:
+            call = contender.make()
+            error = (call(x.clone()).double() - expected).norm() / expected.norm()
+        except Exception as failure:
+            if contender.kind != "other":
+                raise
+            row.refused[contender.name] = harness.reason(failure)
+            continue
+        row.errors[contender.name] = error.item()
+        if error <= AGREE[x.dtype]:
+            calls[contender.name] = call
+    del expected
+    if row.ours in calls:
+        harness.measure(row, calls, x, effort)
+    return row
+
+
+def _plot(rows: list[harness.Measurement], content: dict[str, Any], path: Path) -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return
+    p = content["provenance"]
+    where = p["gpu"]["name"] if p["device"] == "cuda" else f"{p['cpu']['model']}, {p['threads']} threads"
+    report.plot(rows, f"{where}, torch {p['torch']}, allocator {p['allocator']}", path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

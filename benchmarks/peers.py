@@ -1,0 +1,212 @@
+"""Loads a peer project from a checkout, to be run beside ours. Nothing of it is copied or changed.
+
+``nvlabs`` is the layout of stylegan3 and stylegan2-ada-pytorch (``torch_utils/ops``), ``rosinality`` that of
+stylegan2-pytorch (``op``). Their packages are imported under names of their own, so that several checkouts and the real
+packages can live in one process; what they import but the ops do not need (dnnlib beyond EasyDict, pkg_resources) is
+stood in for. On CUDA their extensions are built; where that fails, and on the CPU, their plain torch path runs, and the
+name says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from cases import BiasActCase, Case
+
+from .harness import reason
+
+NAMES = ("nvlabs", "rosinality")
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``call(case, extra, dtype)`` is the peer's way to compute a case with f or b given, or None where it has none."""
+
+    name: str
+    commit: str | None
+    note: str  # why the plain torch path runs on CUDA; empty otherwise
+    call: Callable[[Case, torch.Tensor | None, torch.dtype], Call | None]
+
+
+def parse(entries: Iterable[str]) -> dict[str, Path]:
+    """Read NAME=PATH options.
+
+    Raises:
+        ValueError: an unknown name or a path without a checkout of it.
+    """
+    found = {}
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        path = Path(text).expanduser().resolve()
+        marks = {"nvlabs": "torch_utils/ops/upfirdn2d.py", "rosinality": "op/upfirdn2d.py"}
+        if name not in marks:
+            raise ValueError(f"--peer: expected nvlabs=PATH or rosinality=PATH, got {entry!r}")
+        if not (path / marks[name]).is_file():
+            raise ValueError(f"--peer: expected a checkout with {marks[name]}, got {entry!r}")
+        found[name] = path
+    return found
+
+
+def load(paths: dict[str, Path], device: torch.device) -> list[Peer]:
+    return [{"nvlabs": _nvlabs, "rosinality": _rosinality}[name](path, device) for name, path in paths.items()]
+
+
+def _nvlabs(path: Path, device: torch.device) -> Peer:
+    with _standing_in(dnnlib=_dnnlib(), **_pkg_resources()):
+        root = _package(path / "torch_utils", "nvlabs")
+        upfirdn2d = importlib.import_module(f"{root.__name__}.ops.upfirdn2d")
+        bias_act = importlib.import_module(f"{root.__name__}.ops.bias_act")
+        custom_ops = importlib.import_module(f"{root.__name__}.custom_ops")
+    custom_ops.verbosity = "none"  # type: ignore[attr-defined]
+    note = "" if device.type != "cuda" else _build_nvlabs(upfirdn2d, bias_act)
+    impl = "cuda" if device.type == "cuda" and not note else "ref"
+
+    def call(case: Case, extra: torch.Tensor | None, dtype: torch.dtype) -> Call:
+        function = bias_act.bias_act if isinstance(case, BiasActCase) else upfirdn2d.upfirdn2d  # type: ignore[attr-defined]
+        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in case.arguments.items()}
+        return lambda x: function(x, extra, **arguments, impl=impl)
+
+    return Peer(_label("nvlabs", note), _commit(path), note, call)
+
+
+def _rosinality(path: Path, device: torch.device) -> Peer:
+    note = ""
+    if device.type == "cuda":
+        try:
+            op = _package(path / "op", "rosinality")
+        except Exception as error:
+            note = reason(error)
+    if device.type != "cuda" or note:
+        with _extensions_refused():
+            op = _package(path / "op", "rosinality_plain")
+    resample = importlib.import_module(f"{op.__name__}.upfirdn2d")
+
+    def call(case: Case, extra: torch.Tensor | None, dtype: torch.dtype) -> Call | None:
+        if isinstance(case, BiasActCase):
+            if case.act != "lrelu" or case.clamp is not None or case.alpha is not None or note:
+                return None
+            scale = 2**0.5 if case.gain is None else case.gain
+            return lambda x: op.fused_leaky_relu(x, extra, 0.2, scale)
+        if extra is None or case.flip_filter:
+            return None
+        taps = extra if extra.ndim == 2 else torch.outer(extra, extra)
+        kernel = (taps * case.gain).to(dtype)  # its modules keep the gain in the kernel
+        if note:
+            return lambda x: resample.upfirdn2d_native(x, kernel, *case.up, *case.down, *case.padding)  # type: ignore[attr-defined]
+        return lambda x: resample.upfirdn2d(x, kernel, case.up, case.down, case.padding)  # type: ignore[attr-defined]
+
+    return Peer(_label("rosinality", note), _commit(path), note, call)
+
+
+def _build_nvlabs(*rooms: Any) -> str:
+    """Compile the extensions, both at once; the reason if that fails."""
+
+    def build(room: Any) -> str:
+        try:
+            return "" if room._init() else "its extension did not build"
+        except Exception as error:
+            return reason(error)
+
+    with _extensions_registered(), ThreadPoolExecutor() as pool:
+        return next((reason for reason in pool.map(build, rooms) if reason), "")
+
+
+@contextlib.contextmanager
+def _standing_in(**modules: ModuleType) -> Iterator[None]:
+    """Put modules into sys.modules for a while."""
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+@contextlib.contextmanager
+def _extensions_registered() -> Iterator[None]:
+    """NVlabs import a built extension by name a second time, which finds nothing since torch stopped registering it."""
+    import torch.utils.cpp_extension as extension
+
+    load = extension.load
+
+    def registering(name: str, *args: Any, **kwargs: Any) -> Any:
+        return sys.modules.setdefault(name, load(name, *args, **kwargs))
+
+    extension.load = registering
+    try:
+        yield
+    finally:
+        extension.load = load
+
+
+@contextlib.contextmanager
+def _extensions_refused() -> Iterator[None]:
+    """rosinality compiles CUDA code on import; its plain torch path works without."""
+    stub = ModuleType("torch.utils.cpp_extension")
+    stub.load = lambda name, *args, **kwargs: ModuleType(name)  # type: ignore[attr-defined]
+    with _standing_in(**{"torch.utils.cpp_extension": stub}):
+        yield
+
+
+def _package(directory: Path, name: str) -> Any:
+    """Import a package under a name of our own."""
+    name = f"_peer_{name}"
+    spec = importlib.util.spec_from_file_location(
+        name, directory / "__init__.py", submodule_search_locations=[str(directory)]
+    )
+    assert spec is not None and spec.loader is not None
+    for known in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+        del sys.modules[known]
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _dnnlib() -> ModuleType:
+    class EasyDict(dict):
+        __getattr__ = dict.__getitem__
+
+    module = ModuleType("dnnlib")
+    module.EasyDict = EasyDict  # type: ignore[attr-defined]
+    return module
+
+
+def _pkg_resources() -> dict[str, ModuleType]:
+    if importlib.util.find_spec("pkg_resources") is not None:
+        return {}
+    from packaging.version import parse
+
+    module = ModuleType("pkg_resources")
+    module.parse_version = parse  # type: ignore[attr-defined]
+    return {"pkg_resources": module}
+
+
+def _label(name: str, note: str) -> str:
+    return f"{name}, plain torch" if note else name
+
+
+def _commit(path: Path) -> str | None:
+    command = ["git", "-C", str(path), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,322 @@
+"""The benchmark harness, its report, its peers and the gate around it: that they say what they measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from collections import namedtuple
+
+import cases
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import gpu_gate, harness, peers, registry, report, tune
+from posgan_fast import functional as PF
+
+OURS = "posgan_fast cpu"
+
+
+@pytest.mark.parametrize("op", cases.CASES)
+def test_cases_know_their_output(op):
+    for case in (*cases.CASES[op], *cases.SMALL[op]):
+        if op == "upfirdn2d":
+            x, f = torch.empty(case.shape, device="meta"), torch.empty((len(case.taps),) * 2, device="meta")
+            y = torch.ops.posgan_fast.upfirdn2d(x, f, *list(case.arguments.values()), "reference")
+            assert tuple(y.shape) == case.out_shape
+    for resolution in (8, 64, 1024):
+        found = [c for c in cases.CASES[op] if c.resolution == resolution]
+        assert len(found) == (4 if op == "upfirdn2d" else 2)
+    names = [c.name for c in (*cases.CASES[op], *cases.SMALL[op])]
+    assert len(set(names)) == len(names)
+
+
+def test_a_quick_run_prints_the_table_and_writes_its_files(tmp_path, capsys):
+    argv = ["--quick", "--device", "cpu", "--case", "G skip up2 16", "toRGB 16", "--dtype", "float32", "bfloat16"]
+    assert command.main([*argv, "--layout", "nchw", "channels_last", "--out", str(tmp_path), "--name", "run"]) == 0
+    printed = capsys.readouterr().out
+    for heading in ("upfirdn2d, float32, nchw", "bias_act, bfloat16, channels_last", "Geometric means", "is slower"):
+        assert heading in printed
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["schema"] == 1
+    assert {"date", "commit", "dirty", "torch", "cpu", "threads", "allocator", "build"} <= set(content["provenance"])
+    assert content["cut"] == content["disagreements"] == []
+    assert content["bandwidth"].keys() == {"copy", "clone"}
+    assert len(content["rows"]) == 8
+    for row in content["rows"]:
+        assert {row["ours"], "reference", "copy", "clone"} <= set(row["timings"])
+        assert all(t["low"] <= t["median"] <= t["high"] and t["rounds"] >= 3 for t in row["timings"].values())
+        assert row["errors"]["reference"] == 0
+    for s in content["summary"]:
+        assert s["cases"] == 1 and set(s["faster_than"]) == {"reference"}
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_budget_cuts_and_says_so(tmp_path, capsys):
+    argv = ["--quick", "--device", "cpu", "--case", "16", "--budget", "-1", "--out", str(tmp_path), "--name", "run"]
+    assert command.main(argv) == 0
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["rows"] == [] and len(content["cut"]) == 6
+    assert "Cut, no time left: 6 cases" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_not_timed_and_fails_the_run(tmp_path, capsys, monkeypatch):
+    right = PF.bias_act
+
+    def wrong(*args, backend, **kwargs):
+        return right(*args, backend=backend, **kwargs) + (backend != "reference")
+
+    monkeypatch.setattr(PF, "bias_act", wrong)
+    argv = ["--quick", "--device", "cpu", "--op", "bias_act", "--case", "toRGB 16"]
+    assert command.main([*argv, "--out", str(tmp_path), "--name", "run"]) == 1
+    assert f"DISAGREES: {OURS} on bias_act toRGB 16" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run.json").read_text())["rows"][0]["timings"] == {}
+
+
+def test_slower_cases_are_listed():
+    rows = [
+        _row("fast", 64, {"reference": (4.0, 3.9, 4.1), "nvlabs": (2.0, 1.9, 2.1)}),
+        _row("close", 256, {"reference": (0.95, 0.8, 1.2)}),
+        _row("slow", 256, {"reference": (2, 1.9, 2.1), "nvlabs": (0.5, 0.4, 0.6), "posgan_fast triton": (0.8,) * 3}),
+    ]
+    found = report.slower(rows)
+    assert [(s.case, s.against, s.certain) for s in found] == [
+        ("slow", "nvlabs", True), ("slow", "posgan_fast triton", True), ("close", "reference", False),
+    ]  # fmt: skip
+    assert found[0].ratio == pytest.approx(0.5)
+    text = report.text(rows)
+    assert "slow, float32, nchw: 2.00x the time of nvlabs\n" in text
+    assert "close, float32, nchw: 1.05x the time of reference (within the spread of the samples)" in text
+    assert report.text(rows[:1]).endswith("Cases where ours is slower\n  none")
+
+
+def test_geometric_means_per_model():
+    rows = [
+        _row("a", 64, {"reference": (2.0, 2.0, 2.0)}),
+        _row("b", 256, {"reference": (8.0, 8.0, 8.0), "nvlabs": (3.0, 3.0, 3.0)}),
+        _row("c", 1024, {"reference": (4.0, 4.0, 4.0)}),
+        _row("extra", 0, {"reference": (1.0, 1.0, 1.0)}),
+    ]
+    by_model = {s.model: s for s in report.summarise(rows)}
+    assert set(by_model) == {"StyleGAN2-256", "StyleGAN2-1024", "all"}
+    assert by_model["StyleGAN2-256"].faster_than == pytest.approx({"reference": 4.0, "nvlabs": 3.0})
+    assert by_model["StyleGAN2-256"].counted == {"reference": 2, "nvlabs": 1}
+    assert by_model["StyleGAN2-1024"].faster_than["reference"] == pytest.approx(4.0)
+    assert by_model["all"].faster_than["reference"] == pytest.approx(64 ** (1 / 4))
+    assert by_model["all"].of_copy == pytest.approx(0.5)
+
+
+def test_rounds_are_interleaved_and_bounded():
+    order = []
+    samplers = {name: lambda name=name: order.append(name) or 1.0 for name in "abc"}
+    harness.interleave(samplers, harness.Effort(rounds=4, least=1, seconds=60, sample=0))
+    assert "".join(order) == "abcbcacababc"
+    samples = harness.interleave(samplers, harness.Effort(rounds=1000, least=2, seconds=0, sample=0))
+    assert {len(s) for s in samples.values()} == {2}
+
+
+def test_a_contender_that_cannot_run_is_refused_with_its_reason():
+    def broken(x):
+        raise RuntimeError("no such kernel\nerror: too old")
+
+    row = harness.Measurement("op", "case", (8,), 0, "float32", "nchw", 64, "ours", False)
+    harness.measure(row, {"ours": torch.clone, "broken": broken}, torch.zeros(8), harness.QUICK)
+    assert row.refused == {"broken": "RuntimeError: error: too old"}
+    assert set(row.timings) == {"ours", "copy", "clone"}
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        harness.measure(row, {"ours": broken}, torch.zeros(8), harness.QUICK)
+
+
+def test_allocator_settings_are_processes_of_their_own(monkeypatch):
+    assert harness.allocator({}) == "as started"
+    assert harness.allocator({"PATH": "", **harness.TUNED}) == "tuned"
+    assert harness.allocator({"MALLOC_ARENA_MAX": "1"}) == "other"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert harness.allocator(harness.environment_for("as started")) == "as started"
+    assert harness.allocator(harness.environment_for("tuned")) == "tuned"
+    runs = []
+
+    def run(command, env):
+        runs.append((command, harness.allocator(env)))
+        return subprocess.CompletedProcess(command, 4)
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    assert command.main(["--quick", "--both", "--op", "bias_act"]) == 4
+    assert [setting for _, setting in runs] == ["tuned", "as started"]
+    assert all(c[1:] == ["-m", "benchmarks", "--quick", "--op", "bias_act"] for c, _ in runs)
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_peers_compute_the_same(name, request):
+    path = request.getfixturevalue("peers")[name]
+    (peer,) = peers.load({name: path}, torch.device("cpu"))
+    compared = 0
+    for op, small in cases.SMALL.items():
+        for case in small:
+            x, extra = case.tensors(torch.float32, torch.contiguous_format)
+            if (call := peer.call(case, extra, x.dtype)) is not None:
+                expected = getattr(PF, op)(x, extra, **case.arguments, backend="reference")
+                torch.testing.assert_close(call(x), expected, rtol=1e-5, atol=1e-5)
+                compared += 1
+    assert compared >= 8
+
+
+def test_a_peer_is_loaded_without_its_dependencies(tmp_path):
+    """dnnlib and pkg_resources are stood in for, and nothing is left behind under the peer's names."""
+    files = {
+        "torch_utils/__init__.py": "",
+        "torch_utils/custom_ops.py": "verbosity = 'brief'",
+        "torch_utils/ops/__init__.py": "",
+        "torch_utils/ops/upfirdn2d.py": (
+            "from pkg_resources import parse_version\nfrom .. import custom_ops\n"
+            "assert parse_version('2.0') < parse_version('10')\n"
+            "def upfirdn2d(x, f, up, down, padding, flip_filter, gain, impl):\n    return impl, up, padding, gain\n"
+        ),
+        "torch_utils/ops/bias_act.py": (
+            "import dnnlib\ntable = dnnlib.EasyDict(slope=3)\n"
+            "def bias_act(x, b, act, alpha, gain, clamp, impl):\n    return x * table.slope\n"
+        ),
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    before = {m: sys.modules.get(m) for m in ("dnnlib", "pkg_resources", "torch_utils")}
+    (peer,) = peers.load(peers.parse([f"nvlabs={tmp_path}"]), torch.device("cpu"))
+    assert {m: sys.modules.get(m) for m in before} == before
+    case = cases.UPFIRDN2D_SMALL[0]
+    assert peer.call(case, None, torch.float32)(torch.zeros(1)) == ("ref", [2, 2], [2, 1, 2, 1], 4)
+    assert peer.call(cases.BIAS_ACT_SMALL[0], None, torch.float32)(torch.ones(1)).item() == 3
+
+
+@pytest.mark.parametrize("entry", ["nvlabs=", "nvlabs=/nonexistent", "other=.", "nvlabs"])
+def test_a_wrong_peer_is_told(entry):
+    with pytest.raises(ValueError, match="--peer: expected"):
+        peers.parse([entry])
+
+
+def test_contenders_of_a_case():
+    case = cases.BIAS_ACT_SMALL[0]
+    x, b = case.tensors(torch.float32, torch.contiguous_format)
+    found = registry.contenders(case, x, b, [], compiled=True)
+    assert [(c.name, c.kind) for c in found] == [
+        (OURS, "ours"), (f"{OURS}, in place", "in place"), ("reference", "other"), ("reference, compiled", "other"),
+    ]  # fmt: skip
+    quick = list(registry.selected(cases.CASES, quick=True))
+    assert {c.resolution for c in quick} == {16, 64}
+
+
+def test_the_gate_has_the_same_steps_dry_and_wet(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_gate.shutil, "which", lambda *args, **kwargs: "/bin/compute-sanitizer")
+    wet, dry = (gpu_gate.plan(d, ["nvlabs=some/where"], True, tmp_path) for d in (False, True))
+    names = ["build", "tests", "memcheck", "racecheck", "benchmarks", "tune"]
+    assert [s.name for s in wet] == [s.name for s in dry] == names
+    assert wet[0].environment["POSGAN_FAST_CUDA"] == "1" and dry[0].environment["POSGAN_FAST_CUDA"] == "0"
+    assert [s.skip for s in dry] == ["", "", *["no CUDA device"] * 2, "", "no CUDA device"]
+    commands = {s.name: s.command(100.0) for s in wet if s.command is not None}
+    assert set(commands) == set(names)
+    assert commands["tests"][3:6] == ["tests", "-m", "gpu"] and "--collect-only" in dry[1].command(100.0)
+    assert commands["racecheck"][1:3] == ["--tool", "racecheck"]
+    assert "--quick" not in commands["benchmarks"] and "--quick" in dry[4].command(100.0)
+    for name in ("tests", "benchmarks"):
+        assert commands[name][commands[name].index("--peer") + 1].startswith("nvlabs=/")
+    assert sum(s.limit for s in wet if s.name not in ("benchmarks", "tune")) <= gpu_gate.TOTAL - 100
+
+
+def test_the_gate_runs_every_step_and_sums_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_gate, "_stage", lambda: None)
+    monkeypatch.setattr(gpu_gate, "STAGE", tmp_path / "stage")
+    judged = lambda code, output: (gpu_gate.PASSED if code == 0 else gpu_gate.FAILED, {"said": output.strip()})  # noqa: E731
+
+    def step(name, code, limit=30.0, skip=""):
+        run = None if skip else lambda seconds: [sys.executable, "-c", code]
+        return gpu_gate.Step(name, limit, run, judged, {}, tmp_path, skip)
+
+    def gate(*steps, total=100.0):
+        code = gpu_gate.run(list(steps), tmp_path, True, tmp_path, total)
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        return code, summary["verdict"], {k: v["status"] for k, v in summary["steps"].items()}
+
+    fine, skipped = step("build", "print('hello')"), step("memcheck", "", skip="no CUDA device")
+    assert gate(fine, skipped) == (0, "passed", {"build": "passed", "memcheck": "skipped"})
+    record = json.loads((tmp_path / "build.json").read_text())
+    assert record["dry_run"] and record["result"] == {"said": "hello"} and record["command"][0] == "python"
+    assert json.loads((tmp_path / "memcheck.json").read_text())["reason"] == "no CUDA device"
+    assert {"commit", "date", "torch"} <= set(json.loads((tmp_path / "summary.json").read_text())["environment"])
+
+    bad, after = step("tests", "raise SystemExit(1)"), step("benchmarks", "")
+    assert gate(fine, bad, after) == (1, "failed", {"build": "passed", "tests": "failed", "benchmarks": "passed"})
+    late = step("tests", "import time; time.sleep(60)", limit=5.5)
+    assert gate(fine, late, after) == (3, "cut", {"build": "passed", "tests": "cut", "benchmarks": "passed"})
+    assert gate(fine, after, total=1.0) == (3, "cut", {"build": "cut", "benchmarks": "cut"})
+    broken = step("build", "raise SystemExit(1)")
+    assert gate(broken, after) == (1, "failed", {"build": "failed", "benchmarks": "cut"})
+
+
+def test_the_gate_judges_reports(tmp_path):
+    junit = tmp_path / "junit.xml"
+    junit.write_text(
+        "<testsuites><testsuite><testcase classname='t' name='a'/><testcase classname='t' name='b'>"
+        "<failure message='off by one'/></testcase><testcase classname='t' name='c'><skipped message='no memory'/>"
+        "</testcase></testsuite></testsuites>"
+    )
+    status, result = gpu_gate._judge_junit(1, junit)
+    assert (status, result["passed"], result["reason"]) == ("failed", 1, "1 passed, 1 failed, 1 skipped")
+    assert result["failed"] == [{"test": "t::b", "message": "off by one"}]
+    junit.write_text("<testsuites><testcase classname='t' name='c'><skipped/></testcase></testsuites>")
+    assert gpu_gate._judge_junit(0, junit)[0] == "failed"  # nothing ran
+    assert gpu_gate._judge_junit(2, tmp_path / "none.xml")[0] == "failed"
+
+    assert gpu_gate._judge_collection(0, "tests/test_gpu.py::test_a\ntests/test_gpu.py::test_b\n")[1]["collected"] == 2
+    assert gpu_gate._judge_collection(5, "no tests collected")[0] == "failed"
+
+    ran = "exercised 9 calls on cuda\n"
+    assert gpu_gate._judge_sanitizer(0, ran + "========= ERROR SUMMARY: 0 errors\n")[0] == "passed"
+    hazards = "========= RACECHECK SUMMARY: {} hazards displayed ({} errors, 0 warnings)\n"
+    assert gpu_gate._judge_sanitizer(0, ran + hazards.format(0, 0))[0] == "passed"
+    assert gpu_gate._judge_sanitizer(9, ran + hazards.format(10, 10))[0] == "failed"
+    assert gpu_gate._judge_sanitizer(9, "========= Invalid write\n========= ERROR SUMMARY: 1 error\n")[0] == "failed"
+    assert gpu_gate._judge_sanitizer(0, "========= ERROR SUMMARY: 0 errors\n")[0] == "failed"  # nothing ran
+    assert gpu_gate._judge_sanitizer(1, "========= Error: Device not supported\n")[0] == "skipped"
+
+
+def test_the_gate_needs_a_device_or_a_dry_run(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_gate.main([]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+
+
+def test_the_sanitized_program_covers_both_ops(monkeypatch, capsys):
+    monkeypatch.setattr(cases, "SMALL", {op: small[:2] for op, small in cases.SMALL.items()})
+    assert gpu_gate.main(["--exercise", "cpu"]) == 0
+    assert capsys.readouterr().out == "exercised 32 calls on cpu\n"
+
+
+def test_tuning_tries_the_rows_of_the_table():
+    Row = namedtuple("Row", "arch kind limit num_warps measured")
+    table = (Row(None, "a", 8, 4, ""), Row(None, "a", 2**63, 4, ""), Row(None, "b", 8, 4, ""))
+
+    def select(kind, size, table=table):
+        return next(row for row in table if row.kind == kind and size <= row.limit)
+
+    module = types.SimpleNamespace(TABLE=table, select=select)
+    today, rows = tune.candidates(module, lambda: module.select("a", 5))
+    assert today == table[0]
+    assert rows == [table[i]._replace(num_warps=w) for i in (0, 1) for w in tune.WARPS]
+
+    def record(seconds):
+        known = {str(row): row._asdict() for row in rows}
+        return {"op": "op", "today": str(today), "rows": known, "seconds": dict(zip(known, seconds, strict=True))}
+
+    # rows: today's with 2, 4 and 8 warps, then the other's
+    (best,) = tune.best_rows([record([2, 2, 2, 1, 2, 8]), record([2, 2, 2, 1.5, 2, 0.1])], 90, "a device")
+    assert best["row"] == {"arch": 90, "kind": "a", "limit": 8, "num_warps": 8, "measured": "a device"}
+    assert best["cases"] == 2 and best["faster"] == pytest.approx((2 / 8 * 2 / 0.1) ** 0.5)
+
+
+def _row(name, resolution, others):
+    row = harness.Measurement("op", name, (1,), resolution, "float32", "nchw", 1000, OURS, False)
+    everyone = {OURS: (1.0, 0.9, 1.1), "copy": (0.5,) * 3, "clone": (0.7,) * 3, **others}
+    row.timings = {n: harness.Timing(*t, rounds=9, calls=1, clock="host") for n, t in everyone.items()}
+    return row

@@ -1,0 +1,215 @@
+"""The cuda and triton backends on a device, against the reference in float64 on the CPU."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+from tolerances import assert_close
+
+from posgan_fast import functional as PF
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+BACKENDS = ("cuda", "triton")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+
+
+@each_backend
+@each_layout
+@each_dtype
+@pytest.mark.parametrize("case", cases.UPFIRDN2D_SMALL, ids=lambda c: c.name)
+def test_upfirdn2d(case, dtype, layout, backend):
+    """Value, gradient, and gradient of the gradient."""
+    x, f = case.tensors(dtype, layout)
+    g, h = _like(case.out_shape, dtype, layout, 1), _like(case.shape, dtype, layout, 2)
+    expected = _upfirdn2d_orders(case, *(t.double() for t in (x, f, g, h)), "reference")
+    actual = _upfirdn2d_orders(case, *(t.to(DEVICE) for t in (x, f, g, h)), backend)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, "upfirdn2d", dtype)
+    assert actual[0].is_contiguous(memory_format=layout)
+
+
+@each_backend
+@each_layout
+@each_dtype
+@pytest.mark.parametrize("case", cases.BIAS_ACT_SMALL, ids=lambda c: c.name)
+def test_bias_act(case, dtype, layout, backend):
+    """Value, gradients of x and b, and theirs: of the incoming gradient, and of x where the activation bends."""
+    x, b = _away_from_the_clamp(case, *case.tensors(dtype, layout))
+    g, h = _like(case.shape, dtype, layout, 1), _like(case.shape, dtype, layout, 2)
+    expected = _bias_act_orders(case, *(t if t is None else t.double() for t in (x, b, g, h)), "reference")
+    actual = _bias_act_orders(case, *(t if t is None else t.to(DEVICE) for t in (x, b, g, h)), backend)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if a.ndim == 1 and dtype.itemsize == 2:  # of b: a sum over the rounded one of x, which comes before it
+            e = actual[i - 1].double().sum([0, 2, 3])
+        assert_close(a, e, "bias_act", dtype)
+    assert actual[0].stride() == x.stride()
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("offset", [1, 2, 3, 5])
+def test_misaligned_views(offset, dtype, backend):
+    """Neither the first element nor the rows of x lie on a vector's boundary."""
+    storage = _like((2, 8, 17, 22), dtype, torch.contiguous_format, 3)
+    case = cases.Upfirdn2dCase("", storage.shape, (2, 2), (1, 1), (2, 1, 2, 1), 4)
+    _, f = case.tensors(dtype, torch.contiguous_format)
+    for layout in LAYOUTS:
+        for cut in (lambda t: t[:, :, :, offset:], lambda t: t[:, offset:], lambda t: t[:, :, offset:, : 22 - offset]):
+            x = cut(storage.contiguous(memory_format=layout))
+            x_there = cut(storage.to(DEVICE).contiguous(memory_format=layout))
+            y = PF.upfirdn2d(x_there, f.to(DEVICE), **case.arguments, backend=backend)
+            assert_close(y, PF.upfirdn2d(x.double(), f, **case.arguments, backend="reference"), "upfirdn2d", dtype)
+    flat = storage.flatten()[offset : offset + 3 * 7 * 11].view(3, 7, 11)
+    flat_there = storage.to(DEVICE).flatten()[offset : offset + 3 * 7 * 11].view(3, 7, 11)
+    b = _like((7 + offset,), dtype, torch.contiguous_format, 4)
+    y = PF.bias_act(flat_there, b.to(DEVICE)[offset:], act="lrelu", clamp=1, backend=backend)
+    expected = PF.bias_act(flat.double(), b.double()[offset:], act="lrelu", clamp=1, backend="reference")
+    assert_close(y, expected, "bias_act", dtype)
+
+
+@each_backend
+@each_layout
+def test_more_elements_than_32_bits_index(layout, backend):
+    """The corners of tensors beyond 2^31 elements equal the same pixels computed alone."""
+    shape = (1, 1, 2**16 + 3, 2**15 + 1) if layout == torch.contiguous_format else (1, 4, 2**15 + 3, 2**14 + 1)
+    numel = shape[1] * shape[2] * shape[3]
+    free = torch.cuda.mem_get_info()[0]
+    if free < 5 * numel * 2:
+        pytest.skip(f"needs {5 * numel * 2 / 2**30:.0f} GiB of device memory, {free / 2**30:.0f} are free")
+    x = torch.empty(shape, dtype=torch.bfloat16, device=DEVICE, memory_format=layout).normal_()
+    assert x.numel() > 2**31
+    f = torch.tensor([1.0, 3.0, 3.0, 1.0], device=DEVICE) / 8
+    b = torch.arange(1.0, 1 + shape[1], device=DEVICE).bfloat16()
+    y = PF.upfirdn2d(x, f, padding=[2, 1, 2, 1], backend=backend)  # y[o] is made of x[o - 2] to x[o + 1]
+    z = PF.bias_act(x, b, act="lrelu", clamp=1.5, backend=backend)
+    # of six samples at an edge, and the padding there, the outputs they determine
+    ends = ((slice(0, 6), [2, 0], slice(0, 5)), (slice(-6, None), [0, 1], slice(-4, None)))
+    for rows, pad_y, out_rows in ends:
+        for columns, pad_x, out_columns in ends:
+            part = x[:, :, rows, columns].cpu().double()
+            expected = PF.upfirdn2d(part, f.cpu(), padding=pad_x + pad_y, backend="reference")
+            assert_close(y[:, :, out_rows, out_columns], expected, "upfirdn2d", x.dtype)
+            expected = PF.bias_act(part, b.cpu().double(), act="lrelu", clamp=1.5, backend="reference")
+            assert_close(z[:, :, rows, columns], expected, "bias_act", x.dtype)
+
+
+@each_backend
+def test_compiles_without_a_graph_break(backend):
+    x, f, b = _layer(torch.float32)
+    x.requires_grad_()
+    results = []
+    for layer in (_run_layer, torch.compile(_run_layer, fullgraph=True)):
+        y = layer(x, f, b, backend)
+        results.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.equal(eager, compiled)
+
+
+@each_backend
+def test_autocast(backend):
+    """The ops run in the dtype of x; the float32 bias follows it."""
+    x, f, b = _layer(torch.float16)
+    with torch.autocast(DEVICE, torch.float16):
+        y = _run_layer(x, f, b.float(), backend)
+    assert y.dtype == torch.float16
+    assert torch.equal(y, _run_layer(x, f, b, backend))
+
+
+@each_backend
+def test_in_place(backend):
+    for dtype in DTYPES:
+        x, _, b = _layer(dtype)
+        expected = PF.bias_act(x, b, act="lrelu", clamp=1, backend=backend)
+        y = PF.bias_act_(x, b, act="lrelu", clamp=1, backend=backend)
+        assert y.data_ptr() == x.data_ptr()
+        assert torch.equal(y, expected)
+
+
+@each_backend
+def test_cuda_graph(backend):
+    """A captured layer follows its input's memory."""
+    x, f, b = _layer(torch.float32)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        _run_layer(x, f, b, backend)  # compiles and loads
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = _run_layer(x, f, b, backend)
+    for seed in (5, 6):
+        x.copy_(_like(x.shape, x.dtype, torch.contiguous_format, seed))
+        graph.replay()
+        assert torch.equal(y, _run_layer(x, f, b, backend))
+
+
+@each_backend
+def test_runs_on_the_current_stream(backend):
+    """On a second stream the ops wait for what that stream still has to write."""
+    x, f, b = _layer(torch.float32)
+    expected = _run_layer(x, f, b, backend)
+    late = torch.zeros_like(x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)
+        actual = _run_layer(late, f, b, backend)
+    stream.synchronize()
+    assert torch.equal(actual, expected)
+
+
+def test_the_cuda_kernels_come_first():
+    x, f, _ = _layer(torch.float32)
+    assert PF.explain("upfirdn2d", x, f).backend == PF.explain("bias_act", x).backend == "cuda"
+
+
+def _like(shape, dtype, layout, seed):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return values.contiguous(memory_format=layout) if values.ndim == 4 else values
+
+
+def _away_from_the_clamp(case, x, b):
+    """A result that rounds across the clamp has another gradient than the exact one: x + b = -2 is far from it."""
+    if case.clamp is not None:
+        shift = torch.zeros(1) if b is None else b[:, None, None]
+        y = PF.bias_act(x.double(), None if b is None else b.double(), **case.arguments, backend="reference")
+        near = (y.abs() / case.clamp - 1).abs() < 0.02
+        x[near] = (-2 - shift).to(x.dtype).expand(x.shape)[near]
+    return x, b
+
+
+def _upfirdn2d_orders(case, x, f, g, h, backend):
+    x, g = x.detach().requires_grad_(), g.requires_grad_()
+    y = PF.upfirdn2d(x, f, **case.arguments, backend=backend)
+    (dx,) = torch.autograd.grad(y, x, g, create_graph=True)
+    (dg,) = torch.autograd.grad(dx, g, h)
+    return y, dx, dg
+
+
+def _bias_act_orders(case, x, b, g, h, backend):
+    inputs = [t.detach().requires_grad_() for t in (x, b) if t is not None]
+    g = g.requires_grad_()
+    y = PF.bias_act(inputs[0], inputs[1] if b is not None else None, **case.arguments, backend=backend)
+    first = torch.autograd.grad(y, inputs, g, create_graph=True)
+    second = torch.autograd.grad(first[0], [g, *inputs], h, allow_unused=True)
+    return [y, *first, *(t for t in second if t is not None)]
+
+
+def _layer(dtype):
+    x = _like((2, 16, 20, 24), dtype, torch.contiguous_format, 0).to(DEVICE)
+    b = _like((16,), dtype, torch.contiguous_format, 1).to(DEVICE)
+    return x, torch.tensor([1.0, 3.0, 3.0, 1.0], device=DEVICE) / 8, b
+
+
+def _run_layer(x, f, b, backend):
+    y = PF.upfirdn2d(x, f, 2, 1, [2, 1, 2, 1], gain=4, backend=backend)
+    return PF.bias_act(y, b, act="lrelu", clamp=2, backend=backend)
