@@ -4,16 +4,17 @@
 namespace posgan_fast::PF_ISA {
 namespace {
 
-// exp, expm1 and log1p as the activations need them. The float versions are polynomials without branches, within two units
-// in the last place: exp and expm1 of x <= 0, log1p of x in [0, 1].
+// exp, expm1 and log1p as the activations need them. The float versions are polynomials without branches, within two
+// units in the last place: exp and expm1 of x <= 0, log1p of x in [0, 1].
 struct Math {
   struct Split {
     float expm1, scale;  // exp(x) = scale * (1 + expm1)
   };
 
   static inline Split split(float x) {
-    const float clipped = x < -87.0f ? -87.0f : x;                  // keeps NaN
-    const float shifted = clipped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the low bits hold round(x / ln 2)
+    const float clipped = x < -87.0f ? -87.0f : x;  // keeps NaN
+    const float shifted =
+        clipped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the low bits hold round(x / ln 2)
     const float n = shifted - 12582912.0f;
     float r = clipped - n * 0.693145751953125f;
     r -= n * 1.42860682030941723212e-6f;
@@ -84,19 +85,29 @@ auto select_order(int order, bool reads_output) {
 template <typename T>
 auto select_span(Act act, int order, bool output) {
   switch (act) {
-    case Act::kLinear: return select_order<Act::kLinear, T>(order, output);
-    case Act::kRelu: return select_order<Act::kRelu, T>(order, output);
-    case Act::kLrelu: return select_order<Act::kLrelu, T>(order, output);
-    case Act::kTanh: return select_order<Act::kTanh, T>(order, output);
-    case Act::kSigmoid: return select_order<Act::kSigmoid, T>(order, output);
-    case Act::kElu: return select_order<Act::kElu, T>(order, output);
-    case Act::kSelu: return select_order<Act::kSelu, T>(order, output);
-    case Act::kSoftplus: return select_order<Act::kSoftplus, T>(order, output);
-    default: return select_order<Act::kSwish, T>(order, output);
+    case Act::kLinear:
+      return select_order<Act::kLinear, T>(order, output);
+    case Act::kRelu:
+      return select_order<Act::kRelu, T>(order, output);
+    case Act::kLrelu:
+      return select_order<Act::kLrelu, T>(order, output);
+    case Act::kTanh:
+      return select_order<Act::kTanh, T>(order, output);
+    case Act::kSigmoid:
+      return select_order<Act::kSigmoid, T>(order, output);
+    case Act::kElu:
+      return select_order<Act::kElu, T>(order, output);
+    case Act::kSelu:
+      return select_order<Act::kSelu, T>(order, output);
+    case Act::kSoftplus:
+      return select_order<Act::kSoftplus, T>(order, output);
+    default:
+      return select_order<Act::kSwish, T>(order, output);
   }
 }
 
-// The biases of elements [i, i + n): one value repeated where the bias dimension has a step, a cycle where it is innermost.
+// The biases of elements [i, i + n): one value repeated where the bias dimension has a step, a cycle where it is
+// innermost.
 template <typename T>
 void lay_out_bias(const BiasActParams& p, const T* b, int64_t i, int n, acc_t<T>* out) {
   if (p.step == 1) {
@@ -147,10 +158,14 @@ void elements(const BiasActTask& task, int64_t begin, int64_t end) {
 
 void bias_act(const BiasActTask& task, int64_t begin, int64_t end) {
   switch (task.type) {
-    case Type::kHalf: return elements<Half>(task, begin, end);
-    case Type::kBFloat16: return elements<BFloat16>(task, begin, end);
-    case Type::kFloat: return elements<float>(task, begin, end);
-    case Type::kDouble: return elements<double>(task, begin, end);
+    case Type::kHalf:
+      return elements<Half>(task, begin, end);
+    case Type::kBFloat16:
+      return elements<BFloat16>(task, begin, end);
+    case Type::kFloat:
+      return elements<float>(task, begin, end);
+    case Type::kDouble:
+      return elements<double>(task, begin, end);
   }
 }
 

@@ -61,7 +61,9 @@ PF_HD A slope(A sign, A alpha) {
   return sign > 0 ? A(1) : (kAct == Act::kLrelu ? alpha : A(0));
 }
 
-constexpr PF_HD bool piecewise_linear(Act act) { return act == Act::kLinear || act == Act::kRelu || act == Act::kLrelu; }
+constexpr PF_HD bool piecewise_linear(Act act) {
+  return act == Act::kLinear || act == Act::kRelu || act == Act::kLrelu;
+}
 
 // One element. order 0: x is the input; order 1: x is the gradient; order 2: x is the second incoming gradient and dy
 // the first. b is read where the formula needs the input (order 0, and later orders reading it).
@@ -96,8 +98,6 @@ PF_HD A bias_act_point(A x, A b, A ref, A dy, A alpha, A gain, A clamp) {
 }
 
 // What ref holds at order 1: the output, unless a negative slope would hide the sign of the input.
-PF_HD bool reads_output(Act act, double alpha) {
-  return act == Act::kRelu || (act == Act::kLrelu && alpha >= 0);
-}
+PF_HD bool reads_output(Act act, double alpha) { return act == Act::kRelu || (act == Act::kLrelu && alpha >= 0); }
 
 }  // namespace posgan_fast

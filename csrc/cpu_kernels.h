@@ -1,5 +1,6 @@
-// What the CPU kernels and the library around them agree on. Each kernel works on a range of its work items, is compiled
-// once per instruction set into a namespace of that name, and includes nothing that could emit code shared between them.
+// What the CPU kernels and the library around them agree on. Each kernel works on a range of its work items, is
+// compiled once per instruction set into a namespace of that name, and includes nothing that could emit code shared
+// between them.
 #pragma once
 
 #include <cstdlib>
@@ -39,10 +40,10 @@ struct BiasActTask {
   bool stream;
 };
 
-#define PF_DECLARE(isa)                                                   \
-  namespace isa {                                                         \
-  void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end);  \
-  void bias_act(const BiasActTask& task, int64_t begin, int64_t end);     \
+#define PF_DECLARE(isa)                                                  \
+  namespace isa {                                                        \
+  void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end); \
+  void bias_act(const BiasActTask& task, int64_t begin, int64_t end);    \
   }
 PF_DECLARE(baseline)
 PF_DECLARE(avx2)

@@ -39,8 +39,8 @@ const Kernels& kernels() {
     // POSGAN_FAST_ISA asks for a narrower set, for tests and for comparing results across machines.
     const char* wish = std::getenv("POSGAN_FAST_ISA");
     const std::string cap = wish != nullptr ? wish : "avx512";
-    if (cap == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
+    if (cap == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       return Kernels{avx512::upfirdn2d, avx512::bias_act, "avx512"};
     }
     if (cap != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -54,17 +54,22 @@ const Kernels& kernels() {
 
 Type type_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Half: return Type::kHalf;
-    case ScalarType::BFloat16: return Type::kBFloat16;
-    case ScalarType::Float: return Type::kFloat;
-    case ScalarType::Double: return Type::kDouble;
-    default: STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
+    case ScalarType::Half:
+      return Type::kHalf;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::Double:
+      return Type::kDouble;
+    default:
+      STD_TORCH_CHECK(false, "expected float16, bfloat16, float32 or float64");
   }
 }
 
 int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
 
-constexpr int64_t kHuge = int64_t(4) << 20;       // from here on a result is worth huge pages
+constexpr int64_t kHuge = int64_t(4) << 20;        // from here on a result is worth huge pages
 constexpr int64_t kStreaming = int64_t(16) << 20;  // and from here on it does not stay in the caches
 
 // A large result is a fresh mapping: with huge pages its first touch costs one fault in 512.
@@ -84,8 +89,8 @@ void spread(void (*kernel)(const Task&, int64_t, int64_t), const Task& task, int
                               [&](int64_t begin, int64_t end) { kernel(task, begin, end); });
 }
 
-// Taps in correlation order as A. A rank-1 filter, or a 2-D one that is an outer product to within rounding, goes to one
-// vector per axis.
+// Taps in correlation order as A. A rank-1 filter, or a 2-D one that is an outer product to within rounding, goes to
+// one vector per axis.
 template <typename A>
 struct Taps {
   std::vector<A> x, y;
@@ -152,8 +157,8 @@ void upfirdn2d_typed(Upfirdn2dTask& task, const Tensor& f, bool flip) {
   spread(kernels().upfirdn2d, task, items, (int64_t(1) << 15) / std::max<int64_t>(cost, 1));
 }
 
-void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy,
-               int64_t padx0, int64_t pady0, bool flip, double gain) {
+void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
+               int64_t downy, int64_t padx0, int64_t pady0, bool flip, double gain) {
   STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1),
                   "upfirdn2d: x and y must be [N, C, H, W] with equal N and C");
   STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "upfirdn2d: x and y must have one dtype");
@@ -175,10 +180,20 @@ void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, i
   task.y = y.mutable_data_ptr();
   task.params = {{x.size(3), y.size(3), int(upx), int(downx), int(padx0), int(f.size(f.dim() - 1))},
                  {x.size(2), y.size(2), int(upy), int(downy), int(pady0), int(f.size(0))},
-                 x.size(0), x.size(1),
-                 x.stride(0), x.stride(1), x.stride(2), x.stride(3),
-                 y.stride(0), y.stride(1), y.stride(2), y.stride(3),
-                 channels_last, false, flip, gain};
+                 x.size(0),
+                 x.size(1),
+                 x.stride(0),
+                 x.stride(1),
+                 x.stride(2),
+                 x.stride(3),
+                 y.stride(0),
+                 y.stride(1),
+                 y.stride(2),
+                 y.stride(3),
+                 channels_last,
+                 false,
+                 flip,
+                 gain};
   const int64_t bytes = y.numel() * bytes_of(task.type);
   task.stream = bytes >= kStreaming;
   prefer_huge_pages(task.y, bytes);
@@ -190,8 +205,8 @@ void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, i
 }
 
 void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::optional<Tensor>& ref,
-              const std::optional<Tensor>& dy, const Tensor& out, int64_t step, int64_t order, int64_t act, double alpha,
-              double gain, double clamp) {
+              const std::optional<Tensor>& dy, const Tensor& out, int64_t step, int64_t order, int64_t act,
+              double alpha, double gain, double clamp) {
   STD_TORCH_CHECK(order >= 0 && order <= 2 && act >= 1 && act <= 9, "bias_act: order must be 0..2 and act 1..9");
   STD_TORCH_CHECK(order < 1 || ref.has_value(), "bias_act: order 1 and 2 need ref");
   STD_TORCH_CHECK(order < 2 || dy.has_value(), "bias_act: order 2 needs dy");

@@ -6,8 +6,8 @@
 namespace posgan_fast::PF_ISA {
 namespace {
 
-// row[i] = (accumulate ? row[i] : 0) + sum of kRows weighted rows. Overlapping blocks would add twice, so an accumulation
-// walks its tail one by one.
+// row[i] = (accumulate ? row[i] : 0) + sum of kRows weighted rows. Overlapping blocks would add twice, so an
+// accumulation walks its tail one by one.
 template <int kRows, typename T, typename A>
 void blend_rows(A* __restrict row, const T* const* rows, const A* weights, int64_t n, bool accumulate) {
   with_lanes<A>(n, [&](auto lanes) {
@@ -281,10 +281,14 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
 
 void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   switch (task.type) {
-    case Type::kHalf: return rows<Half>(task, begin, end);
-    case Type::kBFloat16: return rows<BFloat16>(task, begin, end);
-    case Type::kFloat: return rows<float>(task, begin, end);
-    case Type::kDouble: return rows<double>(task, begin, end);
+    case Type::kHalf:
+      return rows<Half>(task, begin, end);
+    case Type::kBFloat16:
+      return rows<BFloat16>(task, begin, end);
+    case Type::kFloat:
+      return rows<float>(task, begin, end);
+    case Type::kDouble:
+      return rows<double>(task, begin, end);
   }
 }
 

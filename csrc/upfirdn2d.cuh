@@ -1,8 +1,9 @@
 // CUDA kernels of upfirdn2d and the geometry of their launches. No torch; compiles for the host too (host_device.h).
 //
-//   fir4                4 x 4 taps, both axes at (up, down) in {(1, 1), (2, 1), (1, 2)}, rows dense: the StyleGAN2
-//   cases fir4_channels_last  the same with channels innermost, 16 bytes of channels per thread tiled               any
-//   factors and taps whose tile fits into shared memory, any strides, and double direct              the rest
+// fir4: 4 x 4 taps, both axes at (up, down) in {(1, 1), (2, 1), (1, 2)}, rows dense: the StyleGAN2 cases.
+// fir4_channels_last: the same with channels innermost, 16 bytes of channels per thread.
+// tiled: any factors and taps whose tile fits into shared memory, any strides, and double.
+// direct: the rest.
 #pragma once
 
 #include <type_traits>
@@ -21,17 +22,17 @@ constexpr int64_t kMaxGridY = 65535;
 
 // How the fir4 kernels walk down the image. Input row r of a walk reaches outputs o with 0 <= r * up - o * down < 4,
 // kLive of them at a time, so sums live in registers and rotate. Rows come in stages, after which the rotation repeats.
-template <int kUp, int kDown>
+template <int kUp, int kDown, bool kChannelsLast>
 struct Walk {
   static constexpr int kLive = kDown == 2 ? 2 : 4;
-  static constexpr int kStageIn = kUp == 2 ? 4 : 8;
+  static constexpr int kStageIn = (kChannelsLast ? 4 : 8) / kUp;
   static constexpr int kStageOut = kStageIn * kUp / kDown;
   static_assert(kStageOut % kLive == 0);
 
   // Inputs under consecutive outputs, the first of which meets a sample with its first tap.
   static constexpr PF_BOTH int span(int outputs) { return ((outputs - 1) * kDown + kFirTaps - 1) / kUp + 1; }
 
-  // The most outputs that so many stages complete; even when upsampling.
+  // The most outputs, in whole steps of kUp, that so many stages complete.
   static constexpr PF_BOTH int outputs(int stages) {
     return ((stages * kStageIn * kUp - kFirTaps) / kDown + 1) / kUp * kUp;
   }
@@ -78,8 +79,8 @@ struct Fir {
       for (int kx = 0; kx < kFirTaps; ++kx) {
         const A tap = taps[ky * kFirTaps + kx];
         const A error = down[ky] * across[kx] - tap;
-        const A rounding = A(0x1p-22) * tap;  // of the product; a filter that differs by more is not factored
-        factored = factored && error * error <= rounding * rounding;
+        const A rounding = A(0x1p-22) * (tap < 0 ? -tap : tap);  // of quotient and product
+        factored = factored && error <= rounding && -error <= rounding;
       }
     }
 #pragma unroll
@@ -94,10 +95,8 @@ struct Fir {
 };
 
 // Adds input row r of a stage to the outputs it reaches. Every index is a constant once the loops are unrolled.
-template <int kUp, int kDown, bool kFactored, int kCols, typename A>
-PF_DEVICE void add_row(int r, const Fir<A>& fir, const A (&in)[Walk<kUp, kDown>::span(kCols)],
-                       A (&acc)[Walk<kUp, kDown>::kLive][kCols]) {
-  using W = Walk<kUp, kDown>;
+template <typename W, int kUp, int kDown, bool kFactored, int kCols, typename A>
+PF_DEVICE void add_row(int r, const Fir<A>& fir, const A (&in)[W::span(kCols)], A (&acc)[W::kLive][kCols]) {
 #pragma unroll
   for (int col = 0; col < kCols; ++col) {
     A across = 0;
@@ -128,7 +127,8 @@ PF_DEVICE void add_row(int r, const Fir<A>& fir, const A (&in)[Walk<kUp, kDown>:
 // Outputs a fir4 thread makes side by side: both phases when upsampling; two halves fill a bank of shared memory.
 template <typename T, int kUp, int kDown>
 constexpr int kFirCols = kUp == 2 || (kDown == 1 && sizeof(T) == 2) ? 2 : 1;
-constexpr int kFirColsChannelsLast = 2;
+template <int kDown>
+constexpr int kFirColsChannelsLast = kDown == 2 ? 1 : 2;
 constexpr int kFirChannels = 4;
 
 struct FirShape {
@@ -153,10 +153,10 @@ struct Range {
 // before its first element, and readers add the difference. A thread filters each row horizontally in registers and
 // adds it to the outputs it reaches.
 template <typename T, int kUp, int kDown>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 3)
     upfirdn2d_fir4(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirShape s) {
   using A = acc_t<T>;
-  using W = Walk<kUp, kDown>;
+  using W = Walk<kUp, kDown, false>;
   constexpr int kCols = kFirCols<T, kUp, kDown>;
   constexpr int kSpan = W::span(kCols);
   constexpr int kVector = kVectorSize<T>;
@@ -210,7 +210,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       while (active && r < rows) {
         T* const to = to_stage + r * pitch + vector * kVector;
         const int iy = in_y0 + first_row + r;
-        const int ix = in_x0 + vector * kVector - int((skew + unsigned((first_row + r) * in_stride)) & (kVector - 1));
+        const int ix =
+            in_x0 + vector * kVector - int((skew + unsigned(first_row + r) * unsigned(in_stride)) & (kVector - 1));
         if (iy < 0 || iy >= in_h || ix <= -kVector || ix >= in_w) {
           store_pack(to, zero_pack<T, kVector>());
         } else {
@@ -238,12 +239,12 @@ __global__ void __launch_bounds__(kMaxThreads)
       const T* const rows = ring + stage % kFirStages * (W::kStageIn * pitch) + column;
 #pragma unroll
       for (int r = 0; r < W::kStageIn; ++r) {
-        const unsigned offset = (skew + unsigned((stage * W::kStageIn + r) * in_stride)) & (kVector - 1);
+        const unsigned offset = (skew + unsigned(stage * W::kStageIn + r) * unsigned(in_stride)) & (kVector - 1);
         const T* const row = rows + r * pitch + offset;
         A in_row[kSpan];
 #pragma unroll
         for (int i = 0; i < kSpan; ++i) in_row[i] = widen(row[i]);
-        add_row<kUp, kDown, factored.value, kCols>(r, fir, in_row, acc);
+        add_row<W, kUp, kDown, factored.value, kCols>(r, fir, in_row, acc);
 #pragma unroll
         for (int o = 1 - W::kLive; o < W::kStageOut; ++o) {
           if (!W::last(r, o)) continue;
@@ -286,11 +287,11 @@ __global__ void __launch_bounds__(kMaxThreads)
 // A thread owns four channels of neighbouring columns and walks down a segment. The pixels that its neighbours read as
 // well come from the L1 cache; nothing is shared, so nothing is synchronised.
 template <typename T, int kUp, int kDown>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     upfirdn2d_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirShape s) {
   using A = acc_t<T>;
-  using W = Walk<kUp, kDown>;
-  constexpr int kCols = kFirColsChannelsLast;
+  using W = Walk<kUp, kDown, true>;
+  constexpr int kCols = kFirColsChannelsLast<kDown>;
   constexpr int kSpan = W::span(kCols);
 
   const int pixel = int(threadIdx.x) / s.lanes;
@@ -309,6 +310,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int out_w = int(p.x.out), out_h = int(p.y.out);
   const int rows_out = out_h - out_y0 < s.segment ? out_h - out_y0 : s.segment;
   const int rows_in = W::span(rows_out);
+  const int in_stride = int(p.in_stride_w), out_stride = int(p.out_stride_w);
   const Range in_rows{0, int(p.y.in)}, in_columns{0, int(p.x.in)};
   const Range out_rows{out_y0 < 0 ? -out_y0 : 0, rows_out - (out_y0 < 0 ? -out_y0 : 0)};
   const Range out_columns{0, out_w};
@@ -332,7 +334,7 @@ __global__ void __launch_bounds__(kMaxThreads)
         for (int i = 0; i < kSpan; ++i) {
           Pack<T, kFirChannels> pack = zero_pack<T, kFirChannels>();
           if (exists && in_columns.contains(ix + i)) {
-            pack = load_pack_readonly<kFirChannels>(x + (from + i * p.in_stride_w));
+            pack = load_pack<kFirChannels>(x + (from + i * in_stride));
           }
           widen(pack, in[i]);
         }
@@ -342,7 +344,7 @@ __global__ void __launch_bounds__(kMaxThreads)
           A in_row[kSpan];
 #pragma unroll
           for (int i = 0; i < kSpan; ++i) in_row[i] = in[i][e];
-          add_row<kUp, kDown, factored.value, kCols>(r, fir, in_row, acc[e]);
+          add_row<W, kUp, kDown, factored.value, kCols>(r, fir, in_row, acc[e]);
         }
 #pragma unroll
         for (int o = 1 - W::kLive; o < W::kStageOut; ++o) {
@@ -354,7 +356,7 @@ __global__ void __launch_bounds__(kMaxThreads)
               A value[kFirChannels];
 #pragma unroll
               for (int e = 0; e < kFirChannels; ++e) value[e] = acc[e][W::slot(o)][col];
-              store_pack(y + (at + col * p.out_stride_w), narrow<T, kFirChannels>(value));
+              store_pack(y + (at + col * out_stride), narrow<T, kFirChannels>(value));
             }
           }
           at += p.out_stride_h;
@@ -362,12 +364,10 @@ __global__ void __launch_bounds__(kMaxThreads)
       }
     };
 
-    for (int stage = 0; stage * W::kStageIn < rows_in; ++stage) {
-      if (fir.factored) {
-        add_stage(stage, std::true_type{});
-      } else {
-        add_stage(stage, std::false_type{});
-      }
+    if (fir.factored) {
+      for (int stage = 0; stage * W::kStageIn < rows_in; ++stage) add_stage(stage, std::true_type{});
+    } else {
+      for (int stage = 0; stage * W::kStageIn < rows_in; ++stage) add_stage(stage, std::false_type{});
     }
   }
 }
@@ -571,7 +571,7 @@ struct Upfirdn2dTiling {
   int threads;             // of a block
   int max_lanes;           // fir4: most threads side by side in one plane; channels_last: in channels
   int min_rows, max_rows;  // outputs a fir4 thread makes, one below the other
-  int blocks;              // of the whole launch that are worth shorter walks
+  int resident_threads;    // what the device holds at once
 };
 
 struct Upfirdn2dTableRow {
@@ -582,20 +582,21 @@ struct Upfirdn2dTableRow {
   const char* measured;
 };
 
-// The launch table, most specific row last. blocks: eight for every multiprocessor of A100, H100 and B200.
+// The launch table, most specific row last. By their registers a multiprocessor holds 768 threads of fir4 and 512 of
+// fir4_channels_last; A100, H100 and B200 have 108, 132 and 148 of them.
 constexpr Upfirdn2dTableRow kUpfirdn2dTable[] = {
-    // sm, kernel, width, {threads, max_lanes, min_rows, max_rows, blocks}, where measured
-    {0, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 864}, "not yet measured"},
-    {0, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 864}, "not yet measured"},
-    {0, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 8, 64, 864}, "not yet measured"},
+    // sm, kernel, width, {threads, max_lanes, min_rows, max_rows, resident_threads}, where measured
+    {0, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 108 * 768}, "not yet measured"},
+    {0, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 108 * 768}, "not yet measured"},
+    {0, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 4, 64, 108 * 512}, "not yet measured"},
     {0, Upfirdn2dKernel::kTiled, 0, {256, 0, 0, 0, 0}, "not yet measured"},
     {0, Upfirdn2dKernel::kDirect, 0, {256, 0, 0, 0, 0}, "not yet measured"},
-    {90, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 1056}, "not yet measured"},
-    {90, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 1056}, "not yet measured"},
-    {90, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 8, 64, 1056}, "not yet measured"},
-    {100, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 1184}, "not yet measured"},
-    {100, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 1184}, "not yet measured"},
-    {100, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 8, 64, 1184}, "not yet measured"},
+    {90, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 132 * 768}, "not yet measured"},
+    {90, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 132 * 768}, "not yet measured"},
+    {90, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 4, 64, 132 * 512}, "not yet measured"},
+    {100, Upfirdn2dKernel::kFir4, 0, {128, 32, 8, 32, 148 * 768}, "not yet measured"},
+    {100, Upfirdn2dKernel::kFir4, 33, {128, 192, 16, 64, 148 * 768}, "not yet measured"},
+    {100, Upfirdn2dKernel::kFir4ChannelsLast, 0, {128, 16, 4, 64, 148 * 512}, "not yet measured"},
 };
 
 inline Upfirdn2dTiling upfirdn2d_tiling(int sm, Upfirdn2dKernel kernel, const Upfirdn2dParams& p) {
@@ -618,49 +619,70 @@ inline int fir_lanes(int64_t columns, const Upfirdn2dTiling& t) {
   return best;
 }
 
-// Calls launch(grid, block, shared_bytes, kernel, arguments...).
+// Outputs per thread from top to bottom. A block takes as long as the rows it reads, and some to start; blocks come in
+// waves of as many as the device holds. `columns` of blocks lie beside and behind each other.
+template <typename W, int kUp>
+int fir_segment(int64_t rows, int64_t columns, int threads, const Upfirdn2dTiling& t) {
+  constexpr int64_t kStart = 8, kTries = 16;
+  const int64_t resident = t.resident_threads / threads;
+  const int64_t fewest = ceil_div(rows, t.max_rows), most = ceil_div(rows, t.min_rows);
+  int64_t best_time = INT64_MAX, best_stages = 1;
+  for (int64_t segments = fewest; segments <= most && segments < fewest + kTries; ++segments) {
+    const int64_t height = ceil_div(ceil_div(rows, segments), kUp) * kUp;
+    const int64_t stages = ceil_div(W::span(int(height)), W::kStageIn);
+    const int64_t time = ceil_div(columns * segments, resident) * (stages * W::kStageIn + kStart);
+    if (time < best_time) best_time = time, best_stages = stages;
+  }
+  return W::outputs(int(best_stages));
+}
+
+inline dim3 grid_of(int64_t x, int64_t y, int64_t max_y) { return {unsigned(x), unsigned(y < max_y ? y : max_y), 1}; }
+
+// The functions below call launch(grid, block, shared_bytes, kernel, arguments...).
 template <typename T, int kUp, int kDown, typename Launch>
-void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, Upfirdn2dKernel kernel,
-              const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
-  using W = Walk<kUp, kDown>;
-  const bool channels_last = kernel == Upfirdn2dKernel::kFir4ChannelsLast;
-  const int cols = channels_last ? kFirColsChannelsLast : kFirCols<T, kUp, kDown>;
-  FirShape s;
+void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Upfirdn2dTiling& t,
+              int64_t max_grid_y, const Launch& launch) {
+  using W = Walk<kUp, kDown, false>;
+  constexpr int kCols = kFirCols<T, kUp, kDown>;
+  FirShape s{};
   s.shift_x = W::shift(p.x);
   s.shift_y = W::shift(p.y);
-  const int64_t columns = ceil_div(p.x.out + s.shift_x, cols), rows = p.y.out + s.shift_y;
-  unsigned threads = unsigned(t.threads);
-  int64_t across, deep;  // blocks
-  if (channels_last) {
-    const int64_t packs = p.c / kFirChannels;
-    s.lanes = int(packs < t.max_lanes ? packs : t.max_lanes);
-    s.chunks = int(ceil_div(packs, s.lanes));
-    s.tiles_x = int(ceil_div(columns, int(threads) / s.lanes));
-    s.row_vectors = 0;
-    across = int64_t(s.tiles_x) * s.chunks;
-    deep = p.n;
-  } else {
-    s.lanes = fir_lanes(columns, t);
-    if (2 * s.lanes > t.threads) threads = unsigned(s.lanes);
-    s.chunks = 1;
-    s.tiles_x = int(ceil_div(columns, s.lanes));
-    s.row_vectors = int(ceil_div(W::span(s.lanes * cols) + kVectorSize<T> - 1, kVectorSize<T>));
-    across = s.tiles_x;
-    deep = ceil_div(p.n * p.c, int(threads) / s.lanes);
-  }
-  const int64_t wanted = ceil_div(t.blocks, across * deep);
-  int64_t height = ceil_div(rows, wanted);
-  height = height < t.min_rows ? t.min_rows : (height > t.max_rows ? t.max_rows : height);
-  height = ceil_div(rows, ceil_div(rows, height));  // even shares
-  s.segment = W::outputs(int(ceil_div(W::span(int(height)), W::kStageIn)));
+  const int64_t columns = ceil_div(p.x.out + s.shift_x, kCols), rows = p.y.out + s.shift_y;
+  s.lanes = fir_lanes(columns, t);
+  const int threads = 2 * s.lanes > t.threads ? s.lanes : t.threads;
+  const int slots = threads / s.lanes;
+  const int64_t deep = ceil_div(p.n * p.c, slots);
+  s.tiles_x = int(ceil_div(columns, s.lanes));
+  s.segment = fir_segment<W, kUp>(rows, s.tiles_x * deep, threads, t);
+  s.row_vectors = int(ceil_div(W::span(s.lanes * kCols) + kVectorSize<T> - 1, kVectorSize<T>));
+  launch(grid_of(s.tiles_x * ceil_div(rows, s.segment), deep, max_grid_y), dim3{unsigned(threads), 1, 1},
+         size_t(slots) * kFirStages * W::kStageIn * s.row_vectors * 16, upfirdn2d_fir4<T, kUp, kDown>, x, f, y, p, s);
+}
 
-  const dim3 grid{unsigned(across * ceil_div(rows, s.segment)), unsigned(deep < max_grid_y ? deep : max_grid_y), 1};
-  if (channels_last) {
-    launch(grid, dim3{threads, 1, 1}, size_t(0), upfirdn2d_fir4_channels_last<T, kUp, kDown>, x, f, y, p, s);
+template <typename T, int kUp, int kDown, typename Launch>
+void run_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Upfirdn2dTiling& t,
+                            int64_t max_grid_y, const Launch& launch) {
+  using W = Walk<kUp, kDown, true>;
+  FirShape s{};
+  s.shift_x = W::shift(p.x);
+  s.shift_y = W::shift(p.y);
+  const int64_t columns = ceil_div(p.x.out + s.shift_x, kFirColsChannelsLast<kDown>), rows = p.y.out + s.shift_y;
+  const int64_t packs = p.c / kFirChannels;
+  s.lanes = int(packs < t.max_lanes ? packs : t.max_lanes);
+  s.chunks = int(ceil_div(packs, s.lanes));
+  s.tiles_x = int(ceil_div(columns, t.threads / s.lanes));
+  s.segment = fir_segment<W, kUp>(rows, int64_t(s.tiles_x) * s.chunks * p.n, t.threads, t);
+  launch(grid_of(int64_t(s.tiles_x) * s.chunks * ceil_div(rows, s.segment), p.n, max_grid_y),
+         dim3{unsigned(t.threads), 1, 1}, size_t(0), upfirdn2d_fir4_channels_last<T, kUp, kDown>, x, f, y, p, s);
+}
+
+template <typename T, int kUp, int kDown, typename Launch>
+void run_fir4_either(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, Upfirdn2dKernel kernel,
+                     const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
+  if (kernel == Upfirdn2dKernel::kFir4) {
+    run_fir4<T, kUp, kDown>(x, f, y, p, t, max_grid_y, launch);
   } else {
-    const int slots = int(threads) / s.lanes;
-    const size_t shared = size_t(slots) * kFirStages * W::kStageIn * s.row_vectors * 16;
-    launch(grid, dim3{threads, 1, 1}, shared, upfirdn2d_fir4<T, kUp, kDown>, x, f, y, p, s);
+    run_fir4_channels_last<T, kUp, kDown>(x, f, y, p, t, max_grid_y, launch);
   }
 }
 
@@ -670,28 +692,26 @@ void run_upfirdn2d(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p
   const unsigned threads = unsigned(t.threads);
   if (kernel == Upfirdn2dKernel::kTiled) {
     const TiledShape s = tiled_shape<T>(p);
-    const int64_t planes = p.n * s.chunks;
     const int64_t values = s.taps + int64_t(s.in_h) * s.inner * (s.in_w + (p.separable ? s.tile_w : 0));
     const unsigned across = threads >= 64 ? 32 : threads / 2;
-    const dim3 grid{unsigned(s.tiles_x * ceil_div(p.y.out, s.tile_h)),
-                    unsigned(planes < max_grid_y ? planes : max_grid_y), 1};
-    launch(grid, dim3{across, threads / across, 1}, size_t(values) * sizeof(acc_t<T>),
+    launch(grid_of(s.tiles_x * ceil_div(p.y.out, s.tile_h), p.n * s.chunks, max_grid_y),
+           dim3{across, threads / across, 1}, size_t(values) * sizeof(acc_t<T>),
            p.separable ? upfirdn2d_tiled<T, true> : upfirdn2d_tiled<T, false>, x, f, y, p, s);
     return;
   }
   if (kernel == Upfirdn2dKernel::kDirect) {
     const int64_t blocks = ceil_div(p.n * p.c * p.y.out * p.x.out, threads);
-    const dim3 grid{unsigned(blocks < (1 << 30) ? blocks : 1 << 30), 1, 1};
-    launch(grid, dim3{threads, 1, 1}, size_t(0), upfirdn2d_direct<T>, x, f, y, p);
+    launch(dim3{unsigned(blocks < (1 << 30) ? blocks : 1 << 30), 1, 1}, dim3{threads, 1, 1}, size_t(0),
+           upfirdn2d_direct<T>, x, f, y, p);
     return;
   }
   if constexpr (sizeof(T) < sizeof(double)) {
     if (p.x.up == 2) {
-      run_fir4<T, 2, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
+      run_fir4_either<T, 2, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
     } else if (p.x.down == 2) {
-      run_fir4<T, 1, 2>(x, f, y, p, kernel, t, max_grid_y, launch);
+      run_fir4_either<T, 1, 2>(x, f, y, p, kernel, t, max_grid_y, launch);
     } else {
-      run_fir4<T, 1, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
+      run_fir4_either<T, 1, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
     }
   }
 }

@@ -19,6 +19,16 @@ from posgan_fast import functional as PF
 OURS = "posgan_fast cpu"
 
 
+@pytest.fixture(autouse=True)
+def forget_loaded_peers():
+    """Peers stay in sys.modules, where the hooks under test elsewhere would find them."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("_peer_"):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize("op", cases.CASES)
 def test_cases_know_their_output(op):
     for case in (*cases.CASES[op], *cases.SMALL[op]):

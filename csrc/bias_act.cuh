@@ -1,0 +1,268 @@
+// CUDA kernel of bias_act and the geometry of its launch. No torch; compiles for the host too (host_device.h).
+#pragma once
+
+#include "bias_act.h"
+#include "host_device.h"
+
+namespace posgan_fast {
+
+// exp, expm1 and log1p as the formulas of bias_act.h ask for them: expm1 of v <= 0, log1p of 0 <= v <= 1.
+struct LibraryMath {
+  static PF_DEVICE float exp(float v) { return ::expf(v); }
+  static PF_DEVICE float expm1(float v) { return ::expm1f(v); }
+  static PF_DEVICE float log1p(float v) { return ::log1pf(v); }
+  static PF_DEVICE double exp(double v) { return ::exp(v); }
+  static PF_DEVICE double expm1(double v) { return ::expm1(v); }
+  static PF_DEVICE double log1p(double v) { return ::log1p(v); }
+};
+
+// For 16-bit storage, where a relative error of 1e-5 vanishes in the rounding: the special function unit, and a series
+// where it would cancel.
+struct FastMath {
+#ifdef __CUDACC__
+  static PF_DEVICE float exp(float v) { return __expf(v); }
+  static PF_DEVICE float log(float v) { return __logf(v); }
+#else
+  static PF_DEVICE float exp(float v) { return ::expf(v); }
+  static PF_DEVICE float log(float v) { return ::logf(v); }
+#endif
+  static PF_DEVICE float expm1(float v) { return v > -0.02f ? v * (1 + v * (0.5f + v * (1 / 6.0f))) : exp(v) - 1; }
+  static PF_DEVICE float log1p(float v) { return v < 0.02f ? v * (1 - v * (0.5f - v * (1 / 3.0f))) : log(1 + v); }
+};
+
+template <typename T>
+using MathOf = std::conditional_t<sizeof(T) == 2, FastMath, LibraryMath>;
+
+// Division of 0 <= n < 2^31 by a constant of 1 <= d < 2^31: a multiplication and a shift.
+struct Divider {
+  uint32_t divisor, magic, shift;
+
+  static Divider by(int64_t d) {
+    uint32_t shift = 0;
+    while ((int64_t(1) << shift) < d) ++shift;
+    const uint64_t one = 1;
+    return {uint32_t(d), uint32_t(((one << 32) * ((one << shift) - uint64_t(d))) / uint64_t(d) + 1), shift};
+  }
+
+  PF_DEVICE uint32_t quotient(uint32_t n) const {
+#ifdef __CUDACC__
+    const uint32_t high = __umulhi(n, magic);
+#else
+    const uint32_t high = uint32_t((uint64_t(n) * magic) >> 32);
+#endif
+    return (high + n) >> shift;
+  }
+};
+
+// How consecutive elements meet the bias.
+enum class BiasRun : int {
+  kNone,    // no bias
+  kScalar,  // one channel for all elements of a vector
+  kVector,  // as many consecutive channels, aligned
+  kMixed,   // anything else
+};
+
+struct BiasActShape {
+  bool vectors;  // every tensor starts at a multiple of 16 bytes
+  bool narrow;   // 32-bit positions
+  BiasRun run;
+  Divider step, channels;
+};
+
+struct BiasPlace {
+  int64_t channel;
+  int64_t left;  // elements from this one on that share it
+};
+
+PF_DEVICE BiasPlace bias_place(int64_t i, const BiasActParams& p, const BiasActShape& s) {
+  if (s.narrow) {
+    const uint32_t q = s.step.quotient(uint32_t(i));
+    const uint32_t channel = q - s.channels.quotient(q) * s.channels.divisor;
+    return {channel, s.step.divisor - (uint32_t(i) - q * s.step.divisor)};
+  }
+  const int64_t q = i / p.step;
+  return {q % p.channels, p.step - (i - q * p.step)};
+}
+
+// Elements i, i + 1, ... as one access where it is aligned and complete, one by one otherwise.
+template <typename T>
+PF_DEVICE Pack<T, kVectorSize<T>> read_vector(const T* from, int64_t i, int64_t numel, bool aligned) {
+  if (aligned && i + kVectorSize<T> <= numel) return load_pack<kVectorSize<T>>(from + i);
+  T elements[kVectorSize<T>];
+#pragma unroll
+  for (int e = 0; e < kVectorSize<T>; ++e) elements[e] = i + e < numel ? from[i + e] : T{};
+  Pack<T, kVectorSize<T>> pack;
+  memcpy(pack.words, elements, sizeof pack);
+  return pack;
+}
+
+template <typename T>
+PF_DEVICE void write_vector(T* to, int64_t i, int64_t numel, bool aligned, const Pack<T, kVectorSize<T>>& pack) {
+  if (aligned && i + kVectorSize<T> <= numel) {
+    store_pack(to + i, pack);
+    return;
+  }
+  T elements[kVectorSize<T>];
+  memcpy(elements, pack.words, sizeof pack);
+#pragma unroll
+  for (int e = 0; e < kVectorSize<T>; ++e) {
+    if (i + e < numel) to[i + e] = elements[e];
+  }
+}
+
+template <typename T>
+PF_DEVICE void read_bias(const T* b, int64_t i, const BiasActParams& p, const BiasActShape& s,
+                         acc_t<T> (&v)[kVectorSize<T>]) {
+  if (s.run == BiasRun::kNone) {
+#pragma unroll
+    for (acc_t<T>& value : v) value = 0;
+    return;
+  }
+  const BiasPlace place = bias_place(i, p, s);
+  if (s.run == BiasRun::kScalar) {
+    const acc_t<T> same = widen(b[place.channel]);
+#pragma unroll
+    for (acc_t<T>& value : v) value = same;
+  } else if (s.run == BiasRun::kVector) {
+    widen(load_pack_readonly<kVectorSize<T>>(b + place.channel), v);
+  } else {
+    const int channels = int(p.channels), run = p.step < kVectorSize<T> ? int(p.step) : kVectorSize<T>;
+    int channel = int(place.channel), left = place.left < run ? int(place.left) : run;
+#pragma unroll
+    for (acc_t<T>& value : v) {
+      value = widen(b[channel]);
+      if (--left == 0) {
+        left = run;
+        if (++channel == channels) channel = 0;
+      }
+    }
+  }
+}
+
+// 16-byte vectors a thread handles. Later orders have more loads under way for each.
+template <typename T, int kOrder>
+constexpr int kBiasActUnroll = kOrder == 0 && sizeof(T) < sizeof(double) ? 2 : 1;
+
+// A thread handles vectors a block width apart, all loads before the first use. out may be x: every element is read and
+// written by the same thread, in this order.
+template <typename T, Act kAct, int kOrder, bool kReadsOutput>
+__global__ void __launch_bounds__(256)
+    bias_act_kernel(const T* x, const T* b, const T* ref, const T* dy, T* out, BiasActParams p, BiasActShape s) {
+  using A = acc_t<T>;
+  constexpr int kSize = kVectorSize<T>;
+  constexpr int kUnroll = kBiasActUnroll<T, kOrder>;
+  const A alpha = A(p.alpha), gain = A(p.gain), clamp = A(p.clamp);
+  const int64_t start = int64_t(blockIdx.x) * (int(blockDim.x) * kUnroll * kSize) + int(threadIdx.x) * kSize;
+  const int stride = int(blockDim.x) * kSize;
+
+  Pack<T, kSize> xs[kUnroll], refs[kUnroll], dys[kUnroll];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    xs[u] = read_vector(x, start + u * stride, p.numel, s.vectors);
+    if constexpr (kOrder > 0) refs[u] = read_vector(ref, start + u * stride, p.numel, s.vectors);
+    if constexpr (kOrder > 1) dys[u] = read_vector(dy, start + u * stride, p.numel, s.vectors);
+  }
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t i = start + u * stride;
+    if (i >= p.numel) return;
+    A xv[kSize], bv[kSize] = {}, refv[kSize] = {}, dyv[kSize] = {};
+    widen(xs[u], xv);
+    if constexpr (!(kOrder == 1 && kReadsOutput)) read_bias(b, i, p, s, bv);
+    if constexpr (kOrder > 0) widen(refs[u], refv);
+    if constexpr (kOrder > 1) widen(dys[u], dyv);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      xv[e] =
+          bias_act_point<kAct, kOrder, kReadsOutput, MathOf<T>, A>(xv[e], bv[e], refv[e], dyv[e], alpha, gain, clamp);
+    }
+    write_vector(out, i, p.numel, s.vectors, narrow<T, kSize>(xv));
+  }
+}
+
+template <typename T>
+BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, const T* out, const BiasActParams& p) {
+  constexpr int64_t kSize = kVectorSize<T>;
+  const auto aligned = [](const T* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  BiasActShape s;
+  s.vectors = aligned(x) && aligned(ref) && aligned(dy) && aligned(out);
+  s.narrow = p.numel < (int64_t(1) << 31) && p.step < (int64_t(1) << 31) && p.channels < (int64_t(1) << 31);
+  if (b == nullptr) {
+    s.run = BiasRun::kNone;
+  } else if (p.step % kSize == 0) {
+    s.run = BiasRun::kScalar;
+  } else if (p.step == 1 && p.channels % kSize == 0 && aligned(b)) {
+    s.run = BiasRun::kVector;
+  } else {
+    s.run = BiasRun::kMixed;
+  }
+  s.step = Divider::by(s.narrow && b != nullptr ? p.step : 1);
+  s.channels = Divider::by(s.narrow && b != nullptr ? p.channels : 1);
+  return s;
+}
+
+struct BiasActTableRow {
+  int sm;         // from this compute capability on
+  int64_t numel;  // from this many elements on
+  int threads;    // of a block
+  const char* measured;
+};
+
+// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
+constexpr BiasActTableRow kBiasActTable[] = {
+    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
+    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
+    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
+};
+
+inline int bias_act_threads(int sm, const BiasActParams& p) {
+  int threads = 0;
+  for (const BiasActTableRow& row : kBiasActTable) {
+    if (sm >= row.sm && p.numel >= row.numel) threads = row.threads;
+  }
+  return threads;
+}
+
+template <typename T, Act kAct, typename Launch>
+void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order,
+                  int threads, const Launch& launch) {
+  const BiasActShape s = bias_act_shape(x, b, ref, dy, out, p);
+  const int64_t chunk = int64_t(threads) * kVectorSize<T> * (order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>);
+  const int64_t blocks = (p.numel + chunk - 1) / chunk;
+  const auto run = [&](auto kernel) { launch(blocks, kernel, x, b, ref, dy, out, p, s); };
+  if (order == 0) return run(bias_act_kernel<T, kAct, 0, false>);
+  if (order == 2)
+    return run(bias_act_kernel < T, piecewise_linear(kAct) ? Act::kLinear : kAct, 2, false >);  // all zero
+  if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+    if (reads_output(kAct, p.alpha)) return run(bias_act_kernel<T, kAct, 1, true>);
+  }
+  run(bias_act_kernel<T, kAct, 1, false>);
+}
+
+// Calls launch(blocks, kernel, arguments...).
+template <typename T, typename Launch>
+void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order, Act act,
+                  int threads, const Launch& launch) {
+  switch (act) {
+    case Act::kLinear:
+      return run_bias_act<T, Act::kLinear>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kRelu:
+      return run_bias_act<T, Act::kRelu>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kLrelu:
+      return run_bias_act<T, Act::kLrelu>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kTanh:
+      return run_bias_act<T, Act::kTanh>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kSigmoid:
+      return run_bias_act<T, Act::kSigmoid>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kElu:
+      return run_bias_act<T, Act::kElu>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kSelu:
+      return run_bias_act<T, Act::kSelu>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kSoftplus:
+      return run_bias_act<T, Act::kSoftplus>(x, b, ref, dy, out, p, order, threads, launch);
+    case Act::kSwish:
+      return run_bias_act<T, Act::kSwish>(x, b, ref, dy, out, p, order, threads, launch);
+  }
+}
+
+}  // namespace posgan_fast

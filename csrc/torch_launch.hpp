@@ -1,0 +1,98 @@
+// What the CUDA launchers share: checks, the current stream, the launch itself. The one header here that knows torch.
+//
+// The library is compiled where torch may be the CPU build, so nothing here needs libtorch_cuda at link time: the one
+// function of it that is called is looked up when the first kernel is launched, in the libtorch_cuda that torch loaded.
+// The CUDA runtime is linked statically (nvcc's default). A torch wheel brings its own libcudart of one major version;
+// linked dynamically this library would load beside that version only, whereas a static runtime meets torch's in the
+// driver, where both use the device's primary context and the same stream handles.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "scalar.h"
+
+namespace posgan_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_cuda(cudaError_t status, const char* what) {
+  STD_TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
+}
+
+inline cudaStream_t current_stream(int32_t device) {
+  using Getter = AOTITorchError (*)(int32_t, void**);
+  static const Getter getter = [] {
+    for (const char* name : {"libtorch_cuda.so", "libtorch.so"}) {
+      void* const library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+      void* const symbol = library != nullptr ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+      if (symbol != nullptr) return reinterpret_cast<Getter>(symbol);
+    }
+    return Getter(nullptr);
+  }();
+  STD_TORCH_CHECK(getter != nullptr, "posgan_fast: the loaded torch has no CUDA support (no libtorch_cuda)");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(getter(device, &stream) == 0, "posgan_fast: no current CUDA stream on device ", device);
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Makes a device current for torch's runtime and for the one linked in here, which keeps count of its own.
+class OnDevice {
+ public:
+  explicit OnDevice(int32_t device) : guard_(device), device_(device) {
+    check_cuda(cudaSetDevice(device), "posgan_fast: cudaSetDevice");
+  }
+
+  // Compute capability, 90 for 9.0.
+  int sm() const {
+    int major = 0, minor = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "posgan_fast: device");
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "posgan_fast: device");
+    return 10 * major + minor;
+  }
+
+  template <typename Kernel, typename... Args>
+  void launch(dim3 grid, dim3 block, size_t shared_bytes, Kernel kernel, const Args&... args) const {
+    kernel<<<grid, block, shared_bytes, current_stream(device_)>>>(args...);
+    check_cuda(cudaGetLastError(), "posgan_fast: kernel launch");
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  int32_t device_;
+};
+
+inline void check_on(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": expected ", name,
+                  " on CUDA device ", like.get_device_index());
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  check_on(op, name, t, like);
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": expected ", name, " of the dtype of x");
+}
+
+// Calls body(T{}) with the storage type of a dtype.
+template <typename Body>
+void with_scalar(const char* op, ScalarType dtype, const Body& body) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return body(Half{});
+    case ScalarType::BFloat16:
+      return body(BFloat16{});
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected x of dtype float16, bfloat16, float32 or float64");
+  }
+}
+
+}  // namespace posgan_fast

@@ -1,0 +1,416 @@
+"""Triton kernels of upfirdn2d: upsample, pad or crop, filter and downsample in one pass over memory.
+
+Per axis, with ``g = f`` reversed unless ``flip`` and tap ``k = i*up - o*down + pad0`` joining input i to output o:
+
+    y[o] = gain * sum_i g[k] * x[i],  0 <= i < size, 0 <= k < taps
+
+so a zero-inserted sample is never loaded nor multiplied. A separable filter runs along the row first; the row's result
+feeds every output row it reaches and never leaves the registers.
+
+Two kernels. ``_streamed`` serves the filters of GANs: taps and factors are unrolled; a program walks down a strip of
+the image, loads an input row once and keeps the sums of the output rows that are not complete yet. ``_looped`` serves
+every other size: one binary for all factors and taps.
+
+Both give a lane to each output of a row: columns in NCHW, channels in channels_last. Under upsampling each lane holds
+the taps of its own phase, so neighbours share loads through L1 and every store is contiguous; computing the phases
+apart and interleaving them would save loads, the smaller part there, and pay with shuffles or half-filled stores.
+"""
+
+# Triton grows tuples by concatenation, which mypy takes for a change of type.
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    y: torch.Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    pad0: tuple[int, int],
+    flip: bool,
+    gain: float,
+) -> None:
+    """Write the result to ``y``. Pairs are (x, y). ``x`` [N, C, H, W] has unit stride along W, or along C with dense
+    pixels; ``y`` [N, C, OH, OW] is dense in the same format; ``f`` [taps] or [fh, fw] is contiguous."""
+    if y.numel() == 0:
+        return
+    n, c, h, w = x.shape
+    oh, ow = y.shape[2:]
+    sn, sc, sh, sw = x.stride()
+    channels_last = c > 1 and sc == 1 and y.is_contiguous(memory_format=torch.channels_last)
+    extent = max(y.numel(), 1 + (n - 1) * sn + (c - 1) * sc + (h - 1) * sh + (w - 1) * sw)
+    vec = 16 // x.element_size()
+    aligned = (x.data_ptr() | y.data_ptr()) % 16 == 0 and not any(stride % vec for stride in (sn, sh, sw))
+    if not (channels_last and aligned and c % vec == 0):
+        vec = 1
+    spec = Spec(channels_last, f.ndim == 1, f.shape[-1], f.shape[0], *up, *down, -pad0[1] % up[1], vec, extent >= LARGE)
+    row = select(_arch(x.device), spec, x.element_size(), c if channels_last else ow)
+
+    planes, samples = (c, n) if channels_last else (n * c, 1)
+    programs = _cdiv(planes, row.planes) * _cdiv(ow, row.cols) * samples
+    tile_h = spec.tile_h(row, oh, programs)
+    tiles = (_cdiv(planes, row.planes), _cdiv(ow, row.cols), _cdiv(oh, tile_h))
+    tap0, tap_step = (0, 1) if flip else (f.numel() - 1, -1)
+    args = [
+        *(planes, c // vec, h, w, oh, ow),
+        *(sn // vec, sc, sh // vec, sw // vec),
+        *(_cdiv(pad0[0], up[0]), _cdiv(pad0[1], up[1]), -pad0[0] % up[0]),
+        *(tap0, tap_step, tile_h, *tiles),
+    ]
+    if row.kernel == "looped":
+        args += [spec.fw, spec.fh, *up, *down, spec.rest_y]
+    with torch.cuda.device_of(x):
+        KERNELS[row.kernel][(programs * tiles[2],)](
+            x, f, y, gain, *args, **spec.constants(row), **row.options(x.element_size())
+        )
+
+
+class Row(NamedTuple):
+    """One row of the launch table: the calls it serves, its tile, and where it was measured."""
+
+    arch: int | None  # compute capability times 10; None: any that has no rows of its own
+    kernel: str  # "full" and "separable" run _streamed
+    layout: str  # "nchw", "nhwc", or "nhwc1" where channels are not in whole vectors of 16 bytes
+    itemsizes: tuple[int, ...]
+    limit: int  # serves an output width (nchw) or a number of channels (nhwc) up to this
+    planes: int
+    cols: int
+    rows: int  # output rows of a tile, the most
+    unroll: int  # rows of a step of _streamed, of the larger of input and output
+    num_warps: int
+    num_stages: int
+    registers: int  # a thread's limit, twice that for float64; stated because ptxas alone spills to run more threads
+    measured: str
+
+    def options(self, itemsize: int) -> dict[str, int]:
+        """The compile options of the kernel."""
+        registers = min(255, self.registers * (2 if itemsize == 8 else 1))
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=registers)
+
+
+ANY = 2**63
+_NOT_YET = "not measured yet"
+TABLE = (
+    Row(None, "full", "nchw", (2, 4, 8), 16, 8, 16, 16, 4, 4, 1, 64, _NOT_YET),
+    Row(None, "full", "nchw", (2, 4, 8), 32, 4, 32, 32, 4, 4, 1, 64, _NOT_YET),
+    Row(None, "full", "nchw", (2, 4, 8), 64, 2, 64, 32, 4, 4, 1, 64, _NOT_YET),
+    Row(None, "full", "nchw", (2, 4, 8), ANY, 1, 128, 32, 4, 4, 1, 64, _NOT_YET),
+    Row(None, "full", "nhwc", (2,), 32, 32, 32, 32, 4, 4, 1, 128, _NOT_YET),
+    Row(None, "full", "nhwc", (2,), ANY, 64, 16, 32, 4, 4, 1, 128, _NOT_YET),
+    Row(None, "full", "nhwc", (4,), 32, 32, 16, 32, 4, 4, 1, 96, _NOT_YET),
+    Row(None, "full", "nhwc", (4,), ANY, 64, 8, 32, 4, 4, 1, 96, _NOT_YET),
+    Row(None, "full", "nhwc", (8,), ANY, 32, 8, 32, 4, 4, 1, 96, _NOT_YET),
+    Row(None, "full", "nhwc1", (2, 4, 8), 4, 4, 32, 32, 4, 4, 1, 80, _NOT_YET),
+    Row(None, "full", "nhwc1", (2, 4, 8), ANY, 32, 4, 32, 4, 4, 1, 80, _NOT_YET),
+    Row(None, "separable", "nchw", (2, 4, 8), 32, 4, 32, 32, 2, 4, 1, 128, _NOT_YET),
+    Row(None, "separable", "nchw", (2, 4, 8), ANY, 1, 128, 64, 2, 4, 1, 128, _NOT_YET),
+    Row(None, "separable", "nhwc", (2, 4, 8), ANY, 32, 8, 64, 2, 4, 1, 168, _NOT_YET),
+    Row(None, "separable", "nhwc1", (2, 4, 8), ANY, 32, 4, 64, 2, 4, 1, 128, _NOT_YET),
+    Row(None, "looped", "nchw", (2, 4, 8), 32, 4, 32, 8, 0, 4, 1, 96, _NOT_YET),
+    Row(None, "looped", "nchw", (2, 4, 8), ANY, 1, 128, 16, 0, 4, 1, 96, _NOT_YET),
+    Row(None, "looped", "nhwc", (2, 4, 8), ANY, 32, 8, 8, 0, 4, 1, 96, _NOT_YET),
+    Row(None, "looped", "nhwc1", (2, 4, 8), ANY, 32, 4, 8, 0, 4, 1, 96, _NOT_YET),
+)
+ENOUGH_PROGRAMS = 1024  # about one wave on a large GPU: below it, tiles get lower
+LARGE = 2**31  # elements from which on offsets take 64 bits
+
+
+class Spec(NamedTuple):
+    """What a binary depends on besides the row of the table and the dtypes."""
+
+    channels_last: bool
+    separable: bool
+    fw: int
+    fh: int
+    up_x: int
+    up_y: int
+    down_x: int
+    down_y: int
+    rest_y: int  # -pad0 modulo up, along y
+    vec: int  # divides strides and channels, which are passed divided, so that Triton can prove the alignment
+    big: bool  # 64-bit offsets
+
+    @property
+    def kernel(self) -> str:
+        """``_streamed`` where taps and sums fit in registers and the code stays small."""
+        taps_x = _cdiv(self.fw, self.up_x)
+        if self.separable:
+            fits = taps_x <= 12 and self.fh <= 24
+        else:
+            fits = taps_x * self.fh <= 16 and self.fw * self.fh <= 25 and self.fh <= 6
+        if not fits or max(self.up_x, self.up_y, self.down_y) > 4:
+            return "looped"
+        return "separable" if self.separable else "full"
+
+    @property
+    def layout(self) -> str:
+        if not self.channels_last:
+            return "nchw"
+        return "nhwc" if self.vec > 1 else "nhwc1"
+
+    def step(self, row: Row) -> tuple[int, int]:
+        """Input and output rows of a step: as many as bring every step to the same phase."""
+        common = math.gcd(self.up_y, self.down_y)
+        rows_in, rows_out = self.down_y // common, self.up_y // common
+        times = max(1, row.unroll // max(rows_in, rows_out))
+        return rows_in * times, rows_out * times
+
+    def tile_h(self, row: Row, oh: int, programs: int) -> int:
+        """Output rows of a tile, given how many programs a row of tiles has."""
+        if row.kernel == "looped":
+            return row.rows
+        _, step = self.step(row)
+        rows = min(row.rows, oh)
+        while rows > 2 * step and programs * _cdiv(oh, rows) < ENOUGH_PROGRAMS:
+            rows //= 2
+        return _cdiv(rows, step) * step
+
+    def constants(self, row: Row) -> dict[str, Any]:
+        """The constexpr arguments of the kernel."""
+        shared = dict(
+            CHANNELS_LAST=self.channels_last, SEPARABLE=self.separable, VEC=self.vec, BIG=self.big,
+            PLANES=row.planes, COLS=row.cols,
+        )  # fmt: skip
+        if row.kernel == "looped":
+            return shared | dict(ROWS=row.rows)
+        rows_in, rows_out = self.step(row)
+        return shared | dict(
+            IN=rows_in, OUT=rows_out, FW=self.fw, FH=self.fh, UP_X=self.up_x, UP_Y=self.up_y,
+            DOWN_X=self.down_x, DOWN_Y=self.down_y, REST_Y=self.rest_y,
+        )  # fmt: skip
+
+
+@functools.lru_cache(4096)
+def select(arch: int, spec: Spec, itemsize: int, size: int) -> Row:
+    """The first row for this architecture, else for any, that serves the call."""
+    rows = [
+        row
+        for row in TABLE
+        if (row.kernel, row.layout) == (spec.kernel, spec.layout) and itemsize in row.itemsizes and size <= row.limit
+    ]
+    return next((row for row in rows if row.arch == arch), None) or next(row for row in rows if row.arch is None)
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)  # triton.cdiv takes microseconds
+
+
+@functools.cache
+def _arch(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+_RUNTIME = (
+    "planes", "channels", "h", "w", "oh", "ow", "sn", "sc", "sh", "sw", "first_x", "first_y", "rest_x",
+    "tap0", "tap_step", "tile_h", "tiles_p", "tiles_x", "tiles_y",
+)  # fmt: skip
+_RUNTIME_LOOPED = ("fw", "fh", "up_x", "up_y", "down_x", "down_y", "rest_y")
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _streamed(
+    x, f, y, gain: tl.float64,
+    planes, channels, h, w, oh, ow, sn, sc, sh, sw, first_x, first_y, rest_x, tap0, tap_step, tile_h,
+    tiles_p, tiles_x, tiles_y,
+    CHANNELS_LAST: tl.constexpr, SEPARABLE: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr,
+    PLANES: tl.constexpr, COLS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    FW: tl.constexpr, FH: tl.constexpr, UP_X: tl.constexpr, UP_Y: tl.constexpr,
+    DOWN_X: tl.constexpr, DOWN_Y: tl.constexpr, REST_Y: tl.constexpr,
+):  # fmt: skip
+    acc_t: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    taps_x: tl.constexpr = (FW + UP_X - 1) // UP_X
+    width: tl.constexpr = 1 if SEPARABLE else taps_x  # values an input row contributes to a column
+    AHEAD: tl.constexpr = (REST_Y + FH - 1) // DOWN_Y
+    ox, tile_y, x_plane, y_plane, x_row, y_col, y_row, in_plane = _tile(
+        planes, channels, oh, ow, sn, sc, sh, tiles_p, tiles_x, tiles_y, CHANNELS_LAST, VEC, BIG, PLANES, COLS
+    )
+    step = sw * VEC if CHANNELS_LAST else 1
+    t = ox * DOWN_X + rest_x
+    ix = (t + UP_X - 1) // UP_X
+    phase = ix * UP_X - t
+    ix -= first_x
+    x_tile = x + (x_plane + ix * step)
+    y_tile = y + (y_plane + ox * y_col)
+    in_col = in_plane & (ox < ow)
+    zero = tl.zeros(in_plane.shape, acc_t) + tl.zeros(ix.shape, acc_t)
+
+    scale = tl.full([], gain, acc_t)
+    row_taps = ()  # [taps_x] if separable
+    col_taps = ()  # [FH] if separable, else [FH * taps_x]
+    if SEPARABLE:
+        for j in tl.static_range(taps_x):
+            row_taps += (_tap(f, phase, 0, j * UP_X, tap0, tap_step, FW, UP_X, acc_t),)
+        for k in tl.static_range(FH):
+            col_taps += (_tap(f, phase, 0, k, tap0, tap_step, FH, 1, acc_t) * scale,)
+    else:
+        for k in tl.static_range(FH):
+            for j in tl.static_range(taps_x):
+                col_taps += (_tap(f, phase, k * FW, j * UP_X, tap0, tap_step, FW, UP_X, acc_t) * scale,)
+
+    oy0 = tile_y * tile_h
+    end = tl.minimum(oy0 + tile_h, oh)
+    iy = oy0 // OUT * IN - first_y
+    oy = oy0 - AHEAD
+    sums = ()  # of the outputs oy, oy + 1, ... that some input row has reached and not the last one
+    for _ in tl.static_range(AHEAD):
+        sums += (zero,)
+    for _ in range((end - oy + OUT - 1) // OUT):
+        for _r in tl.static_range(OUT):
+            sums += (zero,)
+        for i in tl.static_range(IN):
+            # one unsigned comparison bounds both sides; a row outside the image has no columns
+            limit = tl.where((iy + i >= 0) & (iy + i < h), w, 0).to(tl.uint32)
+            x_line = x_tile + (iy + i) * x_row
+            values = ()
+            total = zero
+            for j in tl.static_range(taps_x):
+                v = tl.load(x_line + j * step, mask=in_plane & ((ix + j).to(tl.uint32) < limit), other=0.0).to(acc_t)
+                if SEPARABLE:
+                    total += row_taps[j] * v
+                else:
+                    values += (v,)
+            if SEPARABLE:
+                values = (total,)
+            updated = ()
+            for r in tl.static_range(AHEAD + OUT):
+                s = _accumulate(sums[r], col_taps, values, i * UP_Y - (r - AHEAD) * DOWN_Y - REST_Y, width, FH)
+                updated += (s,)
+            sums = updated
+        for r in tl.static_range(OUT):
+            mask = in_col & (oy + r >= oy0) & (oy + r < end)
+            tl.store(y_tile + (oy + r) * y_row, sums[r].to(y.dtype.element_ty), mask=mask)
+        sums = sums[OUT:]
+        iy += IN
+        oy += OUT
+
+
+@triton.jit(do_not_specialize=_RUNTIME + _RUNTIME_LOOPED)
+def _looped(
+    x, f, y, gain: tl.float64,
+    planes, channels, h, w, oh, ow, sn, sc, sh, sw, first_x, first_y, rest_x, tap0, tap_step, tile_h,
+    tiles_p, tiles_x, tiles_y, fw, fh, up_x, up_y, down_x, down_y, rest_y,
+    CHANNELS_LAST: tl.constexpr, SEPARABLE: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr,
+    PLANES: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    acc_t: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    ox, tile_y, x_plane, y_plane, x_row, y_col, y_row, in_plane = _tile(
+        planes, channels, oh, ow, sn, sc, sh, tiles_p, tiles_x, tiles_y, CHANNELS_LAST, VEC, BIG, PLANES, COLS
+    )
+    step = sw * VEC if CHANNELS_LAST else 1
+    t = ox * down_x + rest_x
+    ix = (t + up_x - 1) // up_x
+    phase = (ix * up_x - t)[None, :, :]
+    ix -= first_x
+    x_tile = (x + (x_plane + ix * step))[None, :, :]
+    ix = ix[None, :, :]
+    lane = in_plane[None, :, :]
+    none = tl.zeros(in_plane.shape, acc_t)[None, :, :] + tl.zeros(phase.shape, acc_t)  # [1, lanes]
+
+    oy0 = tile_y * tile_h
+    r = tl.arange(0, ROWS)[:, None, None]
+    start = oy0 * down_y + rest_y  # of the tile in upsampled rows, counted from a row of x
+    i0 = start // up_y
+    sums = tl.zeros([ROWS, 1, 1], acc_t) + none  # [ROWS, lanes]
+    for i in range(i0, (start + (ROWS - 1) * down_y + fh - 1) // up_y + 1):
+        iy = i - first_y
+        limit = tl.where((iy >= 0) & (iy < h), w, 0).to(tl.uint32)
+        x_line = x_tile + iy * x_row
+        ky = (i * up_y - start).to(tl.int32) - r * down_y  # the tap that joins this input row to each output row
+        reached = (ky >= 0) & (ky < fh)
+        total = none
+        for j in range((fw + up_x - 1) // up_x):
+            kx = phase + j * up_x
+            v = tl.load(x_line + j * step, mask=lane & ((ix + j).to(tl.uint32) < limit), other=0.0).to(acc_t)
+            if SEPARABLE:
+                total += tl.load(f + (tap0 + tap_step * kx), mask=kx < fw, other=0.0).to(acc_t) * v
+            else:
+                k = ky * fw + kx
+                tap = tl.load(f + (tap0 + tap_step * k), mask=reached & (kx < fw), other=0.0).to(acc_t)
+                sums = tl.where(reached, sums + tap * v, sums)
+        if SEPARABLE:
+            tap = tl.load(f + (tap0 + tap_step * ky), mask=reached, other=0.0).to(acc_t)
+            sums = tl.where(reached, sums + tap * total, sums)
+    oy = oy0 + r
+    y_tile = (y + (y_plane + ox * y_col))[None, :, :] + oy * y_row
+    in_col = (in_plane & (ox < ow))[None, :, :]
+    tl.store(y_tile, (sums * tl.full([], gain, acc_t)).to(y.dtype.element_ty), mask=in_col & (oy < oh))
+
+
+@triton.jit
+def _tile(
+    planes, channels, oh, ow, sn, sc, sh, tiles_p, tiles_x, tiles_y,
+    CHANNELS_LAST: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, PLANES: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Place this program: output columns, row tile, offsets of the planes, strides, and which lanes have a plane.
+
+    Lanes are [PLANES, COLS] in NCHW, where a plane is a channel of a sample, and [COLS, PLANES] in channels_last, where
+    it is a channel. Programs run through memory in order."""
+    index_t: tl.constexpr = tl.int64 if BIG else tl.int32
+    x_row = sh.to(index_t) * VEC
+    pid = tl.program_id(0)
+    if CHANNELS_LAST:
+        tile_p = pid % tiles_p
+        pid = pid // tiles_p
+        ox = (pid % tiles_x) * COLS + tl.arange(0, COLS)[:, None]
+        pid = pid // tiles_x
+        tile_y = (pid % tiles_y).to(index_t)
+        n = (pid // tiles_y).to(index_t)
+        plane = tile_p * PLANES + tl.arange(0, PLANES)[None, :]
+        in_plane = plane < channels * VEC
+        y_col = channels * VEC
+        y_row = ow.to(index_t) * y_col
+        x_plane = n * sn * VEC + plane
+        y_plane = n * oh * y_row + plane
+    else:
+        ox = (pid % tiles_x) * COLS + tl.arange(0, COLS)[None, :]
+        pid = pid // tiles_x
+        tile_y = (pid % tiles_y).to(index_t)
+        plane = (pid // tiles_y) * PLANES + tl.arange(0, PLANES)[:, None]
+        in_plane = plane < planes
+        plane = plane.to(index_t)
+        y_col = 1
+        y_row = ow
+        x_plane = (plane // channels) * sn + (plane % channels) * sc
+        y_plane = plane * oh * ow
+    return ox, tile_y, x_plane, y_plane, x_row, y_col, y_row, in_plane
+
+
+@triton.jit
+def _tap(
+    f, phase, BEFORE: tl.constexpr, K: tl.constexpr, tap0, tap_step, END: tl.constexpr, UP: tl.constexpr,
+    acc_t: tl.constexpr,
+):  # fmt: skip
+    """Tap K + phase of the filter row after BEFORE taps, which has END: a scalar if UP is 1, else one per column."""
+    if UP == 1:
+        tap = tl.load(f + (tap0 + tap_step * (BEFORE + K))).to(acc_t)
+    else:
+        tap = tl.zeros(phase.shape, acc_t)
+        for p in tl.static_range(UP):
+            if K + p < END:
+                tap = tl.where(phase == p, tl.load(f + (tap0 + tap_step * (BEFORE + K + p))).to(acc_t), tap)
+    return tap
+
+
+@triton.jit
+def _accumulate(s, taps, values, K: tl.constexpr, WIDTH: tl.constexpr, END: tl.constexpr):
+    """Add to an output row what an input row gives it through filter row K, if there is one."""
+    if K >= 0 and K < END:
+        for j in tl.static_range(WIDTH):
+            s += taps[K * WIDTH + j] * values[j]
+    return s
+
+
+KERNELS = {"full": _streamed, "separable": _streamed, "looped": _looped}

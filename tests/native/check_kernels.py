@@ -1,0 +1,276 @@
+"""Runs the CUDA kernel bodies on the host against the oracle. Started by tests/test_cuda_host.py, once per build of the
+harness and group of cases, with the sanitizer's runtime preloaded where there is one:
+
+    python check_kernels.py FOLDER_OF_HARNESS GROUP
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+FOLDER, GROUP = sys.argv[1:]
+sys.path[:0] = [FOLDER, str(Path(__file__).parent)]
+import harness  # noqa: E402
+import kernel_oracle as oracle  # noqa: E402
+
+STORAGE = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32, "float64": np.float64}
+# Relative L2 against float64; one rounding of the output dominates where the dtype is narrow.
+TOLERANCE = {"float16": 4e-4, "bfloat16": 3e-3, "float32": 4e-7, "float64": 1e-14}
+# threads, max_lanes, min_rows, max_rows, resident_threads
+SMALL = (16, 8, 3, 13, 64)  # several tiles, segments and stages
+TABLE = {"fir4": (128, 192, 16, 64, 1024), "narrow": (128, 32, 8, 32, 1024), "channels_last": (128, 16, 4, 64, 1024)}
+FIR = np.array([1.0, 3.0, 3.0, 1.0]) / 8
+FACTORS = (((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)))  # up, down
+
+
+def store(values, dtype):
+    """Float64 -> storage."""
+    if dtype != "bfloat16":
+        return values.astype(STORAGE[dtype])
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def load(values, dtype):
+    """Storage -> float64."""
+    if dtype != "bfloat16":
+        return values.astype(np.float64)
+    return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def place(values, layout, offset=0, slack=0):
+    """Memory for a [N, C, H, W] array: layout, elements before its start, elements between its rows."""
+    n, c, h, w = values.shape
+    order = (0, 1, 2, 3) if layout == "nchw" else (0, 2, 3, 1)
+    shape = [values.shape[d] for d in order]
+    row = shape[3] * (1 if layout == "nchw" else shape[2]) + slack
+    size = n * row * h * (c if layout == "nchw" else 1)
+    memory = np.empty(offset + size, values.dtype)  # nothing behind: an access past the end is one past the block
+    item = values.itemsize
+    strides = (c * h * row, h * row, row, 1) if layout == "nchw" else (h * row, 1, row, c)
+    view = np.lib.stride_tricks.as_strided(memory[offset:], (n, c, h, w), [s * item for s in strides])
+    view[...] = values
+    return view
+
+
+def compare(got, want, dtype, what):
+    got = load(got, dtype)
+    finite = np.isfinite(want)
+    assert np.array_equal(got[~finite], want[~finite], equal_nan=True), f"{what}: other infinities or NaN"
+    got, want = got[finite], want[finite]
+    error = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
+    assert error <= TOLERANCE[dtype], f"{what}: relative L2 {error:.2e}"
+
+
+def run_upfirdn2d(
+    rng,
+    kernel,
+    shape,
+    f,
+    up=(1, 1),
+    down=(1, 1),
+    pad=(0, 0, 0, 0),
+    flip=False,
+    gain=1.7,
+    dtype="float32",
+    layout="nchw",
+    offset=(0, 0),
+    slack=0,
+    tiling=SMALL,
+    max_grid_y=2,
+    forced="",
+    spoil=None,
+):
+    x = rng.standard_normal(shape)
+    if spoil is not None:
+        x[0, 0, 1, 2] = spoil
+    x = store(x, dtype)
+    acc = np.float64 if dtype == "float64" else np.float32
+    f = np.ascontiguousarray(f, acc)
+    want = oracle.upfirdn2d(load(x, dtype), f.astype(np.float64), up, down, pad, flip, gain)
+    poison = store(np.full(want.shape, np.nan), dtype)
+    x, y = place(x, layout, offset[0], slack), place(poison, layout, offset[1])
+    ran = harness.upfirdn2d(x, f, y, up, down, (pad[0], pad[2]), flip, gain, dtype, forced, tiling, max_grid_y)
+    what = f"{kernel} {shape} f{f.shape} up {up} down {down} pad {pad} {dtype} {layout} {offset} {slack}"
+    assert ran == kernel or kernel == "?", f"{what}: ran {ran}"
+    compare(y, want, dtype, what)
+
+
+def upfirdn2d_fir4(rng, quick):
+    filters = [FIR, np.outer(FIR, FIR), rng.standard_normal(4), rng.standard_normal((4, 4))]
+    filters += [1e-25 * rng.standard_normal((4, 4)), np.outer(FIR, [1, 0, 2, 1])]  # squares underflow; no pivot
+    pads = [(2, 1, 2, 1), (1, 1, 1, 1), (-1, 5, 3, -2)]
+    count = 0
+    for (up, down), dtype, f in itertools.product(FACTORS, ("float16", "bfloat16", "float32"), filters):
+        for layout, kernel in (("nchw", "fir4"), ("nhwc", "fir4_channels_last")):
+            pad = pads[count % 3]
+            count += 1
+            if quick and count % 5:
+                continue
+            channels = 3 if layout == "nchw" else (4, 8, 36)[count % 3]
+            shape = (1 + count % 2, channels, 9 + 8 * (count % 3), 11 + 6 * (count % 4))
+            gain = 1.7 / np.abs(f).max()
+            run_upfirdn2d(rng, kernel, shape, f, up, down, pad, bool(count % 2), gain, dtype, layout)
+    for (up, down), dtype in itertools.product(FACTORS, ("float16", "float32")):
+        common = dict(f=FIR, up=up, down=down, pad=(2, 2, 2, 2), dtype=dtype)
+        for offset in ((1, 0), (0, 1), (3, 5)):  # misaligned starts, rows of odd pitch
+            run_upfirdn2d(rng, "fir4", (1, 2, 7, 10), offset=offset, slack=offset[0], **common)
+        run_upfirdn2d(rng, "fir4", (2, 5, 1, 1), **common)  # one pixel in
+        one = common | dict(pad=(1, 1, 1, 1) if up == (2, 2) else (2, 1, 2, 1))  # one pixel in and out
+        run_upfirdn2d(rng, "fir4", (2, 5, 1, 1), **one)
+        run_upfirdn2d(rng, "fir4_channels_last", (2, 8, 1, 1), layout="nhwc", **one)
+        run_upfirdn2d(rng, "fir4", (1, 20, 8, 8), tiling=(32, 8, 8, 8, 32), **common)  # several planes to a block
+        if not quick:  # as the launch table has it
+            run_upfirdn2d(rng, "fir4", (1, 1, 41, 131), tiling=TABLE["fir4"], **common)
+            run_upfirdn2d(rng, "fir4", (1, 9, 16, 16), tiling=TABLE["narrow"], **common)
+            common |= dict(layout="nhwc", tiling=TABLE["channels_last"])
+            run_upfirdn2d(rng, "fir4_channels_last", (1, 72, 20, 18), **common)
+    common = dict(f=FIR, pad=(1, 2, 2, 1))
+    run_upfirdn2d(rng, "fir4", (1, 2, 6, 9), spoil=np.nan, **common)
+    common |= dict(layout="nhwc")
+    run_upfirdn2d(rng, "fir4_channels_last", (1, 4, 6, 9), spoil=np.inf, dtype="float16", **common)
+    run_upfirdn2d(rng, "fir4_channels_last", (1, 8, 5, 6), slack=4, **common)
+
+
+def upfirdn2d_any(rng, quick):
+    cases = [
+        dict(f=FIR, up=(2, 1), pad=(2, 1, 1, 2)),
+        dict(f=FIR, up=(2, 2), down=(2, 2), pad=(2, 1, 2, 1)),
+        dict(f=np.outer(FIR, FIR), up=(3, 2), down=(2, 3), pad=(2, 3, 1, 4)),
+        dict(f=rng.standard_normal(12), up=(2, 2), pad=(6, 5, 6, 5)),
+        dict(f=rng.standard_normal(12), down=(2, 2), pad=(5, 5, 5, 5)),
+        dict(f=rng.standard_normal(7), up=(5, 3), down=(3, 5), pad=(-3, 9, 4, 4), flip=True),
+        dict(f=rng.standard_normal((3, 5)), up=(2, 3), down=(3, 1), pad=(4, 0, -1, 3), flip=True),
+        dict(f=np.array([1.0]), pad=(1, 0, -1, 0)),
+        dict(f=np.array([[0.5]]), up=(2, 2), pad=(0, 0, 0, 0)),
+        dict(f=rng.standard_normal(2), up=(4, 4), pad=(3, 0, 3, 0)),  # outputs no tap reaches
+        dict(f=rng.standard_normal((1, 6)), pad=(3, 2, 0, 0)),
+    ]
+    for i, case in enumerate(cases):
+        for dtype, layout in itertools.product(STORAGE, ("nchw", "nhwc")):
+            if quick and (i + (dtype == "float64") + (layout == "nhwc")) % 3:
+                continue
+            shape = (1 + i % 2, 3, 6, 9)
+            tiled = dict(rng=rng, kernel="tiled", shape=shape, dtype=dtype, layout=layout, **case)
+            run_upfirdn2d(offset=(i % 3, i % 2), **tiled)
+            if dtype in ("float32", "float64"):
+                run_upfirdn2d(**{**tiled, "kernel": "direct"}, forced="direct")
+    # Misaligned pixels and odd channel counts leave the vectors of fir4_channels_last.
+    for offset, channels in (((1, 0), 4), ((0, 1), 4), ((0, 0), 5)):
+        run_upfirdn2d(rng, "tiled", (1, channels, 6, 7), FIR, (2, 2), pad=(2, 1, 2, 1), layout="nhwc", offset=offset)
+    run_upfirdn2d(rng, "tiled", (1, 2, 7, 6), FIR, (2, 2), pad=(2, 1, 2, 1), dtype="float64")
+    run_upfirdn2d(rng, "tiled", (1, 70, 3, 3), np.ones(3), pad=(1, 1, 1, 1), layout="nhwc")
+    run_upfirdn2d(rng, "tiled", (1, 1, 40, 70), np.ones(3) / 3, pad=(1, 1, 1, 1))
+    run_upfirdn2d(rng, "direct", (1, 1, 83, 82), np.ones((80, 80)), dtype="float64")  # too large for shared memory
+
+
+def bias_act_group(rng, quick):
+    memories = [  # numel, step, channels, elements before the start
+        (2 * 3 * 40, 40, 3, 0),  # a channel per vector
+        (5 * 16, 1, 16, 0),  # channels innermost
+        (3 * 7 * 5, 5, 7, 0),  # a channel changes inside a vector
+        (2 * 3 * 40, 40, 3, 1),  # misaligned
+        (13, 1, 13, 0),  # a tail only
+        (1, 1, 1, 0),
+    ]
+    cases = itertools.product(oracle.ACTS, (0, 1, 2), STORAGE, (-1.0, 0.5))
+    for i, (act, order, dtype, clamp) in enumerate(cases):
+        if quick and i % 3:
+            continue
+        alpha = -0.3 if act == "lrelu" and (order == 2 or i % 2) else 0.2
+        run_bias_act(rng, act, order, dtype, clamp, alpha, memories[i % len(memories)], with_bias=i % 4 != 3)
+    for dtype, memory in itertools.product(STORAGE, memories):
+        run_bias_act(rng, "lrelu", 0, dtype, 0.7, 0.2, memory)
+        run_bias_act(rng, "swish", 1, dtype, -1.0, 0.0, memory)
+    for d in (1, 2, 3, 5, 7, 64, 641, 263169, 2**31 - 1):
+        for n in (0, 1, d - 1, d, d + 1, 3 * d, 2**31 - 1):
+            if n < 2**31:
+                assert harness.division(n, d) == n // d, (n, d)
+    for i, step, channels in ((2**40 + 12345, 2**33 + 1, 77), (2**35 + 3, 513 * 513, 512), (2**32 - 1, 1, 3)):
+        assert harness.bias_place(i, step, channels, False) == (i // step % channels, step - i % step)
+        i %= 2**31
+        if step < 2**31:
+            assert harness.bias_place(i, step, channels, True) == (i // step % channels, step - i % step)
+
+
+def run_bias_act(rng, act, order, dtype, clamp, alpha, memory, with_bias=True):
+    numel, step, channels, offset = memory
+
+    def tensor(values):
+        buffer = np.empty(offset + numel, STORAGE[dtype])
+        buffer[offset:] = store(values, dtype)
+        return buffer[offset:]
+
+    gain, act_id = 1.3, oracle.ACTS.index(act) + 1
+    x, g, dy = (tensor(2 * rng.standard_normal(numel)) for _ in range(3))
+    b = store(rng.standard_normal(channels), dtype) if with_bias else None
+    bias = load(b, dtype)[np.arange(numel) // step % channels] if with_bias else 0.0
+    wide_x, wide_g, wide_dy = (load(values, dtype) for values in (x, g, dy))
+    ref = x
+    if order == 1 and (act == "relu" or (act == "lrelu" and alpha > 0)):
+        # The kernel decides from the stored output, so the oracle gets the input that has exactly this output.
+        ref = tensor(oracle.bias_act(wide_x, bias, 0, 0, 0, act, alpha, gain, clamp))
+        slope = np.where(load(ref, dtype) > 0, 1, alpha if act == "lrelu" else 1)
+        wide_x, bias = load(ref, dtype) / (slope * gain), 0.0
+    want = oracle.bias_act(wide_x, bias, wide_g, wide_dy, order, act, alpha, gain, clamp)
+    first = x if order == 0 else g
+    out = x if order == 0 else tensor(np.full(numel, np.nan))  # in place where the op allows it
+    refs = (ref if order > 0 else None, dy if order > 1 else None)
+    threads = 4 if numel < 100 else 8
+    harness.bias_act(first, b, *refs, out, step, order, act_id, alpha, gain, clamp, dtype, threads)
+    compare(out, want, dtype, f"bias_act {act} order {order} {dtype} clamp {clamp} alpha {alpha} {memory}")
+
+
+def missing_barrier(rng, quick):
+    """Run under ThreadSanitizer with one barrier left out: each of these must be reported."""
+    kind, index = GROUP.split(":")[1:]
+    harness.skip_barrier(int(index))
+    common = dict(pad=(2, 1, 2, 1), max_grid_y=1)
+    if kind == "fir4":
+        run_upfirdn2d(rng, "fir4", (1, 3, 36, 9), FIR, tiling=(8, 8, 40, 40, 8), **common)
+    elif kind == "separable":
+        run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), FIR, up=(2, 1), **common)
+    else:
+        run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), np.outer(FIR, FIR), up=(2, 1), **common)
+
+
+def overrun(rng, quick):
+    """Run under AddressSanitizer with an output one element short: must be reported."""
+    x, memory = rng.standard_normal((1, 1, 6, 9)).astype(np.float32), np.empty(6 * 9 - 1, np.float32)
+    y = np.lib.stride_tricks.as_strided(memory, x.shape, x.strides)
+    harness.upfirdn2d(x, FIR.astype(np.float32), y, (1, 1), (1, 1), (2, 2), False, 1.0, "float32", "", SMALL, 1)
+
+
+def far(rng, quick):
+    """More than 2^31 elements, of which the crop touches the last few: the rest stays unmapped."""
+    for kernel, shape, layout in (
+        ("fir4", (1, 2, 40000, 40001), "nchw"),
+        ("fir4_channels_last", (1, 4, 30000, 30001), "nhwc"),
+        ("tiled", (1, 2, 40000, 40001), "nchw"),
+        ("direct", (1, 2, 40000, 40001), "nchw"),
+    ):
+        n, c, h, w = shape
+        x = np.zeros(shape if layout == "nchw" else (n, h, w, c), np.float16)
+        x = x if layout == "nchw" else x.transpose(0, 3, 1, 2)
+        x[:, :, -16:, -16:] = rng.standard_normal((n, c, 16, 16))
+        near = (-2, 1, -2, 1)
+        want = oracle.upfirdn2d(x[:, :, -16:, -16:].astype(np.float64), FIR, (1, 1), (1, 1), near, False, 1.0)
+        y = place(np.full(want.shape, np.nan, np.float16), layout)
+        pad0 = (near[0] - (w - 16), near[2] - (h - 16))
+        f = FIR.astype(np.float32)
+        ran = harness.upfirdn2d(x, f, y, (1, 1), (1, 1), pad0, False, 1.0, "float16", kernel, SMALL, 2)
+        assert ran == kernel
+        compare(y, want, "float16", f"{kernel} far")
+
+
+GROUPS = {"fir4": upfirdn2d_fir4, "any": upfirdn2d_any, "bias_act": bias_act_group, "far": far}
+GROUPS |= {"missing": missing_barrier, "overrun": overrun}
+
+if __name__ == "__main__":
+    name, _, rest = GROUP.partition(":")
+    GROUPS[name](np.random.default_rng(0), rest == "quick")
+    print(f"{name}: passed")

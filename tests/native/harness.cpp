@@ -1,0 +1,161 @@
+// The CUDA kernel bodies, run on the host and exposed to numpy. Half precision travels as uint16.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "bias_act.cuh"
+#include "upfirdn2d.cuh"
+
+namespace py = pybind11;
+using namespace posgan_fast;
+
+namespace {
+
+template <typename Body>
+void with_dtype(const std::string& dtype, const Body& body) {
+  if (dtype == "float16") return body(Half{});
+  if (dtype == "bfloat16") return body(BFloat16{});
+  if (dtype == "float32") return body(float{});
+  if (dtype == "float64") return body(double{});
+  throw py::value_error("dtype " + dtype);
+}
+
+void host_launch(dim3 grid, dim3 block, size_t shared_bytes, auto kernel, const auto&... arguments) {
+  if (shared_bytes > size_t(kSharedLimit)) throw py::value_error("shared memory");
+  py::gil_scoped_release release;
+  host::launch(grid, block, shared_bytes, kernel, arguments...);
+}
+
+constexpr const char* kKernelNames[] = {"fir4", "fir4_channels_last", "tiled", "direct"};
+
+Upfirdn2dParams params(const py::tuple& x_shape, const py::tuple& y_shape, py::tuple taps, std::pair<int, int> up,
+                       std::pair<int, int> down, std::pair<int, int> pad0, bool flip, double gain) {
+  Upfirdn2dParams p;
+  const auto size = [](const py::tuple& shape, int d) { return shape[size_t(d)].cast<int64_t>(); };
+  p.x = {size(x_shape, 3), size(y_shape, 3), up.first, down.first, pad0.first, taps[taps.size() - 1].cast<int>()};
+  p.y = {size(x_shape, 2), size(y_shape, 2), up.second, down.second, pad0.second, taps[0].cast<int>()};
+  p.n = size(x_shape, 0);
+  p.c = size(x_shape, 1);
+  p.separable = taps.size() == 1;
+  p.flip = flip;
+  p.gain = gain;
+  return p;
+}
+
+void set_strides(Upfirdn2dParams& p, const py::array& x, const py::array& y) {
+  const auto stride = [](const py::array& a, int d) { return int64_t(a.strides(d)) / int64_t(a.itemsize()); };
+  p.in_stride_n = stride(x, 0), p.in_stride_c = stride(x, 1), p.in_stride_h = stride(x, 2),
+  p.in_stride_w = stride(x, 3);
+  p.out_stride_n = stride(y, 0), p.out_stride_c = stride(y, 1), p.out_stride_h = stride(y, 2);
+  p.out_stride_w = stride(y, 3);
+  p.channels_last = p.out_stride_w != 1;
+}
+
+// kernel: a name to force it, or "" to have it chosen. Returns the name of the one that ran.
+std::string upfirdn2d(py::array x, py::array f, py::array y, std::pair<int, int> up, std::pair<int, int> down,
+                      std::pair<int, int> pad0, bool flip, double gain, const std::string& dtype,
+                      const std::string& kernel, std::array<int, 5> tiling, int64_t max_grid_y) {
+  Upfirdn2dParams p = params(x.attr("shape"), y.attr("shape"), f.attr("shape"), up, down, pad0, flip, gain);
+  set_strides(p, x, y);
+  std::string ran;
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    if (x.itemsize() != sizeof(T) || f.itemsize() != sizeof(acc_t<T>)) throw py::value_error("item size");
+    const T* const from = static_cast<const T*>(x.data());
+    T* const to = static_cast<T*>(y.mutable_data());
+    Upfirdn2dKernel chosen = choose_kernel(from, to, p);
+    for (int k = 0; k < 4; ++k) {
+      if (kernel == kKernelNames[k]) chosen = Upfirdn2dKernel(k);
+    }
+    ran = kKernelNames[int(chosen)];
+    const Upfirdn2dTiling t{tiling[0], tiling[1], tiling[2], tiling[3], tiling[4]};
+    run_upfirdn2d(from, static_cast<const acc_t<T>*>(f.data()), to, p, chosen, t, max_grid_y,
+                  [](const auto&... launch) { host_launch(launch...); });
+  });
+  return ran;
+}
+
+// What the launch table makes of a dense problem: (kernel, grid, block, shared bytes).
+py::tuple upfirdn2d_plan(const py::tuple& x_shape, const py::tuple& y_shape, const py::tuple& taps,
+                         std::pair<int, int> up, std::pair<int, int> down, bool channels_last, const std::string& dtype,
+                         int sm) {
+  Upfirdn2dParams p = params(x_shape, y_shape, taps, up, down, {0, 0}, false, 1);
+  const int64_t c = p.c;
+  p.channels_last = channels_last;
+  p.in_stride_w = p.out_stride_w = channels_last ? c : 1;
+  p.in_stride_c = channels_last ? 1 : p.x.in * p.y.in;
+  p.out_stride_c = channels_last ? 1 : p.x.out * p.y.out;
+  p.in_stride_h = p.x.in * p.in_stride_w;
+  p.out_stride_h = p.x.out * p.out_stride_w;
+  p.in_stride_n = p.x.in * p.y.in * c;
+  p.out_stride_n = p.x.out * p.y.out * c;
+  py::tuple plan;
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    T* const aligned = nullptr;
+    const Upfirdn2dKernel kernel = choose_kernel<T>(aligned, aligned, p);
+    const auto record = [&](dim3 grid, dim3 block, size_t shared_bytes, auto, const auto&...) {
+      plan = py::make_tuple(kKernelNames[int(kernel)], py::make_tuple(grid.x, grid.y, grid.z),
+                            py::make_tuple(block.x, block.y, block.z), shared_bytes);
+    };
+    run_upfirdn2d<T>(aligned, nullptr, aligned, p, kernel, upfirdn2d_tiling(sm, kernel, p), kMaxGridY, record);
+  });
+  return plan;
+}
+
+void bias_act(py::array x, std::optional<py::array> b, std::optional<py::array> ref, std::optional<py::array> dy,
+              py::array out, int64_t step, int order, int act, double alpha, double gain, double clamp,
+              const std::string& dtype, int threads) {
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    const auto data = [](const std::optional<py::array>& a) {
+      if (a && a->itemsize() != sizeof(T)) throw py::value_error("item size");
+      return a ? static_cast<const T*>(a->data()) : nullptr;
+    };
+    BiasActParams p;
+    p.numel = x.size();
+    p.step = step;
+    p.channels = b ? b->size() : 0;
+    p.alpha = alpha;
+    p.gain = gain;
+    p.clamp = clamp;
+    run_bias_act(data(x), data(b), data(ref), data(dy), static_cast<T*>(out.mutable_data()), p, order, Act(act),
+                 threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
+                   host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
+                 });
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(harness, m) {
+  m.def("upfirdn2d", &upfirdn2d);
+  m.def("upfirdn2d_plan", &upfirdn2d_plan);
+  m.def("bias_act", &bias_act);
+  m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
+  m.def("division", [](uint32_t n, int64_t d) { return Divider::by(d).quotient(n); });
+  m.def("bias_place", [](int64_t i, int64_t step, int64_t channels, bool narrow) {
+    BiasActParams p{};
+    p.step = step;
+    p.channels = channels;
+    const BiasActShape s{true, narrow, BiasRun::kMixed, Divider::by(narrow ? step : 1), Divider::by(channels)};
+    const BiasPlace place = bias_place(i, p, s);
+    return std::make_pair(place.channel, place.left);
+  });
+  m.def("upfirdn2d_table", [] {
+    py::list rows;
+    for (const Upfirdn2dTableRow& r : kUpfirdn2dTable) {
+      rows.append(py::make_tuple(r.sm, kKernelNames[int(r.kernel)], r.width, r.tiling.threads, r.measured));
+    }
+    return rows;
+  });
+  m.def("bias_act_table", [] {
+    py::list rows;
+    for (const BiasActTableRow& r : kBiasActTable) rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    return rows;
+  });
+}

@@ -1,0 +1,135 @@
+"""nvcc compiles csrc/*.cu for every architecture, warnings as errors; registers, spills and shared memory of each
+kernel are read from ptxas and checked; the library links against a torch without CUDA and registers its ops.
+
+What ptxas said is kept in build/cuda_compile/<digest of the sources>, as resources.txt for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+ARCHS = ("80", "86", "89", "90", "100")
+LINKED_ARCH = "90"  # compiled with its host half and linked; the others stop at machine code
+SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
+FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills"]
+HOST_FLAGS = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter"]
+STATIC_SHARED_LIMIT = 48 * 1024
+REGISTER_LIMIT = 128  # two blocks of 256 threads to a multiprocessor
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    arch: str
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """Everything compiled: <source>.<arch>.{o,cubin,log}."""
+    flags = [*FLAGS, *HOST_FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{p}" for p in include_paths())]
+    version = subprocess.check_output([str(NVCC), "--version"], text=True)
+    digest = hashlib.sha256(repr((flags, version, ARCHS, torch.__version__)).encode())
+    for source in sorted((ROOT / "csrc").iterdir()):
+        digest.update(source.read_bytes())
+    target = ROOT / "build" / "cuda_compile" / digest.hexdigest()[:16]
+    target.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(job: tuple[Path, str]) -> str | None:
+        source, arch = job
+        log = target / f"{source.stem}.{arch}.log"
+        if log.exists():
+            return None
+        kind = ["-c", "-o", str(log.with_suffix(".o"))]
+        if arch != LINKED_ARCH:
+            kind = ["-cubin", "-o", str(log.with_suffix(".cubin"))]
+        command = [str(NVCC), f"-arch=sm_{arch}", *flags, *kind, str(source)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            return f"{' '.join(command)}\n{result.stdout}{result.stderr}"
+        log.write_text(result.stdout + result.stderr)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        failures = [f for f in pool.map(compile_one, [(s, a) for s in SOURCES for a in ARCHS]) if f is not None]
+    assert not failures, "\n\n".join(failures)
+    return target
+
+
+@pytest.fixture(scope="module")
+def kernels(folder: Path) -> list[Kernel]:
+    found = [kernel for log in sorted(folder.glob("*.log")) for kernel in read_ptxas(log.read_text())]
+    demangled = subprocess.run(["c++filt"], input="\n".join(k.name for k in found), capture_output=True, text=True)
+    names = [re.sub(r"^void |posgan_fast::|>?\((?!posgan).*$", "", n) for n in demangled.stdout.splitlines()]
+    lines = [
+        f"sm_{k.arch:<4}{k.registers:>4} registers{k.spilled:>4} spilled{k.stack:>4} stack{k.shared:>6} shared  {name}"
+        for k, name in zip(found, names, strict=True)
+    ]
+    (folder / "resources.txt").write_text("\n".join(lines) + "\n")
+    return found
+
+
+def read_ptxas(text: str) -> Iterator[Kernel]:
+    entry = r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'"
+    for block in re.split(f"(?={entry})", text):
+        if head := re.match(entry, block):
+            stack, stores, loads = (
+                int(v) for v in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", block)[:3]
+            )
+            shared = re.search(r"(\d+) bytes smem", block)
+            registers = re.search(r"Used (\d+) registers", block)
+            assert registers is not None, block
+            yield Kernel(head[1], head[2], int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0)
+
+
+def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> None:
+    names = {arch: {k.name for k in kernels if k.arch == arch} for arch in ARCHS}
+    assert len(names[LINKED_ARCH]) > 100
+    for arch in ARCHS:
+        assert names[arch] == names[LINKED_ARCH], arch
+
+
+def test_no_kernel_spills_or_outgrows_the_device(kernels: list[Kernel]) -> None:
+    for kernel in kernels:
+        assert kernel.spilled == 0, kernel
+        assert kernel.registers <= REGISTER_LIMIT, kernel
+        assert kernel.shared <= STATIC_SHARED_LIMIT, kernel
+
+
+def test_the_library_links_and_registers_without_a_cuda_build_of_torch(folder: Path) -> None:
+    library = folder / "libposgan_fast_cuda.so"
+    objects = [str(folder / f"{source.stem}.{LINKED_ARCH}.o") for source in SOURCES]
+    torch_lib = f"-L{Path(torch.__file__).parent / 'lib'}"
+    link = [str(NVCC), "-shared", "-cudart", "static", "-o", str(library), *objects, torch_lib, "-ltorch_cpu", "-ldl"]
+    subprocess.run([*link, "-Xlinker", "--no-undefined"], check=True)
+    symbols = subprocess.check_output(["nm", "-D", "--undefined-only", str(library)], text=True)
+    needed = {line.split()[-1].split("@")[0] for line in symbols.splitlines()}
+    assert not [name for name in needed if name.startswith(("cu", "__cuda"))], "the CUDA runtime is linked statically"
+    assert not [name for name in needed if "2at" in name or "3c10" in name or "5torch" in name], "the stable ABI is C"
+
+    check = (
+        "import sys, torch; from posgan_fast import _native;"
+        "_native._define_schemas(); torch.ops.load_library(sys.argv[1]);"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key;"
+        "assert all(has('posgan_fast_native::' + op, 'CUDA') for op in ('upfirdn2d', 'bias_act'))"
+    )
+    subprocess.run([sys.executable, "-c", check, str(library)], check=True, cwd=ROOT)

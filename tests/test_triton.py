@@ -1,0 +1,27 @@
+"""The Triton kernels without a GPU: triton_interpreter.py in a process whose TRITON_INTERPRET=1 precedes the import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton has no build for this platform")
+
+
+def test_interpreted(tmp_path):
+    report = tmp_path / "report.xml"
+    tests = str(Path(__file__).with_name("triton_interpreter.py"))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", tests],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    assert int(suite.get("tests")) > 100 and int(suite.get("skipped")) == 0

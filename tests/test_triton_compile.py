@@ -1,0 +1,163 @@
+"""Every row of the launch tables compiles for sm_80, sm_90 and sm_100 without a GPU, spills nothing and fits."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("triton", reason="triton has no build for this platform")
+
+from posgan_fast.kernels import bias_act, upfirdn2d
+
+ARCHS = (80, 90, 100)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+
+
+class Build(NamedTuple):
+    """One binary: module and row of the launch table, what else it depends on, dtype and architecture."""
+
+    op: str
+    row: int
+    spec: tuple
+    dtype: str
+    arch: int
+
+    def __str__(self):
+        spec = self.parts()[2]._asdict().items()
+        return f"{self.op}-{self.row}-{self.dtype}-sm{self.arch}-" + ",".join(f"{k}={v}" for k, v in spec if v)
+
+    def parts(self):
+        module = {"upfirdn2d": upfirdn2d, "bias_act": bias_act}[self.op]
+        return module, module.TABLE[self.row], module.Spec(*self.spec)
+
+
+class Result(NamedTuple):
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    vectors: bool  # loads and stores of 16 bytes
+
+
+def _upfirdn2d_builds():
+    # fw, fh, up, down: the hungriest first, which is built for every architecture
+    filters = {
+        "full": [(4, 4, 1, 1), (4, 4, 2, 1), (4, 4, 1, 2)],
+        "separable": [(12, 12, 1, 1), (12, 12, 2, 1), (12, 12, 1, 2), (24, 24, 2, 1)],
+        "looped": [(7, 7, 1, 1)],
+    }
+    for i, row in enumerate(upfirdn2d.TABLE):
+        for dtype, itemsize in ITEMSIZE.items():
+            if itemsize not in row.itemsizes:
+                continue
+            vec = 16 // itemsize if row.layout == "nhwc" else 1
+            for k, (fw, fh, up, down) in enumerate(filters[row.kernel][: 1 if dtype == "bf16" else None]):
+                for separable in (False, True) if row.kernel == "looped" else (row.kernel == "separable",):
+                    fw, fh = (40, 40) if row.kernel == "looped" and separable else (fw, fh)
+                    spec = (row.layout != "nchw", separable, fw, fh, up, up, down, down, up - 1, vec)
+                    assert upfirdn2d.Spec(*spec, False).kernel == row.kernel
+                    yield from (Build("upfirdn2d", i, (*spec, False), dtype, a) for a in (ARCHS if k == 0 else (90,)))
+                    if k == 0 and dtype == "fp32":
+                        yield Build("upfirdn2d", i, (*spec, True), dtype, 90)
+
+
+def _bias_act_builds():
+    for i, row in enumerate(bias_act.TABLE):
+        for dtype, itemsize in ITEMSIZE.items():
+            if itemsize != row.itemsize:
+                continue
+            vec = 16 // itemsize
+            for arch in ARCHS:
+                for bias in (bias_act.BIAS_PER_ROW, bias_act.BIAS_PER_COLUMN):
+                    yield Build("bias_act", i, ("lrelu", 0, True, bias, True, vec, False), dtype, arch)
+            if dtype == "bf16":  # which differs from fp16 by its conversions only
+                continue
+            yield Build("bias_act", i, ("lrelu", 1, True, bias_act.NO_BIAS, True, vec, False), dtype, 90)
+            yield Build("bias_act", i, ("tanh", 2, False, bias_act.BIAS_PER_ROW, True, 1, False), dtype, 90)
+            yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, True), dtype, 90)
+
+
+BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds()]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What became of each build; all at once, over the cores there are, into an empty cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        workers = len(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            return dict(zip(BUILDS, pool.map(_build, BUILDS, chunksize=4), strict=True))
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_fits(build, results):
+    result = results[build]
+    assert not isinstance(result, str), result
+    assert (result.stack, result.local) == (0, 0), "spilled registers"
+    assert result.shared <= SHARED_LIMIT[build.arch]
+    _, row, spec = build.parts()
+    if build.op == "upfirdn2d":
+        assert result.registers <= row.options(ITEMSIZE[build.dtype])["maxnreg"]
+    if spec.vec > 1 and row.cols * ITEMSIZE[build.dtype] >= 16 and getattr(row, "kernel", "full") == "full":
+        assert result.vectors, "no accesses of 16 bytes"
+
+
+def test_every_row_serves_a_call():
+    """The rows that select returns, over the sizes at every row's limit and beyond, are all the rows there are."""
+    served = set()
+    for b in BUILDS:
+        module, row, spec = b.parts()
+        size = ITEMSIZE[b.dtype]
+        served.add(module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40)))
+    assert served == {*upfirdn2d.TABLE, *bias_act.TABLE}
+
+
+def _build(build: Build) -> Result | str:
+    """Compile in a worker; an exception comes back as text, since not all of Triton's can be pickled."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, row, spec = build.parts()
+    if build.op == "upfirdn2d":
+        kernel, constants, options = module.KERNELS[row.kernel], spec.constants(row), row.options(ITEMSIZE[build.dtype])
+    else:
+        absent = [name for name, there in (("b", spec.bias), ("ref", spec.order), ("dy", spec.order == 2)) if not there]
+        kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
+    signature = {name: _type(name, constants, build.dtype) for name in kernel.arg_names}
+    index = kernel.arg_names.index
+    aligned = {(index(name),): [["tt.divisibility", 16]] for name, kind in signature.items() if kind[0] == "*"}
+    source = ASTSource(kernel, signature, {(index(name),): value for name, value in constants.items()}, aligned)
+    try:
+        binary = triton.compile(source, target=GPUTarget("cuda", build.arch, 32), options=options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+    vectors = all(re.search(rf"{access}\.global\.(v4\.b32|v2\.b64)", binary.asm["ptx"]) for access in ("ld", "st"))
+    return Result(registers, stack, local, binary.metadata.shared, vectors)
+
+
+def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
+    if name in constants:
+        return "constexpr"
+    if name == "f":
+        return "*fp64" if dtype == "fp64" else "*fp32"
+    if name in ("x", "y", "b", "ref", "dy", "out"):
+        return f"*{dtype}"
+    return "fp64" if name in ("alpha", "gain", "clamp") else "i32"
