@@ -19,11 +19,11 @@ softplus  log(1 + exp(v))                               1
 swish     v / (1 + exp(-v))                             sqrt(2)
 ========  =====================================  =====  ========
 
-Shapes: ``x`` any, ``b`` [x.shape[dim]]; the result has the shape, the dtype and, where ``x`` is dense, the strides of
-``x``. Dtypes: float16 and bfloat16 compute in float32, float32 and float64 in themselves. Under autocast the op runs in
-the dtype of ``x`` and the bias is cast to it.
-Derivatives: two orders for every activation in ``x`` and ``b``, any order for linear, relu and lrelu; a third one of the
-others raises. The gradient is zero unless ``-clamp < y < clamp`` strictly, for every activation.
+Shapes: ``x`` any, ``b`` [x.shape[dim]]; the result has the shape, the dtype and, where ``x`` is dense, the
+strides of ``x``. Dtypes: float16 and bfloat16 compute in float32, float32 and float64 in themselves. Under autocast
+the op runs in the dtype of ``x`` and the bias is cast to it.
+Derivatives: two orders for every activation in ``x`` and ``b``, any order for linear, relu and lrelu; a third one of
+the others raises. The gradient is zero unless ``-clamp < y < clamp`` strictly, for every activation.
 
 Source: NVlabs stylegan2-ada and stylegan3 define the contract. They leave the clamp of ``act="linear"`` out of the
 gradient on CUDA and let it through at equality on CPU; here it is one rule.
@@ -206,8 +206,8 @@ def _fake_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
 
 
 def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
-    """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (relu, lrelu
-    with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
+    """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (relu,
+    lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
     acc = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     base = (x if order == 0 else ref).to(acc)
     if order == 1 and _reads_output(act, alpha):
