@@ -69,13 +69,13 @@ Type type_of(const Tensor& t) {
 
 int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
 
-constexpr int64_t kHuge = int64_t(4) << 20;        // from here on a result is worth huge pages
-constexpr int64_t kStreaming = int64_t(16) << 20;  // and from here on it does not stay in the caches
+constexpr int64_t kLarge = int64_t(4) << 20;  // from here on a result is worth huge pages
+constexpr int64_t kLarge = int64_t(4) << 20;  // and from here on it does not stay in the caches
 
 // A large result is a fresh mapping: with huge pages its first touch costs one fault in 512.
 void prefer_huge_pages(void* data, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
-  if (bytes < kHuge) return;
+  if (bytes < kLarge) return;
   const uintptr_t page = uintptr_t(2) << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / page * page;
@@ -153,8 +153,9 @@ void upfirdn2d_typed(Upfirdn2dTask& task, const Tensor& f, bool flip) {
   task.columns = columns.data();
   task.rows = rows.data();
   const int64_t items = p.n * p.y.out * (p.channels_last ? 1 : p.c);
-  const int64_t cost = p.x.out * (p.channels_last ? p.c : 1) * (taps.separable ? 1 : p.y.taps);
-  spread(kernels().upfirdn2d, task, items, (int64_t(1) << 15) / std::max<int64_t>(cost, 1));
+  // A row costs about as much as 128 values of it; a thread is worth waking for a thousand short rows.
+  const int64_t cost = (128 + p.x.out * (p.channels_last ? p.c : 1)) * (taps.separable ? 1 : p.y.taps);
+  spread(kernels().upfirdn2d, task, items, (int64_t(1) << 17) / cost);
 }
 
 void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
@@ -195,7 +196,7 @@ void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, i
                  flip,
                  gain};
   const int64_t bytes = y.numel() * bytes_of(task.type);
-  task.stream = bytes >= kStreaming;
+  task.stream = bytes >= kLarge;
   prefer_huge_pages(task.y, bytes);
   if (task.type == Type::kDouble) {
     upfirdn2d_typed<double>(task, f, flip);
@@ -227,7 +228,7 @@ void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::option
   task.dy = order > 1 ? dy->const_data_ptr() : task.x;
   task.out = out.mutable_data_ptr();
   const int64_t bytes = x.numel() * bytes_of(task.type);
-  task.stream = bytes >= kStreaming;
+  task.stream = bytes >= kLarge;
   if (task.out != task.x) prefer_huge_pages(task.out, bytes);
   spread(kernels().bias_act, task, x.numel(), int64_t(1) << 15);
 }

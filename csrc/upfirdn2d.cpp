@@ -41,6 +41,12 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const T* plane, c
     any = any || held > 0;
     held = 0;
   };
+  // The row that the next output rows will ask for: rows are too short for the hardware to run ahead of them.
+  const int64_t next = phase.first_in + phase.taps + 1;
+  if (next >= 0 && next < p.y.in) {
+    const char* ahead = reinterpret_cast<const char*>(plane + next * p.in_stride_h);
+    for (int64_t i = 0; i < n * int64_t(sizeof(T)); i += 64) __builtin_prefetch(ahead + i);
+  }
   for (int t = 0; t < phase.taps; ++t) {
     const int64_t iy = phase.first_in + t;
     if (iy < 0 || iy >= p.y.in) continue;
@@ -208,9 +214,40 @@ void store_row(T* __restrict out, const A* __restrict row, int64_t n, bool strea
   for (int64_t i = 0; i < n; ++i) store(out + i, row[i]);
 }
 
+// Output rows of one task, one after the other across planes; a plane is one image, or in NCHW one channel of it.
+template <typename T>
+struct Cursor {
+  const Upfirdn2dTask& task;
+  int64_t plane, oy;
+  const T* in = nullptr;
+  T* out = nullptr;
+
+  Cursor(const Upfirdn2dTask& t, int64_t row) : task(t), plane(row / t.params.y.out), oy(row % t.params.y.out) {
+    seek();
+  }
+
+  T* out_row() const { return out + oy * task.params.out_stride_h; }
+
+  void next() {
+    if (++oy < task.params.y.out) return;
+    oy = 0;
+    ++plane;
+    seek();
+  }
+
+ private:
+  void seek() {
+    const Upfirdn2dParams& p = task.params;
+    const int64_t n = p.channels_last ? plane : plane / p.c, c = p.channels_last ? 0 : plane % p.c;
+    in = static_cast<const T*>(task.x) + n * p.in_stride_n + c * p.in_stride_c;
+    out = static_cast<T*>(task.y) + n * p.out_stride_n + c * p.out_stride_c;
+  }
+};
+
 template <typename T>
 void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   using A = acc_t<T>;
+  constexpr int kBatch = 16;
   const Upfirdn2dParams& p = task.params;
   const int64_t pixel = p.channels_last ? p.c : 1;  // values side by side in one pixel
   const int64_t in_n = p.x.in * pixel, out_n = p.x.out * pixel;
@@ -218,15 +255,19 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   int64_t low = task.columns[0].first_in, high = task.columns[p.x.out - 1].first_in + (p.x.taps + p.x.up - 1) / p.x.up;
   low = low < 0 ? low : 0;
   high = high > p.x.in ? high : p.x.in;
-  A* scratch = static_cast<A*>(std::calloc(size_t((high - low) * pixel + 2 * out_n), sizeof(A)));
+  const int64_t pitch = (high - low) * pixel;
+  // Reading a short row right after writing it waits for the stores, so short rows go through both passes in batches.
+  const int64_t fitting = p.separable ? 1024 / in_n : 1;
+  const int batch = int(fitting < 1 ? 1 : fitting > kBatch ? kBatch : fitting);
+  A* scratch = static_cast<A*>(std::calloc(size_t(batch * pitch + 2 * out_n), sizeof(A)));
   if (scratch == nullptr) throw std::bad_alloc();
-  A* row = scratch - low * pixel;
-  A* sums = scratch + (high - low) * pixel;
+  A* first_row = scratch - low * pixel;
+  A* sums = scratch + batch * pitch;
   A* spare = sums + out_n;
   const A* fx = static_cast<const A*>(task.fx);
   const A* fy = static_cast<const A*>(task.fy);
 
-  auto filter_row = [&](const A* taps, A* to, bool accumulate) {
+  auto filter_row = [&](const A* taps, const A* row, A* to, bool accumulate) {
     const bool flat = p.x.down == 1 && !accumulate && (p.x.up == 1 || pixel < 8);
     if (p.channels_last && flat) {
       row_pass_flat(p.x, task.columns, taps, row, pixel, to, spare);
@@ -236,43 +277,51 @@ void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
       row_pass(p.x, task.columns, taps, row, to, accumulate);
     }
   };
-
-  int64_t plane = begin / p.y.out, oy = begin % p.y.out;  // a plane is one image, or one channel of it in NCHW
-  const T* in = nullptr;
-  T* out_plane = nullptr;
-  for (int64_t r = begin; r < end; ++r) {
-    if (in == nullptr || oy == 0) {
-      const int64_t n = p.channels_last ? plane : plane / p.c, c = p.channels_last ? 0 : plane % p.c;
-      in = static_cast<const T*>(task.x) + n * p.in_stride_n + c * p.in_stride_c;
-      out_plane = static_cast<T*>(task.y) + n * p.out_stride_n + c * p.out_stride_c;
-    }
-    T* out = out_plane + oy * p.out_stride_h;
-    // Where nothing has to be converted or streamed, the row pass writes the result itself.
-    A* to = sums;
+  // Where nothing has to be converted or streamed, the row pass writes the result itself.
+  auto target = [&](T* out) -> A* {
     if constexpr (sizeof(T) == sizeof(A)) {
-      if (!task.stream) to = out;
+      if (!task.stream) return out;
     }
-    bool any = false;
-    if (p.separable) {
-      any = column_pass(p, task.rows[oy], in, fy, in_n, row);
-      if (any) filter_row(fx, to, false);
-    } else {
-      const Phase& phase = task.rows[oy];
-      for (int t = 0; t < phase.taps; ++t) {
-        const int64_t iy = phase.first_in + t;
-        if (iy < 0 || iy >= p.y.in) continue;
-        const T* source = in + iy * p.in_stride_h;
-        for (int64_t i = 0; i < in_n; ++i) row[i] = load(source[i]);
-        filter_row(fx + (phase.first_tap + t * p.y.up) * p.x.taps, to, any);
-        any = true;
-      }
-    }
+    return sums;
+  };
+  auto finish = [&](T* out, A* to, bool any) {
     if (!any) std::memset(to, 0, size_t(out_n) * sizeof(A));
     if (to == sums) store_row(out, sums, out_n, task.stream);
-    if (++oy == p.y.out) {
-      oy = 0;
-      ++plane;
+  };
+
+  Cursor<T> at(task, begin);
+  for (int64_t r = begin; r < end;) {
+    if (p.separable) {
+      const int held = int(end - r < batch ? end - r : batch);
+      T* outs[kBatch];
+      bool any[kBatch];
+      for (int k = 0; k < held; ++k, at.next()) {
+        outs[k] = at.out_row();
+        any[k] = column_pass(p, task.rows[at.oy], at.in, fy, in_n, first_row + k * pitch);
+        if (r + k + 1 == end) break;  // the next plane may not exist
+      }
+      for (int k = 0; k < held; ++k) {
+        A* to = target(outs[k]);
+        if (any[k]) filter_row(fx, first_row + k * pitch, to, false);
+        finish(outs[k], to, any[k]);
+      }
+      r += held;
+      continue;
     }
+    const Phase& phase = task.rows[at.oy];
+    T* out = at.out_row();
+    A* to = target(out);
+    bool any = false;
+    for (int t = 0; t < phase.taps; ++t) {
+      const int64_t iy = phase.first_in + t;
+      if (iy < 0 || iy >= p.y.in) continue;
+      const T* source = at.in + iy * p.in_stride_h;
+      for (int64_t i = 0; i < in_n; ++i) first_row[i] = load(source[i]);
+      filter_row(fx + (phase.first_tap + t * p.y.up) * p.x.taps, first_row, to, any);
+      any = true;
+    }
+    finish(out, to, any);
+    if (++r < end) at.next();
   }
   std::free(scratch);
 }

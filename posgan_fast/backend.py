@@ -89,9 +89,15 @@ def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
 
 
 def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., torch.Tensor]:
-    """The function behind a resolved backend name."""
+    """The function behind a backend name; a call that did not come through :func:`resolve` is checked here."""
     name = _choose(op, impls, x, None) if backend == AUTO else backend
-    return next(impl.run for impl in impls if impl.backend == name)
+    for impl in impls:
+        if impl.backend == name:
+            refusal = impl.can_run(x)
+            if refusal is None:
+                return impl.run
+            raise BackendError(f"{op}: backend {name!r} cannot run: {refusal}")
+    raise ValueError(f"backend: expected one of {sorted(BACKENDS)}, got {name!r}")
 
 
 def choice(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> Choice:

@@ -79,7 +79,8 @@ def folder() -> Path:
 def kernels(folder: Path) -> list[Kernel]:
     found = [kernel for log in sorted(folder.glob("*.log")) for kernel in read_ptxas(log.read_text())]
     demangled = subprocess.run(["c++filt"], input="\n".join(k.name for k in found), capture_output=True, text=True)
-    names = [re.sub(r"^void |posgan_fast::|>?\((?!posgan).*$", "", n) for n in demangled.stdout.splitlines()]
+    noise = r"^void |posgan_fast::|\(posgan_fast::Act\)|(?<=>)\(.*"
+    names = [re.sub(noise, "", name) for name in demangled.stdout.splitlines()]
     lines = [
         f"sm_{k.arch:<4}{k.registers:>4} registers{k.spilled:>4} spilled{k.stack:>4} stack{k.shared:>6} shared  {name}"
         for k, name in zip(found, names, strict=True)

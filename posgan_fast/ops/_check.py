@@ -31,7 +31,9 @@ def same_device(value: torch.Tensor, name: str, x: torch.Tensor) -> None:
 
 
 def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
+    if type(value) is int:  # the common case, without the slow look at abstract base classes
+        pass
+    elif isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
@@ -39,7 +41,7 @@ def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
 
 
 def real(value: Any, name: str, *, minimum: float | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     number = float(value)
     if not -math.inf < number < math.inf:
@@ -57,7 +59,7 @@ def flag(value: Any, name: str) -> bool:
 
 def pair(value: Any, name: str, *, minimum: int) -> tuple[int, int]:
     """An int for both axes, or [x, y]."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
         both = integer(value, name, minimum=minimum)
         return both, both
     if len(value) != 2:
@@ -67,7 +69,7 @@ def pair(value: Any, name: str, *, minimum: int) -> tuple[int, int]:
 
 def padding(value: Any) -> tuple[int, int, int, int]:
     """An int for every side, [x, y], or [x_before, x_after, y_before, y_after]."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
         p = integer(value, "padding")
         return p, p, p, p
     if len(value) not in (2, 4):
