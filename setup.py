@@ -54,7 +54,8 @@ class BuildNative(build_py):
         super().run()
         target = ROOT / "posgan_fast" if self.editable_mode else Path(self.build_lib) / "posgan_fast"
         lib = target / "lib"
-        lib.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(lib, ignore_errors=True)  # a library of an earlier build must not outlive a failed one
+        lib.mkdir(parents=True)
         record = {
             "cpu": attempt("POSGAN_FAST_NATIVE", build_cpu, lib),
             "cuda": attempt("POSGAN_FAST_CUDA", build_cuda, lib),

@@ -69,8 +69,8 @@ Type type_of(const Tensor& t) {
 
 int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
 
-constexpr int64_t kLarge = int64_t(4) << 20;  // from here on a result is worth huge pages
-constexpr int64_t kLarge = int64_t(4) << 20;  // and from here on it does not stay in the caches
+// Bytes from which a result is worth huge pages, and too much to be found in a cache near the core again.
+constexpr int64_t kLarge = int64_t(4) << 20;
 
 // A large result is a fresh mapping: with huge pages its first touch costs one fault in 512.
 void prefer_huge_pages(void* data, int64_t bytes) {
