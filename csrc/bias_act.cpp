@@ -106,21 +106,63 @@ auto select_span(Act act, int order, bool output) {
   }
 }
 
-// The biases of elements [i, i + n): one value repeated where the bias dimension has a step, a cycle where it is
-// innermost.
+// The biases of consecutive elements, laid out side by side: runs of one value where the bias dimension has a step, a
+// cycle where it is innermost. What one chunk leaves in the buffer serves the next where it can.
 template <typename T>
-void lay_out_bias(const BiasActParams& p, const T* b, int64_t i, int n, acc_t<T>* out) {
-  if (p.step == 1) {
-    int64_t c = i % p.channels;
-    for (int k = 0; k < n; ++k) {
-      out[k] = load(b[c]);
-      c = c + 1 == p.channels ? 0 : c + 1;
-    }
-  } else {
-    const acc_t<T> value = load(b[(i / p.step) % p.channels]);
-    for (int k = 0; k < n; ++k) out[k] = value;
+class Biases {
+ public:
+  Biases(const BiasActParams& p, const T* b, int64_t i) : p_(p), b_(b) {
+    if (b == nullptr) return;
+    channel_ = i / p.step % p.channels;
+    left_ = p.step - i % p.step;
+    cycle_ = p.step == 1 && p.channels <= kChunk ? kChunk / p.channels * p.channels : 0;
   }
-}
+
+  // Elements of the next chunk: whole cycles begin alike, every other chunk is full.
+  int chunk(int64_t remaining) const {
+    const int64_t most = cycle_ > 0 ? cycle_ : kChunk;
+    return int(remaining < most ? remaining : most);
+  }
+
+  const acc_t<T>* next(int n) {
+    if (b_ == nullptr || (cycle_ > 0 && filled_)) return values_;
+    if (left_ >= n && p_.step > 1) {
+      if (constant_ != channel_) fill(0, kChunk < p_.step ? kChunk : int(p_.step));
+      constant_ = channel_;
+      advance(n);
+    } else {
+      constant_ = -1;
+      const int end = cycle_ > 0 ? int(cycle_) : n;
+      for (int k = 0; k < end;) {
+        const int run = int(left_ < end - k ? left_ : end - k);
+        fill(k, run);
+        advance(run);
+        k += run;
+      }
+    }
+    filled_ = true;
+    return values_;
+  }
+
+ private:
+  void fill(int k, int n) {
+    const acc_t<T> value = load(b_[channel_]);
+    for (int end = k + n; k < end; ++k) values_[k] = value;
+  }
+
+  void advance(int n) {
+    left_ -= n;
+    if (left_ > 0) return;
+    left_ = p_.step;
+    channel_ = channel_ + 1 == p_.channels ? 0 : channel_ + 1;
+  }
+
+  const BiasActParams& p_;
+  const T* b_;
+  int64_t channel_ = 0, left_ = 0, cycle_ = 0, constant_ = -1;
+  bool filled_ = false;
+  acc_t<T> values_[kChunk] = {};
+};
 
 template <typename T>
 void elements(const BiasActTask& task, int64_t begin, int64_t end) {
@@ -131,24 +173,13 @@ void elements(const BiasActTask& task, int64_t begin, int64_t end) {
   const T *x = static_cast<const T*>(task.x), *b = static_cast<const T*>(task.b);
   const T *ref = static_cast<const T*>(task.ref), *dy = static_cast<const T*>(task.dy);
   T* out = static_cast<T*>(task.out);
-  A biases[kChunk] = {}, results[kChunk];
-  // With an innermost bias dimension a chunk of whole cycles keeps the same biases throughout.
-  const bool cycles = b != nullptr && p.step == 1 && p.channels <= kChunk;
-  const int64_t whole = cycles ? kChunk / p.channels * p.channels : kChunk;
-  int64_t laid_out = -1;  // the channel or phase the buffer holds
+  Biases<T> biases(p, b, begin);
+  A results[kChunk];
   for (int64_t i = begin; i < end;) {
-    int64_t n = end - i < whole ? end - i : whole;
-    if (b != nullptr) {
-      const int64_t key = p.step == 1 ? i % p.channels : i / p.step;
-      if (p.step > 1) n = p.step - i % p.step < n ? p.step - i % p.step : n;
-      if (key != laid_out || !(cycles || p.step > 1)) {
-        lay_out_bias(p, b, i, p.step > 1 ? kChunk : int(cycles ? whole : n), biases);
-        laid_out = key;
-      }
-    }
-    span(x + i, biases, ref + i, dy + i, results, int(n), scalars);
+    const int n = biases.chunk(end - i);
+    span(x + i, biases.next(n), ref + i, dy + i, results, n, scalars);
     if (!(task.stream && stream_copy(out + i, results, n))) {
-      for (int64_t k = 0; k < n; ++k) store(out + i + k, results[k]);
+      for (int k = 0; k < n; ++k) store(out + i + k, results[k]);
     }
     i += n;
   }

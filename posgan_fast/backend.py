@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -131,15 +132,11 @@ def reference_can_run(x: torch.Tensor) -> Refusal | None:
 
 
 def cpu_can_run(x: torch.Tensor) -> Refusal | None:
-    if x.device.type != "cpu":
-        return Refusal(f"x is on {x.device.type}, not on cpu")
-    return _unavailable(_native.CPU)
+    return _elsewhere(x.device.type, "cpu") or _unavailable(_native.CPU)
 
 
 def cuda_can_run(x: torch.Tensor) -> Refusal | None:
-    if x.device.type != "cuda":
-        return Refusal(f"x is on {x.device.type}, not on cuda")
-    return _unavailable(_native.CUDA)
+    return _elsewhere(x.device.type, "cuda") or _unavailable(_native.CUDA)
 
 
 def triton_can_run(x: torch.Tensor) -> Refusal | None:
@@ -182,6 +179,11 @@ def _wanted(argument: str | None) -> tuple[str | None, str]:
     if name := os.environ.get("POSGAN_FAST_BACKEND"):
         return check_name(name, "POSGAN_FAST_BACKEND"), "POSGAN_FAST_BACKEND"
     return None, ""
+
+
+@functools.cache
+def _elsewhere(found: str, wanted: str) -> Refusal | None:
+    return None if found == wanted else Refusal(f"x is on {found}, not on {wanted}")
 
 
 def _unavailable(library: str) -> Refusal | None:
