@@ -25,7 +25,7 @@ bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # On a bare GPU machine without network the interpreter at hand has all that is needed; DRY_RUN=1 walks it on a CPU.
-gpu-gate:
+gpu-gate: $(if $(DRY_RUN),setup)
 	$(if $(DRY_RUN),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_gate $(if $(DRY_RUN),--dry-run) $(GATE_ARGS)
 
 setup: $(VENV)/ready

@@ -35,7 +35,7 @@ ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
 # pip unpacks an archive into a folder of its own, which is gone afterwards.
-SOURCE = "posgan_fast" if "pip-" in str(ROOT) else str(ROOT)
+SOURCE = ". (in a checkout of posgan_fast)" if "pip-" in str(ROOT) else str(ROOT)
 REINSTALL = f"pip install --no-build-isolation --force-reinstall --no-deps {SOURCE}"
 
 
@@ -153,6 +153,8 @@ def find_torch() -> dict:
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if result.returncode != 0:
         reason = "not built: the build saw no torch (pip's build isolation hides an installed one)"
+        if "No module named 'torch'" not in result.stderr:
+            reason = f"not built: torch does not import: {result.stderr.strip().splitlines()[-1]}"
         raise Unavailable(reason, f"pip install torch setuptools && {REINSTALL}")
     found = json.loads(result.stdout.splitlines()[-1])
     if tuple(int(v) for v in found["version"].split("+")[0].split(".")[:2]) < (2, 10):

@@ -72,7 +72,7 @@ PF_HD A bias_act_point(A x, A b, A ref, A dy, A alpha, A gain, A clamp) {
   A value, first, second;
   if constexpr (kOrder == 1 && kReadsOutput) {
     value = ref;
-    first = slope<kAct>(ref * gain, alpha);
+    first = slope<kAct>(gain < 0 ? -ref : ref, alpha);  // their product could underflow
     second = 0;
   } else {
     const A v = (kOrder == 0 ? x : ref) + b;

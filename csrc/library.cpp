@@ -39,11 +39,15 @@ const Kernels& kernels() {
     // POSGAN_FAST_ISA asks for a narrower set, for tests and for comparing results across machines.
     const char* wish = std::getenv("POSGAN_FAST_ISA");
     const std::string cap = wish != nullptr ? wish : "avx512";
-    if (cap == "avx512" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    STD_TORCH_CHECK(cap == "avx512" || cap == "avx2" || cap == "baseline",
+                    "POSGAN_FAST_ISA: expected avx512, avx2 or baseline, got ", cap);
+    const bool fused =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (cap == "avx512" && fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       return Kernels{avx512::upfirdn2d, avx512::bias_act, "avx512"};
     }
-    if (cap != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (cap != "baseline" && fused) {
       return Kernels{avx2::upfirdn2d, avx2::bias_act, "avx2"};
     }
 #endif

@@ -172,7 +172,7 @@ def kernel(
             result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
     elif ORDER == 1 and READS_OUTPUT:
         y = v
-        result = g * gain * _slope(y * gain, alpha, ACT)
+        result = g * gain * _slope(tl.where(gain < 0, -y, y), alpha, ACT)  # the sign alone: a product could underflow
     else:
         if ORDER == 1:
             result = g * gain * _slope(v, alpha, ACT)

@@ -19,7 +19,7 @@ import torch
 CPU = "cpu"
 CUDA = "cuda"
 LIB_DIR = Path(__file__).parent / "lib"
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps posgan_fast"
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps .   (in a checkout of posgan_fast)"
 
 _SCHEMAS = (
     "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0,"

@@ -63,20 +63,16 @@ class Choice:
         return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def use_backend(name: str | None) -> Iterator[None]:
-    """Run every op in this block with backend ``name`` ("reference", "cpu", "triton", "cuda"; None: choose freely).
+def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
+    """``with use_backend(name):`` runs every op in the block on that backend.
 
-    Backward passes run where their forward ran, whatever is set when they are called.
+    ``name`` is "reference", "cpu", "triton" or "cuda"; None chooses freely. Backward passes run where their forward
+    ran, whatever is set when they are called.
 
     Raises:
-        ValueError: ``name`` is no backend.
+        TypeError, ValueError: ``name`` is no backend.
     """
-    token = _forced.set(None if name is None else check_name(name, "name"))
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+    return _forcing(None if name is None else check_name(name, "name"))
 
 
 def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:
@@ -152,6 +148,15 @@ def triton_can_run(x: torch.Tensor) -> Refusal | None:
 
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("posgan_fast_backend", default=None)
 _warned: set[tuple[str, str]] = set()
+
+
+@contextlib.contextmanager
+def _forcing(name: str | None) -> Iterator[None]:
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
 
 
 def _choose(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:

@@ -23,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(USAGE, end="")
         return 0
+    if command == "--version":
+        import posgan_fast
+
+        print(posgan_fast.__version__)
+        return 0
     if command == "run":
         from . import run
 

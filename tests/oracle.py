@@ -37,7 +37,7 @@ _SELU = (1.0507009873554805, 1.6732632423543772)
 
 def activation(act, v, alpha):
     """Value, first and second derivative of an activation at the float64 array v."""
-    s = scipy.special.expit(v)
+    s, c = scipy.special.expit(v), scipy.special.expit(-v)  # c = 1 - s without cancellation
     negative = np.exp(np.minimum(v, 0))
     one, zero = np.ones_like(v), np.zeros_like(v)
     if act == "linear":
@@ -49,7 +49,7 @@ def activation(act, v, alpha):
     if act == "tanh":
         return np.tanh(v), np.cosh(v) ** -2, -2 * np.tanh(v) * np.cosh(v) ** -2
     if act == "sigmoid":
-        return s, s * (1 - s), s * (1 - s) * (1 - 2 * s)
+        return s, s * c, s * c * (c - s)
     if act == "elu":
         return (
             np.where(v > 0, v, np.expm1(np.minimum(v, 0))),
@@ -61,9 +61,8 @@ def activation(act, v, alpha):
         value = np.where(v > 0, scale * v, slope * np.expm1(np.minimum(v, 0)))
         return value, np.where(v > 0, scale, slope * negative), np.where(v > 0, 0, slope * negative)
     if act == "softplus":
-        return np.logaddexp(0, v), s, s * (1 - s)
-    first = s + v * s * (1 - s)
-    return v * s, first, s * (1 - s) * (2 + v * (1 - 2 * s))
+        return np.logaddexp(0, v), s, s * c
+    return v * s, s + v * s * c, s * c * (2 + v * (c - s))
 
 
 def bias_act(x, b, dim, act, alpha, gain, clamp, g=None, h=None):

@@ -174,6 +174,10 @@ def test_in_place_refuses_what_it_cannot_do():
             PF.bias_act_(x * 1, **arguments)
     with pytest.raises(ValueError, match="^x:"):
         PF.bias_act_(torch.randn(2, 3, 4)[:, :, ::2])
+    before = x.detach().clone()
+    with pytest.raises(ValueError, match="^x:"):
+        PF.bias_act_(x, act="relu")
+    assert torch.equal(x, before)
     with torch.no_grad():
         y = PF.bias_act_(x.clone(), act="swish")
     torch.testing.assert_close(y, PF.bias_act(x, act="swish"))
@@ -194,6 +198,35 @@ def test_a_linear_result_may_be_written_over():
     y.add_(1)
     dx, db = torch.autograd.grad(y.sum(), (x, b))
     assert dx.eq(0.5).all() and db.eq(1.0).all()
+
+
+def test_autograd_notices_a_value_written_over():
+    w, a = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
+    y = w * a
+    PF.bias_act_(a, act="lrelu")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gain", [1e-24, -1e-24])
+def test_the_slope_survives_a_tiny_gain(gain, backend):
+    x = torch.tensor([[1.0, -1.0]], requires_grad=True)
+    (g,) = torch.autograd.grad(PF.bias_act(x, act="lrelu", gain=gain, backend=backend), x, torch.full((1, 2), 1e24))
+    torch.testing.assert_close(g, torch.tensor([[1.0, 0.2]]) * (1 if gain > 0 else -1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("act", SMOOTH)
+def test_tails_do_not_cancel(act, backend):
+    x = torch.tensor([[-30.0, -18.0, 18.0, 25.0, 30.0]], dtype=torch.float64, requires_grad=True)
+    g, h = torch.ones_like(x).requires_grad_(), torch.ones_like(x)
+    expected = oracle.bias_act(x, None, 1, act, 0, 1.0, None, g, h)
+    y = PF.bias_act(x, act=act, gain=1.0, backend=backend)
+    (dx,) = torch.autograd.grad(y, x, g, create_graph=True)
+    dg, ddx = torch.autograd.grad(dx, (g, x), h)
+    for actual, wanted in zip((y, dx, dg, ddx), expected, strict=True):
+        torch.testing.assert_close(actual.detach(), wanted, rtol=1e-12, atol=1e-25)
 
 
 def test_nothing_to_do_returns_x():

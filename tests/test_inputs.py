@@ -92,6 +92,7 @@ SETUP_FILTER = [
     (dict(f=[1, -1]), ValueError, "f"),
     (dict(f=torch.ones(2, 2), separable=True), ValueError, "separable"),
     (dict(gain=NAN), ValueError, "gain"),
+    (dict(gain=-1, separable=True), ValueError, "gain"),
 ]
 
 

@@ -44,8 +44,9 @@ def test_equals_scipy(name, layout, dtype, backend):
     f = FILTERS[name]
     x = torch.randn(2, 3, 18, 21, generator=torch.manual_seed(0)).to(dtype).contiguous(memory_format=layout)
     for (up, down, padding), flip in itertools.product(MODES, (False, True)):
-        expected = oracle.upfirdn2d(x, f, up, down, padding, flip, 1.5)
-        actual = PF.upfirdn2d(x, f, up, down, padding, flip, 1.5, backend=backend)
+        gain = -1.5 if flip else 1.5
+        expected = oracle.upfirdn2d(x, f, up, down, padding, flip, gain)
+        actual = PF.upfirdn2d(x, f, up, down, padding, flip, gain, backend=backend)
         assert_close(actual, expected, "upfirdn2d", dtype)
         assert actual.is_contiguous(memory_format=layout)
 

@@ -24,7 +24,7 @@ def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     theirs = module.upfirdn2d
 
     def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
-        if impl != "cuda" or not takes(x):
+        if impl != "cuda" or not takes(x) or (f is not None and f.requires_grad):
             return theirs(x, f, up, down, padding, flip_filter, gain, impl)
         return functional.upfirdn2d(x, f, up, down, padding, bool(flip_filter), float(gain))
 

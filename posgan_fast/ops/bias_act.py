@@ -134,6 +134,8 @@ def bias_act_(
         )
     name = _backend.resolve(NAME, IMPLS, x, backend)
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
+        if x.is_leaf and x.requires_grad:
+            raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
         if not (_reads_output(act, alpha) or _is_scaling(act, clamp)):
             raise ValueError(
                 "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
@@ -141,6 +143,8 @@ def bias_act_(
             )
         return _InPlace.apply(x, b, dim, act, alpha, gain, clamp, name)
     torch.ops.posgan_fast.bias_act_(x, b, dim, act, alpha, gain, clamp, name)
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(x)  # so that autograd notices where x was kept for a backward pass
     return x
 
 
@@ -212,7 +216,7 @@ def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
     base = (x if order == 0 else ref).to(acc)
     if order == 1 and _reads_output(act, alpha):
         value = base
-        slope = torch.where(base * gain > 0, torch.ones_like(base), alpha)
+        slope = torch.where(base > 0 if gain > 0 else base < 0, torch.ones_like(base), alpha)
     else:
         v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
         value = gain * _formula(act, v, alpha)
@@ -239,43 +243,42 @@ _FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
     "elu": F.elu,
     "selu": F.selu,
-    "softplus": F.softplus,
+    "softplus": lambda v: v.clamp(min=0) + torch.log1p(torch.exp(-v.abs())),
     "swish": F.silu,
 }
 
 
 def _first(act, v, alpha):
-    s = torch.sigmoid(v)
+    s, c = torch.sigmoid(v), torch.sigmoid(-v)  # c = 1 - s without cancellation
     if act == "linear":
         return torch.ones_like(v)
-    if act == "lrelu":
+    if act in ("relu", "lrelu"):
         return torch.where(v > 0, torch.ones_like(v), alpha)
     if act == "tanh":
-        return 1 - torch.tanh(v).square()
+        return torch.cosh(v).square().reciprocal()
     if act == "sigmoid":
-        return s * (1 - s)
+        return s * c
     if act in ("elu", "selu"):
         scale, slope = _exponential(act)
         return torch.where(v > 0, scale, slope * v.clamp(max=0).exp())
     if act == "softplus":
         return s
-    return s * (1 + v * (1 - s))
+    return s * (1 + v * c)
 
 
 def _second(act, v, alpha):
-    s = torch.sigmoid(v)
+    s, c = torch.sigmoid(v), torch.sigmoid(-v)
     if act == "tanh":
-        t = torch.tanh(v)
-        return -2 * t * (1 - t.square())
+        return -2 * torch.tanh(v) * torch.cosh(v).square().reciprocal()
     if act == "sigmoid":
-        return s * (1 - s) * (1 - 2 * s)
+        return s * c * (c - s)
     if act in ("elu", "selu"):
         _, slope = _exponential(act)
         return torch.where(v > 0, 0, slope * v.clamp(max=0).exp())
     if act == "softplus":
-        return s * (1 - s)
+        return s * c
     if act == "swish":
-        return s * (1 - s) * (2 + v * (1 - 2 * s))
+        return s * c * (2 + v * (c - s))
     return torch.zeros_like(v)  # piecewise linear
 
 

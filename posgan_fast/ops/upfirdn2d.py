@@ -133,10 +133,10 @@ def setup_filter(
     Raises:
         TypeError: ``f`` is not numeric.
         ValueError: ``f`` has more than two axes, is empty, sums to zero under ``normalize``, or is two-dimensional
-            with ``separable=True``.
+            with ``separable=True``; ``gain`` is negative for a separable filter.
     """
     try:
-        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=device).detach().clone()
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
     if taps.ndim > 2 or taps.numel() == 0:
@@ -148,6 +148,8 @@ def setup_filter(
         separable = taps.ndim == 1 and taps.numel() >= 8
     if separable and taps.ndim == 2:
         raise ValueError(f"separable: expected False or None for a filter of shape {tuple(taps.shape)}, got True")
+    if separable and gain < 0:
+        raise ValueError(f"gain: expected a number >= 0 for a separable filter, got {gain}")
     if taps.ndim == 1 and not separable:
         taps = torch.outer(taps, taps)
     if normalize:
@@ -157,7 +159,7 @@ def setup_filter(
         taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
-    return (taps * gain ** (taps.ndim / 2)).contiguous()
+    return (taps * gain ** (taps.ndim / 2)).contiguous().to(device)
 
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
@@ -213,16 +215,16 @@ def reference(x, f, up, down, padding, flip_filter, gain):
     """The definition in plain torch: insert zeros, pad, correlate, decimate."""
     n, c, h, w = x.shape
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-    g = (f if flip_filter else f.flip(list(range(f.ndim)))) * gain ** (f.ndim / 2)
+    g = f if flip_filter else f.flip(list(range(f.ndim)))
     u = x.to(acc).reshape(n * c, 1, h, 1, w, 1)  # [N*C, 1, H, 1, W, 1]
     u = F.pad(u, [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(n * c, 1, h * up[1], w * up[0])
     x0, x1, y0, y1 = padding
     u = F.pad(u, [max(p, 0) for p in padding])
     u = u[:, :, max(-y0, 0) : u.shape[2] - max(-y1, 0), max(-x0, 0) : u.shape[3] - max(-x1, 0)]
     if g.ndim == 2:
-        u = F.conv2d(u, g[None, None])
+        u = F.conv2d(u, gain * g[None, None])
     else:
-        u = F.conv2d(F.conv2d(u, g[None, None, None, :]), g[None, None, :, None])
+        u = F.conv2d(F.conv2d(u, g[None, None, None, :]), gain * g[None, None, :, None])
     u = u[:, :, :: down[1], :: down[0]]
     return u.reshape(n, c, *u.shape[2:]).to(x.dtype).contiguous(memory_format=_memory_format(x))
 
