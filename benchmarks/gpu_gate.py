@@ -317,7 +317,7 @@ def _absolute(entry: str) -> str:
 
 def _shown(text: str) -> str:
     """Without this machine's paths."""
-    for path, short in ((STAGE, "."), (ROOT, "."), (sys.executable, "python"), (tempfile.gettempdir(), "$TMP")):
+    for path, short in ((sys.executable, "python"), (STAGE, "."), (ROOT, "."), (tempfile.gettempdir(), "$TMP")):
         text = text.replace(str(path), short)
     return text
 
