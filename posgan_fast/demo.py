@@ -4,7 +4,9 @@ The package is stylegan2-torch 1.3.0 (rosinality lineage). By itself it compiles
 path. Under the hooks its 256-pixel generator runs from a fixed seed, and its generator and discriminator train at
 32 pixels with R1 and path-length regularisation on the face photographs inside scikit-image. Every generation and every
 training step runs on the reference backend and on the best one, from the same weights and random numbers: training
-amplifies rounding from step to step, so only runs from one state can be held to a tight bound. Results must be equal.
+amplifies rounding from step to step, so only runs from one state can be held to a tight bound. It trains in float64,
+since the slope of a leaky ReLU jumps at zero: in float32 a rounding error that flips one sign shows in the penalties.
+Results must be equal.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ import posgan_fast
 from . import functional
 from .backend import use_backend
 
-# Largest difference allowed between two correct float32 runs, relative to the size of the result.
-BOUNDS = {"op": 1e-6, "image": 1e-5, "gradient": 1e-4, "loss": 1e-5}
+# Largest difference allowed, relative to the size of the result: ops and images in float32, training in float64.
+BOUNDS = {"op": 1e-6, "image": 1e-5, "training": 1e-10}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,8 +113,9 @@ def _train(package, fast, steps):
     """Training steps with both regularisations, each on both backends from one state; weights follow the fast one."""
     torch.manual_seed(3)
     channels = {4: 128, 8: 128, 16: 128, 32: 64}
-    faces = _faces()
-    generator, discriminator = package.Generator(32, channels=channels), package.Discriminator(32, channels=channels)
+    faces = _faces().double()
+    generator = package.Generator(32, channels=channels).double()
+    discriminator = package.Discriminator(32, channels=channels).double()
     optimizers = [torch.optim.Adam(m.parameters(), lr=2e-3, betas=(0.0, 0.99)) for m in (generator, discriminator)]
     mean_path_length: Any = 0
     results: dict[str, list[dict[str, torch.Tensor]]] = {"reference": [], fast: []}
@@ -132,15 +135,14 @@ def _train(package, fast, steps):
     for key in results[fast][0]:
         ours, expected = (torch.stack([r[key] for r in results[b]]) for b in (fast, "reference"))
         times = [seconds["reference"] / steps, seconds[fast] / steps]
-        bound = BOUNDS["gradient" if "gradient" in key else "loss"]
-        rows.append(_row(f"{steps} training steps: {key}", ours, expected, times, bound))
+        rows.append(_row(f"{steps} training steps: {key}", ours, expected, times, BOUNDS["training"]))
     return rows
 
 
 def _training_step(package, generator, discriminator, faces, mean_path_length):
     """Losses and gradients of one step; the gradients stay in the parameters."""
     real = faces[torch.randperm(len(faces))[:8]].requires_grad_()
-    image, latents = generator([torch.randn(8, 512)], return_latents=True)
+    image, latents = generator([torch.randn(8, 512, dtype=faces.dtype)], return_latents=True)
     real_score = discriminator(real)
     d_loss = package.d_loss(real_score, discriminator(image.detach()))
     r1 = package.d_reg_loss(real_score, real)
@@ -159,7 +161,7 @@ def _training_step(package, generator, discriminator, faces, mean_path_length):
 
 
 def _take_gradient(module: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in module.parameters()])
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.parameters()])
 
 
 def _split(flat: torch.Tensor, module: torch.nn.Module) -> list[torch.Tensor]:
