@@ -26,6 +26,11 @@ _SCHEMAS = (
     " bool flip, float gain) -> ()",
     "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int order, int act, float alpha,"
     " float gain, float clamp) -> ()",
+    "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
+    " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
+    "epilogue2d(Tensor x, Tensor? odd, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
+    " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
+    " float gain, float clamp) -> ()",
 )
 
 

@@ -12,8 +12,8 @@ import torch
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def tensor(value: Any, name: str, *, ndim: int | None = None) -> torch.Tensor:
-    """A strided floating-point tensor of a supported dtype, of ``ndim`` dimensions if given."""
+def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """A strided floating-point tensor of a supported dtype, of ``ndim`` dimensions or of ``shape`` if given."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -22,7 +22,16 @@ def tensor(value: Any, name: str, *, ndim: int | None = None) -> torch.Tensor:
         raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {value.dtype}")
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(value.shape)}")
+    if shape is not None and tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
     return value
+
+
+def arithmetic(dtype: Any) -> torch.dtype:
+    """The dtype that sums and activations of a supported dtype run in."""
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def same_device(value: torch.Tensor, name: str, x: torch.Tensor) -> None:
@@ -49,6 +58,14 @@ def real(value: Any, name: str, *, minimum: float | None = None) -> float:
     if minimum is not None and number < minimum:
         raise ValueError(f"{name}: expected a number >= {minimum}, got {value}")
     return number
+
+
+def choice(value: Any, name: str, options: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {tuple(options)}, got {type(value).__name__}")
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {tuple(options)}, got {value!r}")
+    return value
 
 
 def flag(value: Any, name: str) -> bool:

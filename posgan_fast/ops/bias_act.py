@@ -41,7 +41,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check
+from . import _check, _layout
 
 NAME = "bias_act"
 
@@ -128,7 +128,7 @@ def bias_act_(
         ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for that needs the overwritten input.
     """
     b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
-    if not _is_dense(x):
+    if not _layout.is_dense(x):
         raise ValueError(
             f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
         )
@@ -212,7 +212,7 @@ def _fake_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
 def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
     """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (relu,
     lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
-    acc = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    acc = _check.arithmetic(x.dtype)
     base = (x if order == 0 else ref).to(acc)
     if order == 1 and _reads_output(act, alpha):
         value = base
@@ -301,11 +301,11 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, g):
     ref, b = (*ctx.saved_tensors, None, None)[:2]
-    dx = _gradient(g, ref, b, ctx.arguments)
+    dx = gradient(g, ref, b, ctx.arguments)
     return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
 
 
-def _gradient(g, ref, b, arguments):
+def gradient(g, ref, b, arguments):
     """The first derivative as a registered op; ref None: a mere scaling."""
     dim, _, _, gain, _, backend = arguments
     if ref is None:
@@ -371,7 +371,7 @@ class _InPlace(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         (y,) = ctx.saved_tensors or (None,)
-        dx = _gradient(g, y, None, ctx.arguments)
+        dx = gradient(g, y, None, ctx.arguments)
         return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
 
 
@@ -410,7 +410,7 @@ def _dispatch(x, b, dim, act, alpha, gain, clamp, backend):
 def _dispatch_(x, b, dim, act, alpha, gain, clamp, backend):
     if x.numel():
         run = _backend.implementation(NAME, IMPLS, x, backend)
-        run(x, _contiguous(b), None, None, x, dim, 0, act, alpha, gain, _round_to(clamp, x.dtype))
+        run(x, _contiguous(b), None, None, x, dim, 0, act, alpha, gain, round_to(clamp, x.dtype))
 
 
 def _dispatch_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
@@ -433,7 +433,7 @@ for _name, _function in (
 def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
     """Bring every tensor to one dense layout, that of the forward input, and run."""
     leader = x if ref is None else ref
-    if not _is_dense(leader):
+    if not _layout.is_dense(leader):
         leader = leader.clone()  # keeps the order of the strides, drops the gaps
     out = torch.empty_like(leader)
     if out.numel() == 0:
@@ -442,7 +442,7 @@ def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
     x = leader if ref is None else _like(x, leader)
     dy = None if dy is None else _like(dy, leader)
     run = _backend.implementation(NAME, IMPLS, x, backend)
-    run(x, _contiguous(b), ref, dy, out, dim, order, act, alpha, gain, _round_to(clamp, x.dtype))
+    run(x, _contiguous(b), ref, dy, out, dim, order, act, alpha, gain, round_to(clamp, x.dtype))
     return out
 
 
@@ -454,16 +454,11 @@ def _contiguous(b: torch.Tensor | None) -> torch.Tensor | None:
     return None if b is None else b.contiguous()
 
 
-def _is_dense(x: torch.Tensor) -> bool:
-    """Whether the elements fill one block of memory, each once."""
-    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        return True
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+def derivative_reads(act: str, alpha: float, clamp: float) -> str | None:
+    """What the first derivative is computed from: the "output", the "input", or nothing, for a mere scaling."""
+    if _is_scaling(act, clamp):
+        return None
+    return "output" if _reads_output(act, alpha) else "input"
 
 
 def _reads_output(act: str, alpha: float) -> bool:
@@ -483,6 +478,6 @@ def _bias_gradient(ctx, dx, index):
 
 
 @functools.cache
-def _round_to(value: float, dtype: torch.dtype) -> float:
+def round_to(value: float, dtype: torch.dtype) -> float:
     """In half precision a clamped result must equal the clamp, since the mask of the gradient is read off it."""
     return float(torch.tensor(value, dtype=dtype))

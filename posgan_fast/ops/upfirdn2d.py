@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check
+from . import _check, _layout
 
 NAME = "upfirdn2d"
 
@@ -64,9 +64,8 @@ def upfirdn2d(
         BackendError: the chosen backend cannot run this call.
     """
     up, down, pad = check(x, f, up, down, padding, flip_filter, gain)
-    taps = _taps(f, x)
     return torch.ops.posgan_fast.upfirdn2d(
-        x, taps, up, down, pad, flip_filter, float(gain), _backend.resolve(NAME, IMPLS, x, backend)
+        x, taps_of(f, x), up, down, pad, flip_filter, float(gain), _backend.resolve(NAME, IMPLS, x, backend)
     )
 
 
@@ -179,14 +178,14 @@ def check(
     _check.flag(flip_filter, "flip_filter")
     _check.real(gain, "gain")
     fw, fh = _filter_size(f)
-    for axis, size, taps, factor, before, after in (
+    for axis, size, length, factor, before, after in (
         ("width", x.shape[3], fw, up[0], pad[0], pad[1]),
         ("height", x.shape[2], fh, up[1], pad[2], pad[3]),
     ):
         padded = size * factor + before + after
-        if padded < taps:
+        if padded < length:
             raise ValueError(
-                f"padding: expected an upsampled and padded {axis} of at least {taps}, the taps of f,"
+                f"padding: expected an upsampled and padded {axis} of at least {length}, the taps of f,"
                 f" got {size} * {factor} + {before} + {after} = {padded}"
             )
     return up, down, pad
@@ -208,13 +207,13 @@ def _check_tensors(x: Any, f: Any) -> None:
 
 @torch.library.register_fake("posgan_fast::upfirdn2d", lib=_LIBRARY)
 def _fake(x, f, up, down, padding, flip_filter, gain, backend):
-    return _empty_output(x, f, up, down, padding)
+    return empty_output(x, f, up, down, padding)
 
 
 def reference(x, f, up, down, padding, flip_filter, gain):
     """The definition in plain torch: insert zeros, pad, correlate, decimate."""
     n, c, h, w = x.shape
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    acc = _check.arithmetic(x.dtype)
     g = f if flip_filter else f.flip(list(range(f.ndim)))
     u = x.to(acc).reshape(n * c, 1, h, 1, w, 1)  # [N*C, 1, H, 1, W, 1]
     u = F.pad(u, [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(n * c, 1, h * up[1], w * up[0])
@@ -226,7 +225,7 @@ def reference(x, f, up, down, padding, flip_filter, gain):
     else:
         u = F.conv2d(F.conv2d(u, g[None, None, None, :]), gain * g[None, None, :, None])
     u = u[:, :, :: down[1], :: down[0]]
-    return u.reshape(n, c, *u.shape[2:]).to(x.dtype).contiguous(memory_format=_memory_format(x))
+    return u.reshape(n, c, *u.shape[2:]).to(x.dtype).contiguous(memory_format=_layout.memory_format(x))
 
 
 def _setup_context(ctx, inputs, output):
@@ -237,11 +236,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dy):
     (f,) = ctx.saved_tensors
-    (ih, iw), (oh, ow) = ctx.in_size, ctx.out_size
-    fw, fh = _filter_size(f)
-    (ux, uy), (dx, dy_) = ctx.up, ctx.down
-    px0, _, py0, _ = ctx.padding
-    pad = [fw - 1 - px0, iw * ux - ow * dx + px0 - ux + 1, fh - 1 - py0, ih * uy - oh * dy_ + py0 - uy + 1]
+    pad = transposed_padding(f, ctx.up, ctx.down, ctx.padding, ctx.in_size, ctx.out_size)
     grad = torch.ops.posgan_fast.upfirdn2d(dy, f, ctx.down, ctx.up, pad, not ctx.flip_filter, ctx.gain, ctx.backend)
     return grad, None, None, None, None, None, None, None
 
@@ -250,10 +245,10 @@ torch.library.register_autograd("posgan_fast::upfirdn2d", _backward, setup_conte
 
 
 def _run_native(x, f, up, down, padding, flip_filter, gain):
-    y = _empty_output(x, f, up, down, padding)
+    y = empty_output(x, f, up, down, padding)
     if y.numel():
         torch.ops.posgan_fast_native.upfirdn2d(
-            _readable(x), f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, gain
+            _layout.readable(x), f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, gain
         )
     return y
 
@@ -261,9 +256,9 @@ def _run_native(x, f, up, down, padding, flip_filter, gain):
 def _run_triton(x, f, up, down, padding, flip_filter, gain):
     from ..kernels import upfirdn2d as kernel
 
-    y = _empty_output(x, f, up, down, padding)
+    y = empty_output(x, f, up, down, padding)
     if y.numel():
-        kernel.upfirdn2d(_readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
+        kernel.upfirdn2d(_layout.readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
     return y
 
 
@@ -296,8 +291,9 @@ def _resample(x, f, up, down, padding, flip_filter, gain, backend):
     return upfirdn2d(x, f, (ux, uy), (dx, dy), pad, flip_filter, gain * ux * uy, backend=backend)
 
 
-def _taps(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+def taps_of(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """``f`` as the op takes it: dense, in the arithmetic type; None is the identity."""
+    dtype = _check.arithmetic(x.dtype)
     if f is None:
         return torch.ones(1, 1, dtype=dtype, device=x.device)
     return f.detach().to(dtype).contiguous()
@@ -307,22 +303,23 @@ def _filter_size(f: torch.Tensor | None) -> tuple[int, int]:
     return (1, 1) if f is None else (f.shape[-1], f.shape[0])
 
 
-def _memory_format(x: torch.Tensor) -> torch.memory_format:
-    """channels_last only where the strides say so and the format is not ambiguous; views of it count too."""
-    channels_last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _empty_output(x, f, up, down, padding):
+def out_size(x, f, up, down, padding) -> tuple[int, int]:
+    """Height and width of the result."""
     fw, fh = _filter_size(f)
-    oh = (x.shape[2] * up[1] + padding[2] + padding[3] - fh) // down[1] + 1
-    ow = (x.shape[3] * up[0] + padding[0] + padding[1] - fw) // down[0] + 1
-    shape = (x.shape[0], x.shape[1], oh, ow)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    height = (x.shape[2] * up[1] + padding[2] + padding[3] - fh) // down[1] + 1
+    return height, (x.shape[3] * up[0] + padding[0] + padding[1] - fw) // down[0] + 1
 
 
-def _readable(x: torch.Tensor) -> torch.Tensor:
-    """The kernels read rows of unit stride: of pixels, or of whole channel vectors."""
-    memory_format = _memory_format(x)
-    step = x.shape[1] if memory_format == torch.channels_last else 1
-    return x if x.stride(3) == step else x.contiguous(memory_format=memory_format)
+def transposed_padding(f, up, down, padding, in_size, out_size) -> list[int]:
+    """Padding of the upfirdn2d that transposes one with these arguments; sizes are (height, width)."""
+    fw, fh = _filter_size(f)
+    (ih, iw), (oh, ow) = in_size, out_size
+    px0, _, py0, _ = padding
+    return [
+        fw - 1 - px0, iw * up[0] - ow * down[0] + px0 - up[0] + 1,
+        fh - 1 - py0, ih * up[1] - oh * down[1] + py0 - up[1] + 1,
+    ]  # fmt: skip
+
+
+def empty_output(x, f, up, down, padding):
+    return _layout.empty(x, (*x.shape[:2], *out_size(x, f, up, down, padding)))

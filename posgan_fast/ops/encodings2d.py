@@ -1,0 +1,128 @@
+r"""Positional encodings, each the sum of what its row and its column contribute: two small tables instead of a grid.
+
+Half of the channels depends on the column alone and half on the row alone. With ``d`` channels per half,
+``n = d / 2`` frequencies ``w_k`` and 0-based row i and column j of [H, W]:
+
+"spe", sinusoidal:
+
+========  ==========================================================  ==============================================
+layout    channels                                                    frequencies and positions
+========  ==========================================================  ==============================================
+"paper"   sin(w_0 i), cos(w_0 i), sin(w_1 i), ..., then the same of   w_k = 10000^(-k / n); i and j
+          j: height first, interleaved
+"mmgen"   sin(w_0 x) .. sin(w_(n-1) x), cos(w_0 x) .., then the same  w_k = 10000^(-k / (n - 1)), with
+          of y: width first, all sines before all cosines             ``div_half_dim`` 10000^(-k / n); x = j + 1,
+                                                                      y = i + 1
+========  ==========================================================  ==============================================
+
+"csg", Cartesian:
+
+========  ================  ==========================================
+layout    channels          values
+========  ================  ==========================================
+"paper"   height, width     2 * (i / H - 1/2), 2 * (j / W - 1/2)
+"mmgen"   x, y              2 * j / (W - 1) - 1, 2 * i / (H - 1) - 1
+========  ================  ==========================================
+
+A "csg" side of one pixel is at -1. Positions of "spe" go on beyond any training size ("expand", anchored at the top
+left); with a base size the encoding of that size is resized bilinearly with its corners kept ("interp"), which
+leaves the "csg" of the layout "mmgen" as it is.
+
+Source: "Positional Encoding as Spatial Inductive Bias in GANs" (CVPR 2021), Eqs. 6 and 8, and its released code,
+mmgeneration, whose published models all use the layout "mmgen" without ``div_half_dim``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import _check
+
+LAYOUTS = ("mmgen", "paper")
+KINDS = ("spe", "csg")
+
+
+def tables(
+    kind: Any,
+    height: Any,
+    width: Any,
+    channels: Any,
+    layout: Any,
+    div_half_dim: Any,
+    base_size: Any,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the columns and what the rows contribute, [d, width] and [d, height], in the arithmetic type of ``dtype``.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a size < 1, an unknown kind or layout, channels that are no multiple of 4 ("spe"), or 4 channels
+            in the layout "mmgen" without ``div_half_dim``, whose one frequency is undefined.
+    """
+    size = [_check.integer(width, "width", minimum=1), _check.integer(height, "height", minimum=1)]
+    _check.choice(kind, "encode", KINDS)
+    _check.choice(layout, "layout", LAYOUTS)
+    _check.flag(div_half_dim, "div_half_dim")
+    base = size if base_size is None else list(_base(base_size))
+    if kind == "csg":
+        sides = [_coordinates(b, layout, device) for b in base]
+    else:
+        w = _frequencies(channels, layout, div_half_dim, device)
+        first = 0 if layout == "paper" else 1
+        sides = [_waves(torch.arange(first, first + b, dtype=torch.float64, device=device), w, layout) for b in base]
+    acc = _check.arithmetic(dtype)
+    columns, rows = (_resize(side, s).to(acc) for side, s in zip(sides, size, strict=True))
+    return columns, rows
+
+
+def height_first(layout: str) -> bool:
+    """Whether the rows' half of the channels comes first."""
+    return layout == "paper"
+
+
+def _base(base_size: Any) -> tuple[int, int]:
+    if not isinstance(base_size, Sequence) or isinstance(base_size, str):
+        raise TypeError(f"base_size: expected [height, width] or None, got {type(base_size).__name__}")
+    if len(base_size) != 2:
+        raise ValueError(f"base_size: expected [height, width], got {len(base_size)} values")
+    height = _check.integer(base_size[0], "base_size[0]", minimum=1)
+    return _check.integer(base_size[1], "base_size[1]", minimum=1), height
+
+
+def _coordinates(size: int, layout: str, device: Any) -> torch.Tensor:
+    steps = torch.arange(size, dtype=torch.float64, device=device)
+    return (2 * steps / size - 1 if layout == "paper" else 2 * steps / max(size - 1, 1) - 1)[None]
+
+
+def _frequencies(channels: Any, layout: str, div_half_dim: bool, device: Any) -> torch.Tensor:
+    _check.integer(channels, "channels", minimum=4)
+    if channels % 4:
+        raise ValueError(f"channels: expected a multiple of 4, got {channels}")
+    n = channels // 4
+    intervals = n if layout == "paper" or div_half_dim else n - 1
+    if intervals == 0:
+        raise ValueError("channels: expected at least 8 in the layout 'mmgen' without div_half_dim, got 4")
+    return torch.exp(torch.arange(n, dtype=torch.float64, device=device) * (-math.log(10000.0) / intervals))
+
+
+def _waves(positions: torch.Tensor, w: torch.Tensor, layout: str) -> torch.Tensor:
+    angles = w[:, None] * positions  # [n, size]
+    if layout == "paper":
+        return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)
+    return torch.cat([angles.sin(), angles.cos()])
+
+
+def _resize(side: torch.Tensor, size: int) -> torch.Tensor:
+    """Linear interpolation with the ends kept, [d, base] to [d, size]."""
+    base = side.shape[1]
+    if base == size:
+        return side
+    place = torch.arange(size, dtype=torch.float64, device=side.device) * ((base - 1) / max(size - 1, 1))
+    low = place.floor().clamp(max=max(base - 2, 0)).long()
+    high = (low + 1).clamp(max=base - 1)
+    return torch.lerp(side[:, low], side[:, high], place - low)
