@@ -8,6 +8,7 @@
 #include <new>
 
 #include "bias_act.h"
+#include "modulated_conv2d.h"
 #include "upfirdn2d.h"
 
 #ifdef __AVX512F__
@@ -40,10 +41,27 @@ struct BiasActTask {
   bool stream;
 };
 
-#define PF_DECLARE(isa)                                                  \
-  namespace isa {                                                        \
-  void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end); \
-  void bias_act(const BiasActTask& task, int64_t begin, int64_t end);    \
+// Where one tap of every filter goes: its channels side by side, the filters `stride` elements apart. tap -1: zeros.
+struct WeightPlace {
+  int tap;
+  void* data;
+  int64_t stride;
+};
+
+// One work item is one filter [I, taps].
+struct ModulatedWeightTask {
+  Type type;                      // of the places; weight, styles and squares are of its arithmetic type
+  const void *weight, *styles;    // styles [I], null for none
+  void* squares;                  // [O, I], null for none
+  int64_t channels, taps, count;  // I, kh * kw, places
+  const WeightPlace* places;
+};
+
+#define PF_DECLARE(isa)                                                               \
+  namespace isa {                                                                     \
+  void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end);              \
+  void bias_act(const BiasActTask& task, int64_t begin, int64_t end);                 \
+  void modulated_weight(const ModulatedWeightTask& task, int64_t begin, int64_t end); \
   }
 PF_DECLARE(baseline)
 PF_DECLARE(avx2)

@@ -30,6 +30,7 @@ using torch::stable::Tensor;
 struct Kernels {
   decltype(&baseline::upfirdn2d) upfirdn2d;
   decltype(&baseline::bias_act) bias_act;
+  decltype(&baseline::modulated_weight) modulated_weight;
   const char* name;
 };
 
@@ -45,13 +46,13 @@ const Kernels& kernels() {
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (cap == "avx512" && fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return Kernels{avx512::upfirdn2d, avx512::bias_act, "avx512"};
+      return Kernels{avx512::upfirdn2d, avx512::bias_act, avx512::modulated_weight, "avx512"};
     }
     if (cap != "baseline" && fused) {
-      return Kernels{avx2::upfirdn2d, avx2::bias_act, "avx2"};
+      return Kernels{avx2::upfirdn2d, avx2::bias_act, avx2::modulated_weight, "avx2"};
     }
 #endif
-    return Kernels{baseline::upfirdn2d, baseline::bias_act, "baseline"};
+    return Kernels{baseline::upfirdn2d, baseline::bias_act, baseline::modulated_weight, "baseline"};
   }();
   return chosen;
 }
@@ -237,11 +238,68 @@ void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::option
   spread(kernels().bias_act, task, x.numel(), int64_t(1) << 15);
 }
 
+// out takes the kernel as it is (or flipped), or with odd the kernel of the even rows (modulated_conv2d.h).
+void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles, const std::optional<Tensor>& squares,
+                      const Tensor& out, const std::optional<Tensor>& odd, bool flip) {
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.numel() > 0,
+                  "modulated_weight: weight must be dense");
+  const int64_t filters = weight.size(0), channels = weight.size(1), height = weight.size(2), width = weight.size(3);
+  ModulatedWeightTask task;
+  task.type = type_of(out);
+  const Type arithmetic = task.type == Type::kDouble ? Type::kDouble : Type::kFloat;
+  const bool typed = type_of(weight) == arithmetic && (!styles || type_of(*styles) == arithmetic) &&
+                     (!squares || type_of(*squares) == arithmetic) && (!odd || type_of(*odd) == task.type);
+  STD_TORCH_CHECK(typed, "modulated_weight: weight, styles and squares must be of the arithmetic type");
+  STD_TORCH_CHECK(!styles || (styles->numel() == channels && styles->is_contiguous()),
+                  "modulated_weight: styles must be [I]");
+  STD_TORCH_CHECK(!squares || (squares->numel() == filters * channels && squares->is_contiguous()),
+                  "modulated_weight: squares must be [O, I]");
+  auto dense = [&](const Tensor& t, int64_t o, int64_t h, int64_t w) {
+    return t.dim() == 4 && t.size(0) == o && t.size(1) == channels && t.size(2) == h && t.size(3) == w &&
+           (channels == 1 || t.stride(1) == 1) && (w == 1 || t.stride(3) == channels) &&
+           (h == 1 || t.stride(2) == w * channels) && (o == 1 || t.stride(0) == h * w * channels);
+  };
+  std::vector<WeightPlace> places;
+  const int64_t bytes = bytes_of(task.type);
+  auto place = [&](const Tensor& t, int tap, int64_t filter, int64_t position) {
+    const int64_t stride = t.size(2) * t.size(3) * channels;
+    char* data = static_cast<char*>(t.mutable_data_ptr()) + (filter * stride + position * channels) * bytes;
+    places.push_back({tap, data, stride});
+  };
+  const int taps = int(height * width);
+  if (odd) {
+    STD_TORCH_CHECK(height == 3 && width == 3, "modulated_weight: phases need a 3x3 kernel");
+    STD_TORCH_CHECK(dense(out, 2 * filters, 2, 2) && dense(*odd, 2 * filters, 1, 2), "modulated_weight: wrong phases");
+    auto tap = [&](int r, int dy, int q, int dx) {
+      const int ky = phase_tap(r, dy), kx = phase_tap(q, dx);
+      return ky < 0 || kx < 0 ? -1 : tap_index(3 * ky + kx, taps, !flip);
+    };
+    for (int q = 0; q < 2; ++q) {
+      for (int dx = 0; dx < 2; ++dx) {
+        for (int dy = 0; dy < 2; ++dy) place(out, tap(0, dy, q, dx), q * filters, 2 * dy + dx);
+        place(*odd, tap(1, 1, q, dx), q * filters, dx);
+      }
+    }
+  } else {
+    STD_TORCH_CHECK(dense(out, filters, height, width), "modulated_weight: out must be a dense channels_last tensor");
+    for (int k = 0; k < taps; ++k) place(out, tap_index(k, taps, !flip), 0, k);
+  }
+  task.weight = weight.const_data_ptr();
+  task.styles = styles ? styles->const_data_ptr() : nullptr;
+  task.squares = squares ? squares->mutable_data_ptr() : nullptr;
+  task.channels = channels;
+  task.taps = taps;
+  task.count = int64_t(places.size());
+  task.places = places.data();
+  spread(kernels().modulated_weight, task, filters, (int64_t(1) << 14) / (channels * taps));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(posgan_fast_native, CPU, m) {
   m.impl("upfirdn2d", TORCH_BOX(&upfirdn2d));
   m.impl("bias_act", TORCH_BOX(&bias_act));
+  m.impl("modulated_weight", TORCH_BOX(&modulated_weight));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* posgan_fast_instruction_set() { return kernels().name; }
