@@ -69,6 +69,39 @@ def epilogue2d(
     return torch.ops.posgan_fast.epilogue2d(*arguments, _backend.resolve(NAME, IMPLS, x, backend))
 
 
+def epilogue2d_(
+    x: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    b: torch.Tensor | None = None,
+    *,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """:func:`epilogue2d` without resampling, written over ``x``, which must be dense. Returns ``x``. Inference only.
+
+    Raises:
+        TypeError, ValueError, BackendError: as :func:`epilogue2d`.
+        ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for.
+    """
+    x, _, scale, noise, b, *_, act, alpha, gain, clamp = check(
+        x, None, scale, noise, b, 1, 1, 0, False, 1.0, act, alpha, gain, clamp
+    )
+    if not _layout.is_dense(x):
+        raise ValueError(
+            f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
+        )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, noise, b)):
+        raise ValueError("x: expected no gradient to be asked for where x is written over; use epilogue2d")
+    torch.ops.posgan_fast.epilogue2d_(
+        x, scale, noise, b, act, alpha, gain, clamp, _backend.resolve(NAME, IMPLS, x, backend)
+    )
+    return x
+
+
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
 _LIBRARY.define(
     "epilogue2d(Tensor x, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, int[2] up, int[2] down,"

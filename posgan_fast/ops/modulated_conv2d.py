@@ -25,13 +25,11 @@ Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, epilogue2d, prologue2d, upfirdn2d
+from . import _check, _layout, bias_act, epilogue2d, prologue2d, upfirdn2d
 
 NAME = "modulated_conv2d"
 
@@ -84,15 +82,18 @@ def modulated_conv2d(
         ValueError: a wrong shape, factor, size or device.
         BackendError: the chosen backend cannot run this call.
     """
-    call = _check_call(x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps)
-    call = (*call, noise, bias, act, alpha, gain, clamp, _backend.resolve(NAME, IMPLS, x, backend))
+    call = check(
+        x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise, bias, act,
+        alpha, gain, clamp,
+    )  # fmt: skip
+    call = (*call, _backend.resolve(NAME, IMPLS, x, backend))
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return _run(x, *call)
+        return _call(x, *call)
     if x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):  # the coefficients are not for half precision
-        return _run(x, *call)
+        return _call(x, *call)
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -100,17 +101,27 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) 
 
     ``weight`` [O, I, kh, kw] and ``styles`` [N, I] are float32 or float64.
     """
-    return torch.addmm(_scalar(eps, styles), styles.square(), weight.square().sum((2, 3)).t()).rsqrt()
+    return _demodulation(weight.square().sum((2, 3)), styles, eps)
 
 
-def _check_call(x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps):
-    """Validate what the stages do not, and return it with the padding of filter and convolution worked out."""
+_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
+_LIBRARY.define(
+    "modulated_conv2d(Tensor x, Tensor weight, Tensor styles, int up, int down, int padding, Tensor? pad_map,"
+    " Tensor? f, bool demodulate, bool flip_weight, float eps, Tensor? noise, Tensor? bias, str act, float alpha,"
+    " float gain, float clamp, str backend) -> Tensor"
+)
+
+
+def check(
+    x, weight, styles, up, down, padding, pad_map, f, demodulate, flip_weight, eps, noise, bias, act, alpha, gain, clamp
+):  # fmt: skip
+    """Validate what the stages would not, and return the arguments of the op between x and the backend."""
     _check.tensor(x, "x", ndim=4)
     _check.tensor(weight, "weight", ndim=4)
     _check.same_device(weight, "weight", x)
     n, c, h, w = x.shape
     kh, kw = weight.shape[2:]
-    if weight.shape[1] != c or 0 in weight.shape:
+    if weight.shape[1] != c or weight.numel() == 0:
         raise ValueError(f"weight: expected shape [O, {c}, kh, kw] for x of {c} channels, got {tuple(weight.shape)}")
     _check.tensor(styles, "styles", shape=(n, c))
     _check.same_device(styles, "styles", x)
@@ -120,24 +131,70 @@ def _check_call(x, weight, styles, up, down, padding, pad_map, resample_filter, 
     _check.integer(padding, "padding", minimum=0)
     _check.flag(demodulate, "demodulate")
     _check.flag(flip_weight, "flip_weight")
-    _check.real(eps, "eps", minimum=0)
-    if pad_map is not None and (padding != 1 or down > 1 or (up > 1 and (kh == 1 or kw == 1))):
+    if pad_map is not None and (padding != 1 or down > 1 or (up > 1 and 1 in (kh, kw))):
         raise ValueError(
             "pad_map: expected None unless padding is 1, down is 1 and, with up, the kernel is larger than a pixel,"
             f" got {padding=}, {down=}, {up=}, kernel {kh} x {kw}"
         )
-    if h * up + 2 * padding < kh or w * up + 2 * padding < kw:
+    upfirdn2d.check_filter(f, "resample_filter", x)
+    f = None if up * down == 1 else upfirdn2d.taps_of(f, x)
+    size = tuple(_out_size(x, weight, up, down, padding, f))
+    if min(size) < 1:
         raise ValueError(
-            f"padding: expected an input no smaller than the kernel {kh} x {kw}, got {h} x {w}, {padding=}"
+            f"padding: expected an input of at least the size of the kernel, got {h} x {w} with {up=}, {down=},"
+            f" {padding=} and a kernel {kh} x {kw}"
         )
-    if resample_filter is not None and up * down == 1:
-        resample_filter = None
-    return weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, float(eps)
+    if noise is not None:
+        _check.tensor(noise, "noise")
+        _check.same_device(noise, "noise", x)
+        if tuple(noise.shape) not in (size, (1, 1, *size), (n, 1, *size)):
+            raise ValueError(
+                f"noise: expected shape {size}, {(1, 1, *size)} or {(n, 1, *size)}, got {tuple(noise.shape)}"
+            )
+        noise = noise.reshape(-1, 1, *size)
+    if bias is not None:
+        _check.tensor(bias, "bias", shape=(weight.shape[0],))
+        _check.same_device(bias, "bias", x)
+    _, _, alpha, gain, clamp = bias_act.check(x, None, 1, act, alpha, gain, clamp)
+    eps = _check.real(eps, "eps", minimum=0)
+    return (
+        weight,
+        styles,
+        up,
+        down,
+        padding,
+        pad_map,
+        f,
+        demodulate,
+        flip_weight,
+        eps,
+        noise,
+        bias,
+        act,
+        alpha,
+        gain,
+        clamp,
+    )
 
 
-def _run(x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, *activation):
-    """Prologue, convolution, epilogue on the backend that comes last."""
-    act, alpha, gain, clamp, backend = activation
+@torch.library.register_fake("posgan_fast::modulated_conv2d", lib=_LIBRARY)
+def _fake(x, weight, styles, up, down, padding, pad_map, f, *rest):
+    return _empty_output(x, weight, up, down, padding, f)
+
+
+def _call(x, *call):
+    """Where no derivative can be asked for, the op, which may write over what it allocates; else the stages."""
+    tensors = [x, *(t for t in call if isinstance(t, torch.Tensor))]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _stages(x, *call)
+    return torch.ops.posgan_fast.modulated_conv2d(x, *call)
+
+
+def _stages(
+    x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain, clamp,
+    backend,
+):  # fmt: skip
+    """Prologue, convolution, epilogue: three differentiable ops."""
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
@@ -146,56 +203,56 @@ def _run(x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps
     if demodulate and x.dtype == torch.float16:
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
     weight = weight.to(x.dtype)
-    if isinstance(noise, torch.Tensor) and noise.ndim == 2:
-        noise = noise[None, None]
-    finish: dict[str, Any] = {}  # what the epilogue resamples
+    noise, bias, activation = _cast(noise, acc), _cast(bias, x.dtype), (act, alpha, gain, clamp, backend)
     if up > 1:
-        y, finish = _enlarge(
-            prologue2d.prologue2d(x, styles, backend=backend), weight, up, padding, pad_map, f, flip, backend
-        )
+        z = prologue2d.prologue2d(x, styles, backend=backend)
+        y, *resample = _enlarge(z, weight, up, padding, pad_map, f, flip, backend)
     else:
-        w = weight if flip else weight.flip((2, 3))
-        if down > 1:
-            z, stride = _shrink(x, styles, w, down, padding, f, backend)
-            y = F.conv2d(z, w, stride=stride)
-        elif pad_map is not None:
-            z = prologue2d.prologue2d(x, styles, padding=1, mode="instance", pad_map=pad_map, backend=backend)
-            y = F.conv2d(z, w)
-        else:
-            y = F.conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding)
-    y = epilogue2d.epilogue2d(
-        y, scale=scale, noise=noise, b=bias, act=act, alpha=alpha, gain=gain, clamp=clamp, backend=backend, **finish
-    )
-    return y.to(dtype)
+        y = _convolve(x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend)
+        f, resample = None, _NO_RESAMPLING
+    return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation).to(dtype)
 
 
-def _shrink(x, styles, w, down, padding, f, backend):
-    """Scale and filter ahead of a convolution of that stride; a 1x1 kernel commutes with the decimation."""
-    f = upfirdn2d.taps_of(f, x)
-    fw, fh = f.shape[-1], f.shape[0]
-    pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
-    one = w.shape[2:] == (1, 1)
-    z = epilogue2d.epilogue2d(x, f, styles, down=down if one else 1, padding=pad, backend=backend)
-    return z, 1 if one else down
+_NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
+
+
+def _convolve(x, w, styles, down, padding, pad_map, f, backend):
+    """Scale, pad or filter, convolve; styles None: they are in the weight."""
+    if down > 1:  # a 1x1 kernel commutes with the decimation
+        fw, fh = f.shape[-1], f.shape[0]
+        pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
+        early = down if w.shape[2:] == (1, 1) else 1
+        z = epilogue2d.epilogue2d(x, f, styles, down=early, padding=pad, backend=backend)
+        return F.conv2d(z, w, stride=down // early)
+    if pad_map is not None:
+        z = prologue2d.prologue2d(x, styles, padding=1, mode="instance", pad_map=pad_map, backend=backend)
+        return F.conv2d(z, w)
+    return F.conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding)
 
 
 def _enlarge(z, w, up, padding, pad_map, f, flip, backend):
     """Transposed convolution, and the arguments of the filter behind it; a 1x1 kernel commutes with the insertion."""
-    f = upfirdn2d.taps_of(f, z)
-    fw, fh = f.shape[-1], f.shape[0]
-    kh, kw = w.shape[2:]
-    pad = [padding + p for t in (fw, fh) for p in ((t + up - 1) // 2, (t - up) // 2)]  # x0, x1, y0, y1
-    if (kh, kw) == (1, 1):
-        return F.conv2d(z, w), dict(f=f, up=up, padding=pad, filter_gain=up * up)
-    pad = [p - k + q for p, (k, q) in zip(pad, ((kw, 1), (kw, up), (kh, 1), (kh, up)), strict=True)]
-    cut = [max(min(-pad[2], -pad[3]), 0), max(min(-pad[0], -pad[1]), 0)]  # height, width
+    pad, cut = _up_padding(w, up, padding, f)
+    gain = float(up * up)
+    if w.shape[2:] == (1, 1):
+        return F.conv2d(z, w), (up, up), (1, 1), pad, False, gain
     w = (w.flip((2, 3)) if flip else w).transpose(0, 1)
     y = F.conv_transpose2d(z, w, stride=up, padding=cut)
-    pad = [pad[0] + cut[1], pad[1] + cut[1], pad[2] + cut[0], pad[3] + cut[0]]
     if pad_map is not None:
         y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
         pad = [p - 1 for p in pad]
-    return y, dict(f=f, padding=pad, filter_gain=up * up)
+    return y, (1, 1), (1, 1), pad, False, gain
+
+
+def _up_padding(w, up, padding, f):
+    """Padding of the filter [x0, x1, y0, y1], and what the transposed convolution leaves out [height, width]."""
+    (fw, fh), (kh, kw) = (f.shape[-1], f.shape[0]), w.shape[2:]
+    pad = [padding + p for t in (fw, fh) for p in ((t + up - 1) // 2, (t - up) // 2)]
+    if (kh, kw) == (1, 1):
+        return pad, [0, 0]
+    pad = [pad[0] - kw + 1, pad[1] - kw + up, pad[2] - kh + 1, pad[3] - kh + up]
+    cut = [max(min(-pad[2], -pad[3]), 0), max(min(-pad[0], -pad[1]), 0)]
+    return [pad[0] + cut[1], pad[1] + cut[1], pad[2] + cut[0], pad[3] + cut[0]], cut
 
 
 def _in_range(weight, styles, scale, pad_map, up):
@@ -211,20 +268,112 @@ def _in_range(weight, styles, scale, pad_map, up):
     return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, pad_map
 
 
-def _scalar(value: float, like: torch.Tensor) -> torch.Tensor:
-    return torch.full((1, 1), value, dtype=like.dtype, device=like.device)
+def _demodulation(squares, styles, eps):
+    return (styles.square() @ squares.t() + eps).rsqrt()
 
 
-def _run_with(backend: str):
-    return lambda *arguments: _run(*arguments, backend)
+def _run_cpu(
+    x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain, clamp
+):  # fmt: skip
+    """Inference in channels_last: one pass over the weight prepares it, the styles of a single sample included, and the
+    epilogue writes over the convolution's result."""
+    if x.dtype == torch.float16:
+        arguments = (
+            weight,
+            styles,
+            up,
+            down,
+            padding,
+            pad_map,
+            f,
+            demodulate,
+            flip,
+            eps,
+            noise,
+            bias,
+            act,
+            alpha,
+            gain,
+        )
+        return _stages(x, *arguments, clamp, "cpu")
+    acc = _check.arithmetic(x.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
+    fold = x.shape[0] == 1 and (pad_map is None or up > 1)
+    phases = up == 2 and weight.shape[2:] == (3, 3) and x.dtype == torch.bfloat16 and padding == 1 and pad_map is None
+    flipped = flip if up > 1 else not flip  # from the stored kernel to what torch correlates or transposes
+    squares, w, odd = _prepared(weight.to(acc), styles if fold else None, x.dtype, demodulate, flipped, phases)
+    scale = _demodulation(squares, styles, eps) if demodulate else None
+    styles = None if fold else styles
+    activation = (act, alpha, gain, clamp, "cpu")
+    if up == 1:
+        y = _convolve(x, w, styles, down, padding, pad_map, f, "cpu")
+        torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
+        return y
+    z = prologue2d.prologue2d(x, styles, backend="cpu")
+    if phases:
+        pad, _ = _up_padding(weight, up, padding, f)
+        y = x.new_empty((x.shape[0], *[s * up for s in x.shape[2:]], weight.shape[0])).permute(0, 3, 1, 2)
+        even, odd = F.conv2d(z, w, padding=1), F.conv2d(z, odd, padding=(0, 1))
+        torch.ops.posgan_fast_native.epilogue2d(
+            even, odd, f, scale, noise, bias, y, 1, 1, 1, 1, pad[0], pad[2], False, up * up,
+            bias_act.ACTIVATIONS[act].index, alpha, gain, bias_act.round_to(clamp, x.dtype),
+        )  # fmt: skip
+        return y
+    y, *resample = _enlarge(z, w, up, padding, pad_map, f, False, "cpu")
+    return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation)
 
 
-IMPLS = tuple(
-    _backend.Impl(name, can_run, _run_with(name))
-    for name, can_run in (
-        ("cuda", _backend.cuda_can_run),
-        ("cpu", _backend.cpu_can_run),
-        ("triton", _backend.triton_can_run),
-        ("reference", _backend.reference_can_run),
-    )
+def _cast(t, dtype):
+    return None if t is None else t.to(dtype)
+
+
+def _prepared(weight, styles, dtype, squared, flip, phases):
+    """Sums of squares [O, I], the weight in channels_last, and with phases that of the even and of the odd rows."""
+    o, i, kh, kw = weight.shape
+
+    def empty(o, kh, kw):
+        return weight.new_empty((o, kh, kw, i), dtype=dtype).permute(0, 3, 1, 2)
+
+    squares = weight.new_empty((o, i)) if squared else None
+    w, odd = (empty(2 * o, 2, 2), empty(2 * o, 1, 2)) if phases else (empty(o, kh, kw), None)
+    styles = None if styles is None else styles[0].contiguous()
+    torch.ops.posgan_fast_native.modulated_weight(weight.contiguous(), styles, squares, w, odd, flip)
+    return squares, w, odd
+
+
+def _run_staged(backend: str):
+    return lambda *arguments: _stages(*arguments, backend)
+
+
+IMPLS = (
+    _backend.Impl("cuda", _backend.cuda_can_run, _run_staged("cuda")),
+    _backend.Impl("cpu", _backend.cpu_can_run, _run_cpu),
+    _backend.Impl("triton", _backend.triton_can_run, _run_staged("triton")),
+    _backend.Impl("reference", _backend.reference_can_run, _run_staged("reference")),
 )
+
+
+def _dispatch(x, *arguments):
+    *arguments, backend = arguments
+    y = _backend.implementation(NAME, IMPLS, x, backend)(x, *arguments)
+    weight, _, up, down, padding, _, f = arguments[:7]
+    out = _empty_output(x, weight, up, down, padding, f)
+    return y if y.stride() == out.stride() else out.copy_(y)
+
+
+_LIBRARY.impl("modulated_conv2d", _dispatch, "CompositeExplicitAutograd")
+
+
+def _empty_output(x, weight, up, down, padding, f):
+    return _layout.empty(x, (x.shape[0], weight.shape[0], *_out_size(x, weight, up, down, padding, f)))
+
+
+def _out_size(x, weight, up, down, padding, f):
+    """Height and width of the result."""
+    kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
+    if down == 1:  # upsampled, padded, filtered, convolved
+        grow = [2 * padding + (t + up - 1) // 2 + (t - up) // 2 - (t - 1) for t in taps]
+        return [s * up + g - k + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
+    grow = [2 * padding + (t - down + 1) // 2 + (t - down) // 2 - (t - 1) for t in taps]
+    return [(s + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]

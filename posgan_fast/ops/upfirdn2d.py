@@ -195,14 +195,18 @@ def _check_tensors(x: Any, f: Any) -> None:
     _check.tensor(x, "x", ndim=4)
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x: expected at least one channel, row and column, got shape {tuple(x.shape)}")
+    check_filter(f, "f", x)
+
+
+def check_filter(f: Any, name: str, x: torch.Tensor) -> None:
     if f is None:
         return
-    _check.tensor(f, "f")
-    _check.same_device(f, "f", x)
+    _check.tensor(f, name)
+    _check.same_device(f, name, x)
     if f.ndim not in (1, 2) or f.numel() == 0:
-        raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(f.shape)}")
+        raise ValueError(f"{name}: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(f.shape)}")
     if f.requires_grad and torch.is_grad_enabled():
-        raise ValueError("f: expected a filter without gradient, got requires_grad=True; upfirdn2d has none for f")
+        raise ValueError(f"{name}: expected a filter without gradient, got requires_grad=True; there is none for it")
 
 
 @torch.library.register_fake("posgan_fast::upfirdn2d", lib=_LIBRARY)
