@@ -9,6 +9,7 @@
 
 #include "bias_act.h"
 #include "modulated_conv2d.h"
+#include "prologue2d.h"
 #include "upfirdn2d.h"
 
 #ifdef __AVX512F__
@@ -57,10 +58,21 @@ struct ModulatedWeightTask {
   const WeightPlace* places;
 };
 
+// One work item is one output row of one plane (NCHW) or of one image (channels_last).
+struct Prologue2dTask {
+  Prologue2dParams params;
+  Type type;
+  const void *x, *residual, *border;
+  const void *styles, *columns, *rows;  // in the arithmetic type
+  void* y;
+  bool stream;
+};
+
 #define PF_DECLARE(isa)                                                               \
   namespace isa {                                                                     \
   void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end);              \
   void bias_act(const BiasActTask& task, int64_t begin, int64_t end);                 \
+  void prologue2d(const Prologue2dTask& task, int64_t begin, int64_t end);            \
   void modulated_weight(const ModulatedWeightTask& task, int64_t begin, int64_t end); \
   }
 PF_DECLARE(baseline)

@@ -16,6 +16,7 @@
 #endif
 
 #include "cpu_kernels.h"
+#include "prologue2d_tensors.hpp"
 
 namespace {
 
@@ -31,8 +32,11 @@ struct Kernels {
   decltype(&baseline::upfirdn2d) upfirdn2d;
   decltype(&baseline::bias_act) bias_act;
   decltype(&baseline::modulated_weight) modulated_weight;
+  decltype(&baseline::prologue2d) prologue2d;
   const char* name;
 };
+
+#define PF_KERNELS(isa) (Kernels{isa::upfirdn2d, isa::bias_act, isa::modulated_weight, isa::prologue2d, #isa})
 
 const Kernels& kernels() {
   static const Kernels chosen = [] {
@@ -46,13 +50,11 @@ const Kernels& kernels() {
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (cap == "avx512" && fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return Kernels{avx512::upfirdn2d, avx512::bias_act, avx512::modulated_weight, "avx512"};
+      return PF_KERNELS(avx512);
     }
-    if (cap != "baseline" && fused) {
-      return Kernels{avx2::upfirdn2d, avx2::bias_act, avx2::modulated_weight, "avx2"};
-    }
+    if (cap != "baseline" && fused) return PF_KERNELS(avx2);
 #endif
-    return Kernels{baseline::upfirdn2d, baseline::bias_act, baseline::modulated_weight, "baseline"};
+    return PF_KERNELS(baseline);
   }();
   return chosen;
 }
@@ -294,12 +296,37 @@ void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles,
   spread(kernels().modulated_weight, task, filters, (int64_t(1) << 14) / (channels * taps));
 }
 
+void prologue2d(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& styles,
+                const std::optional<Tensor>& border, const std::optional<Tensor>& columns,
+                const std::optional<Tensor>& rows, const Tensor& y, int64_t left, int64_t top, int64_t mode,
+                bool concat, bool height_first) {
+  using Tensors = Prologue2dTensors;
+  Prologue2dTask task;
+  task.params = Tensors{x, residual, styles, border, columns, rows, y}.params(left, top, mode, concat, height_first);
+  task.type = type_of(x);
+  task.x = x.const_data_ptr();
+  task.residual = Tensors::data(residual);
+  task.border = Tensors::data(border);
+  task.styles = Tensors::data(styles);
+  task.columns = Tensors::data(columns);
+  task.rows = Tensors::data(rows);
+  task.y = y.mutable_data_ptr();
+  const int64_t bytes = y.numel() * bytes_of(task.type);
+  task.stream = bytes >= kLarge;
+  prefer_huge_pages(task.y, bytes);
+  const Prologue2dParams& p = task.params;
+  const int64_t length = p.out_w * (p.channels_last ? p.out_c : 1);
+  // A row costs about as much as 32 values of it.
+  if (length > 0) spread(kernels().prologue2d, task, y.numel() / length, (int64_t(1) << 15) / (32 + length));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(posgan_fast_native, CPU, m) {
   m.impl("upfirdn2d", TORCH_BOX(&upfirdn2d));
   m.impl("bias_act", TORCH_BOX(&bias_act));
   m.impl("modulated_weight", TORCH_BOX(&modulated_weight));
+  m.impl("prologue2d", TORCH_BOX(&prologue2d));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* posgan_fast_instruction_set() { return kernels().name; }

@@ -272,30 +272,16 @@ def _demodulation(squares, styles, eps):
     return (styles.square() @ squares.t() + eps).rsqrt()
 
 
-def _run_cpu(
+def _run_cpu(x, *call):
+    # float16 needs care with its range, and no CPU is fast in it.
+    return _stages(x, *call, "cpu") if x.dtype == torch.float16 else _infer_cpu(x, *call)
+
+
+def _infer_cpu(
     x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain, clamp
 ):  # fmt: skip
     """Inference in channels_last: one pass over the weight prepares it, the styles of a single sample included, and the
     epilogue writes over the convolution's result."""
-    if x.dtype == torch.float16:
-        arguments = (
-            weight,
-            styles,
-            up,
-            down,
-            padding,
-            pad_map,
-            f,
-            demodulate,
-            flip,
-            eps,
-            noise,
-            bias,
-            act,
-            alpha,
-            gain,
-        )
-        return _stages(x, *arguments, clamp, "cpu")
     acc = _check.arithmetic(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
@@ -355,8 +341,7 @@ IMPLS = (
 
 
 def _dispatch(x, *arguments):
-    *arguments, backend = arguments
-    y = _backend.implementation(NAME, IMPLS, x, backend)(x, *arguments)
+    y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
     out = _empty_output(x, weight, up, down, padding, f)
     return y if y.stride() == out.stride() else out.copy_(y)

@@ -262,18 +262,16 @@ def _backward(ctx, dy):
     if ctx.has[2] and wanted[3]:
         d_border = _border_gradient(dy, ctx.border_shape, h, w)
     left, _, top, _ = ctx.padding
-    if ctx.mode == "reflect" and any(ctx.padding):
-        like = dy[:, :, top : top + h, left : left + w]
-        g = torch.ops.aten.reflection_pad2d_backward(dy, like, list(ctx.padding))
-    else:
-        g = dy[:, :, top : top + h, left : left + w]  # [N, C', H, W]
+    g = dy[:, :, top : top + h, left : left + w]  # [N, C', H, W]
+    if ctx.mode == "reflect" and any(ctx.padding):  # up to nine values to a sum
+        g = torch.ops.aten.reflection_pad2d_backward(dy.to(acc), g.to(acc), list(ctx.padding))
     if ctx.has[1] and wanted[2]:
         z = _encoded(x.to(acc), columns, rows, ctx.concat, ctx.height_first)
         d_styles = (g.to(acc) * z).sum((2, 3))
     if wanted[0]:
         dx = g[:, :c]
-        dx = dx if styles is None else (dx * styles[:, :c, None, None]).to(dy.dtype)
-    return dx, g if ctx.has[0] and wanted[1] else None, d_styles, d_border, *[None] * 7
+        dx = (dx if styles is None else dx * styles[:, :c, None, None]).to(dy.dtype)
+    return dx, g.to(dy.dtype) if ctx.has[0] and wanted[1] else None, d_styles, d_border, *[None] * 7
 
 
 def _border_gradient(dy, shape, h, w):
@@ -318,13 +316,20 @@ def _dispatch(x, residual, styles, border, columns, rows, padding, mode, concat,
     if y.numel():
         run = _backend.implementation(NAME, IMPLS, x, backend)
         residual = None if residual is None else _layout.readable(residual, x)
-        styles, columns, rows = (None if t is None else t.contiguous() for t in (styles, columns, rows))
+        styles = None if styles is None else styles.contiguous()
+        columns, rows = (None if t is None else _table(t, x) for t in (columns, rows))
         x, (left, _, top, _) = _layout.readable(x), padding
         run(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first)
     return y
 
 
 _LIBRARY.impl("prologue2d", _dispatch, "CompositeExplicitAutograd")
+
+
+def _table(table, x):
+    """A table of the encoding, dense along the innermost dimension of ``x``."""
+    channels_last = _layout.memory_format(x) == torch.channels_last
+    return table.t().contiguous().t() if channels_last else table.contiguous()
 
 
 def _empty_output(x, columns, padding, concat):
