@@ -25,6 +25,8 @@ Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -328,8 +330,11 @@ def _prepared(weight, styles, dtype, squared, flip, phases):
     return squares, w, odd
 
 
-def _run_staged(backend: str):
-    return lambda *arguments: _stages(*arguments, backend)
+def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
+    def run(*call):
+        return _stages(*call, backend)
+
+    return run
 
 
 IMPLS = (
