@@ -8,6 +8,7 @@
 #include <new>
 
 #include "bias_act.h"
+#include "epilogue2d.h"
 #include "modulated_conv2d.h"
 #include "prologue2d.h"
 #include "upfirdn2d.h"
@@ -25,6 +26,8 @@ struct Upfirdn2dTask {
   Upfirdn2dParams params;
   Type type;
   const void* x;
+  const void* odd = nullptr;  // the odd rows of the input where x has the even ones only
+  int64_t odd_stride_n = 0, odd_stride_h = 0;
   const void *fx, *fy;  // taps in the arithmetic type and correlation order, gain folded in; fy null if not separable
   const Phase *columns, *rows;  // of every output column and row: divisions are slow, and rows of small images short
   void* y;
@@ -68,11 +71,22 @@ struct Prologue2dTask {
   bool stream;
 };
 
+// One work item is one of upfirdn2d. Without a filter, fir.fx null, it is a segment of a line of pixels side by side:
+// of a whole plane where both tensors are dense, else of a row.
+struct Epilogue2dTask {
+  Upfirdn2dTask fir;  // of input and output; without a filter only their strides and sizes
+  Epilogue2dParams params;
+  Act act;
+  const void *scale, *noise, *b;  // scale and noise in the arithmetic type; null: none
+  int64_t line, segment;          // pixels
+};
+
 #define PF_DECLARE(isa)                                                               \
   namespace isa {                                                                     \
   void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end);              \
   void bias_act(const BiasActTask& task, int64_t begin, int64_t end);                 \
   void prologue2d(const Prologue2dTask& task, int64_t begin, int64_t end);            \
+  void epilogue2d(const Epilogue2dTask& task, int64_t begin, int64_t end);            \
   void modulated_weight(const ModulatedWeightTask& task, int64_t begin, int64_t end); \
   }
 PF_DECLARE(baseline)

@@ -31,12 +31,14 @@ using torch::stable::Tensor;
 struct Kernels {
   decltype(&baseline::upfirdn2d) upfirdn2d;
   decltype(&baseline::bias_act) bias_act;
-  decltype(&baseline::modulated_weight) modulated_weight;
   decltype(&baseline::prologue2d) prologue2d;
+  decltype(&baseline::epilogue2d) epilogue2d;
+  decltype(&baseline::modulated_weight) modulated_weight;
   const char* name;
 };
 
-#define PF_KERNELS(isa) (Kernels{isa::upfirdn2d, isa::bias_act, isa::modulated_weight, isa::prologue2d, #isa})
+#define PF_KERNELS(isa) \
+  (Kernels{isa::upfirdn2d, isa::bias_act, isa::prologue2d, isa::epilogue2d, isa::modulated_weight, #isa})
 
 const Kernels& kernels() {
   static const Kernels chosen = [] {
@@ -149,67 +151,141 @@ std::vector<Phase> phases_of(const Axis& axis) {
   return phases;
 }
 
-template <typename A>
-void upfirdn2d_typed(Upfirdn2dTask& task, const Tensor& f, bool flip) {
-  const Taps<A> taps = taps_of<A>(f, flip, task.params.gain);
-  task.params.separable = taps.separable;
-  task.fx = taps.x.data();
-  task.fy = taps.separable ? taps.y.data() : nullptr;
-  const Upfirdn2dParams& p = task.params;
+// Completes the part of a task that says how to resample, and runs it.
+template <typename A, typename Task>
+void resample(void (*kernel)(const Task&, int64_t, int64_t), const Task& task, Upfirdn2dTask& fir, const Tensor& f) {
+  const Taps<A> taps = taps_of<A>(f, fir.params.flip, fir.params.gain);
+  fir.params.separable = taps.separable;
+  fir.fx = taps.x.data();
+  fir.fy = taps.separable ? taps.y.data() : nullptr;
+  const Upfirdn2dParams& p = fir.params;
   const std::vector<Phase> columns = phases_of(p.x), rows = phases_of(p.y);
-  task.columns = columns.data();
-  task.rows = rows.data();
+  fir.columns = columns.data();
+  fir.rows = rows.data();
   const int64_t items = p.n * p.y.out * (p.channels_last ? 1 : p.c);
   // A row costs about as much as 128 values of it; a thread is worth waking for a thousand short rows.
   const int64_t cost = (128 + p.x.out * (p.channels_last ? p.c : 1)) * (taps.separable ? 1 : p.y.taps);
-  spread(kernels().upfirdn2d, task, items, (int64_t(1) << 17) / cost);
+  spread(kernel, task, items, (int64_t(1) << 17) / cost);
 }
 
-void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
-               int64_t downy, int64_t padx0, int64_t pady0, bool flip, double gain) {
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1),
-                  "upfirdn2d: x and y must be [N, C, H, W] with equal N and C");
-  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "upfirdn2d: x and y must have one dtype");
-  STD_TORCH_CHECK((f.dim() == 1 || f.dim() == 2) && f.numel() > 0 && f.is_contiguous(), "upfirdn2d: f must be dense");
-  STD_TORCH_CHECK(f.scalar_type() == ScalarType::Float || f.scalar_type() == ScalarType::Double,
-                  "upfirdn2d: f must be float32 or float64");
+// Memory of input and output, checked; of the filter, set_filter.
+Upfirdn2dTask task_of(const char* op, const Tensor& x, const std::optional<Tensor>& odd, const Tensor& y) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1) * (odd ? 2 : 1), op,
+                  ": x and y must be [N, C, H, W] with equal N and C, twice C beside odd");
+  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), op, ": x and y must have one dtype");
   auto pixels_of_channels = [](const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && !t.is_contiguous(); };
   // A result of one pixel is dense in both formats; then the input decides.
   const bool one_pixel = y.size(2) == 1 && y.size(3) == 1;
-  const bool channels_last = pixels_of_channels(y) || (one_pixel && pixels_of_channels(x));
+  const bool channels_last = odd || pixels_of_channels(y) || (one_pixel && pixels_of_channels(x));
   auto unit = [&](const Tensor& t) {
-    if (channels_last) return t.stride(1) == 1 && (t.size(3) == 1 || t.stride(3) == t.size(1));
-    return t.size(3) == 1 || t.stride(3) == 1;
+    const int64_t pixel = channels_last ? t.size(1) : 1;
+    return (pixel == 1 || t.stride(1) == 1) && (t.size(3) == 1 || t.stride(3) == pixel);
   };
-  STD_TORCH_CHECK(unit(x) && unit(y), "upfirdn2d: rows of x and y must be dense in one memory format");
+  STD_TORCH_CHECK(unit(x) && unit(y), op, ": rows of x and y must be dense in one memory format");
   Upfirdn2dTask task;
   task.type = type_of(x);
   task.x = x.const_data_ptr();
   task.y = y.mutable_data_ptr();
-  task.params = {{x.size(3), y.size(3), int(upx), int(downx), int(padx0), int(f.size(f.dim() - 1))},
-                 {x.size(2), y.size(2), int(upy), int(downy), int(pady0), int(f.size(0))},
-                 x.size(0),
-                 x.size(1),
-                 x.stride(0),
-                 x.stride(1),
-                 x.stride(2),
-                 x.stride(3),
-                 y.stride(0),
-                 y.stride(1),
-                 y.stride(2),
-                 y.stride(3),
-                 channels_last,
-                 false,
-                 flip,
-                 gain};
+  task.fx = task.fy = nullptr;
+  task.params = {};
+  Upfirdn2dParams& p = task.params;
+  p.x.in = x.size(3);
+  p.y.in = x.size(2);
+  p.x.out = y.size(3);
+  p.y.out = y.size(2);
+  p.n = y.size(0);
+  p.c = y.size(1);
+  p.in_stride_n = x.stride(0);
+  p.in_stride_c = x.stride(1);
+  p.in_stride_h = x.stride(2);
+  p.in_stride_w = x.stride(3);
+  p.out_stride_n = y.stride(0);
+  p.out_stride_c = y.stride(1);
+  p.out_stride_h = y.stride(2);
+  p.out_stride_w = y.stride(3);
+  p.channels_last = channels_last;
+  if (odd) {
+    STD_TORCH_CHECK(odd->dim() == 4 && odd->size(0) == x.size(0) && odd->size(1) == x.size(1) &&
+                        odd->size(2) == x.size(2) - 1 && odd->size(3) == x.size(3),
+                    op, ": odd must be of the size of x but for one row less");
+    STD_TORCH_CHECK(odd->scalar_type() == x.scalar_type() && (odd->numel() == 0 || unit(*odd)), op,
+                    ": odd must be of the dtype of x, its rows dense in its memory format");
+    p.x.in = 2 * x.size(3);
+    p.y.in = 2 * x.size(2) - 1;
+    p.in_stride_w = p.c;
+    if (odd->numel() > 0) {
+      task.odd = odd->const_data_ptr();
+      task.odd_stride_n = odd->stride(0);
+      task.odd_stride_h = odd->stride(2);
+    }
+  }
   const int64_t bytes = y.numel() * bytes_of(task.type);
   task.stream = bytes >= kLarge;
-  prefer_huge_pages(task.y, bytes);
-  if (task.type == Type::kDouble) {
-    upfirdn2d_typed<double>(task, f, flip);
-  } else {
-    upfirdn2d_typed<float>(task, f, flip);
+  if (task.y != task.x) prefer_huge_pages(task.y, bytes);
+  return task;
+}
+
+// The arguments of the filter.
+void set_filter(const char* op, Upfirdn2dTask& task, const Tensor& f, int64_t upx, int64_t upy, int64_t downx,
+                int64_t downy, int64_t padx0, int64_t pady0, bool flip, double gain) {
+  STD_TORCH_CHECK((f.dim() == 1 || f.dim() == 2) && f.numel() > 0 && f.is_contiguous(), op, ": f must be dense");
+  STD_TORCH_CHECK(f.scalar_type() == ScalarType::Float || f.scalar_type() == ScalarType::Double, op,
+                  ": f must be float32 or float64");
+  Upfirdn2dParams& p = task.params;
+  p.x = {p.x.in, p.x.out, int(upx), int(downx), int(padx0), int(f.size(f.dim() - 1))};
+  p.y = {p.y.in, p.y.out, int(upy), int(downy), int(pady0), int(f.size(0))};
+  p.flip = flip;
+  p.gain = gain;
+}
+
+void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
+               int64_t downy, int64_t padx0, int64_t pady0, bool flip, double gain) {
+  Upfirdn2dTask task = task_of("upfirdn2d", x, std::nullopt, y);
+  set_filter("upfirdn2d", task, f, upx, upy, downx, downy, padx0, pady0, flip, gain);
+  const auto run = task.type == Type::kDouble ? &resample<double, Upfirdn2dTask> : &resample<float, Upfirdn2dTask>;
+  run(kernels().upfirdn2d, task, task, f);
+}
+
+// With odd, x [N, 2C, R, P] holds the even rows of the filter's input and odd [N, 2C, R - 1, P] the odd ones, both in
+// channels_last: value c of pixel 2p + q of a row is channel q * C + c of its pixel p.
+void epilogue2d(const Tensor& x, const std::optional<Tensor>& odd, const std::optional<Tensor>& f,
+                const std::optional<Tensor>& scale, const std::optional<Tensor>& noise, const std::optional<Tensor>& b,
+                const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy, int64_t padx0, int64_t pady0,
+                bool flip, double filter_gain, int64_t act, double alpha, double gain, double clamp) {
+  STD_TORCH_CHECK(act >= 1 && act <= 9, "epilogue2d: act must be 1..9");
+  STD_TORCH_CHECK(f || !odd, "epilogue2d: odd needs f");
+  if (y.numel() == 0) return;
+  Epilogue2dTask task;
+  task.fir = task_of("epilogue2d", x, odd, y);
+  Upfirdn2dParams& p = task.fir.params;
+  const int64_t n = y.size(0), c = y.size(1), h = y.size(2), w = y.size(3);
+  const ScalarType arithmetic = task.fir.type == Type::kDouble ? ScalarType::Double : ScalarType::Float;
+  auto data = [](const std::optional<Tensor>& t, ScalarType type, int64_t numel, const char* message) -> const void* {
+    if (!t) return nullptr;
+    STD_TORCH_CHECK(t->scalar_type() == type && t->is_contiguous() && t->numel() == numel, "epilogue2d: ", message);
+    return t->const_data_ptr();
+  };
+  const bool shared = noise && noise->dim() > 0 && noise->size(0) == 1;
+  task.scale = data(scale, arithmetic, n * c, "scale must be a dense [N, C] of the arithmetic type");
+  task.noise =
+      data(noise, arithmetic, (shared ? 1 : n) * h * w, "noise must be a dense [N or 1, 1, H, W] of that type");
+  task.b = data(b, x.scalar_type(), c, "b must be a dense [C] of the dtype of x");
+  task.params = {n, c, h, w, shared ? 0 : h * w, p.channels_last, alpha, gain, clamp};
+  task.act = Act(act);
+  if (f) {
+    set_filter("epilogue2d", task.fir, *f, upx, upy, downx, downy, padx0, pady0, flip, filter_gain);
+    const auto run =
+        task.fir.type == Type::kDouble ? &resample<double, Epilogue2dTask> : &resample<float, Epilogue2dTask>;
+    return run(kernels().epilogue2d, task, task.fir, *f);
   }
+  STD_TORCH_CHECK(x.size(2) == h && x.size(3) == w, "epilogue2d: without f, x and y must have one size");
+  const int64_t pixel = p.channels_last ? c : 1, row = w * pixel;
+  const bool dense = h == 1 || (p.in_stride_h == row && p.out_stride_h == row);
+  task.line = dense ? h * w : w;
+  task.segment = std::max<int64_t>((int64_t(1) << 12) / pixel, 1);
+  const int64_t items =
+      n * (p.channels_last ? 1 : c) * (h * w / task.line) * ((task.line + task.segment - 1) / task.segment);
+  spread(kernels().epilogue2d, task, items, (int64_t(1) << 15) / (std::min(task.line, task.segment) * pixel));
 }
 
 void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::optional<Tensor>& ref,
@@ -327,6 +403,7 @@ STABLE_TORCH_LIBRARY_IMPL(posgan_fast_native, CPU, m) {
   m.impl("bias_act", TORCH_BOX(&bias_act));
   m.impl("modulated_weight", TORCH_BOX(&modulated_weight));
   m.impl("prologue2d", TORCH_BOX(&prologue2d));
+  m.impl("epilogue2d", TORCH_BOX(&epilogue2d));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* posgan_fast_instruction_set() { return kernels().name; }

@@ -276,7 +276,7 @@ def _demodulation(squares, styles, eps):
 
 def _run_cpu(x, *call):
     # float16 needs care with its range, and no CPU is fast in it.
-    return _stages(x, *call, "cpu") if x.dtype == torch.float16 else _infer_cpu(x, *call)
+    return _stages(*[x, *call, "cpu"]) if x.dtype == torch.float16 else _infer_cpu(x, *call)
 
 
 def _infer_cpu(
@@ -332,7 +332,7 @@ def _prepared(weight, styles, dtype, squared, flip, phases):
 
 def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
     def run(*call):
-        return _stages(*call, backend)
+        return _stages(*[*call, backend])
 
     return run
 
