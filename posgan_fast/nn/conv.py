@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .. import functional as PF
 from ..ops import _check
@@ -60,21 +61,25 @@ class EqualConv2d(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         """[N, I, H, W] to [N, O, H * up / down, W * up / down]; ``gain`` multiplies the result and the clamp."""
-        return PF.modulated_conv2d(
-            x,
-            self.weight * self.weight_gain,
-            None,
-            up=self.up,
-            down=self.down,
-            padding=self.weight.shape[2] // 2,
-            resample_filter=self.resample_filter,
-            demodulate=False,
-            flip_weight=self.up == 1,
-            bias=self.bias,
+        weight = (self.weight * self.weight_gain).to(x.dtype)
+        finish: dict[str, Any] = dict(
+            b=self.bias,
             act=self.act,
             gain=ACTIVATIONS[self.act].gain * gain,
             clamp=None if self.clamp is None else self.clamp * gain,
         )
+        if self.up > 1:
+            y, resample = self._enlarge(x, weight)
+            return PF.epilogue2d(y, self.resample_filter, filter_gain=self.up**2, **resample, **finish)
+        padding = weight.shape[2] // 2
+        if self.down == 1:
+            return PF.epilogue2d(F.conv2d(x, weight, padding=padding), **finish)
+        if weight.shape[2] == 1:  # commutes with the decimation
+            y = F.conv2d(PF.downsample2d(x, self.resample_filter, self.down), weight)
+        else:
+            pad = [padding + (t - self.down + i) // 2 for t in self._taps() for i in (1, 0)]
+            y = F.conv2d(PF.upfirdn2d(x, self.resample_filter, padding=pad), weight, stride=self.down)
+        return PF.epilogue2d(y, **finish)
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
@@ -82,3 +87,19 @@ class EqualConv2d(torch.nn.Module):
             f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, act={self.act!r}, clamp={self.clamp},"
             f" bias={self.bias is not None}"
         )
+
+    def _enlarge(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The transposed convolution, and how the filter resamples it."""
+        k, up = weight.shape[2], self.up
+        sides = [(t + up - 1) // 2 for t in self._taps()], [(t - up) // 2 for t in self._taps()]  # before, after
+        if k == 1:  # commutes with the insertion of zeros
+            pad = [p for side in zip(*sides, strict=True) for p in side]
+            return F.conv2d(x, weight), dict(up=up, padding=pad)
+        before, after = [k // 2 + p - k + 1 for p in sides[0]], [k // 2 + p - k + up for p in sides[1]]  # x, y
+        cut = [max(min(-b, -a), 0) for b, a in zip(before, after, strict=True)]
+        y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=up, padding=cut[::-1])
+        return y, dict(padding=[p + c for b, a, c in zip(before, after, cut, strict=True) for p in (b, a)])
+
+    def _taps(self) -> tuple[int, int]:
+        """Taps of the filter along x and y."""
+        return self.resample_filter.shape[-1], self.resample_filter.shape[0]
