@@ -78,10 +78,11 @@ def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
 def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:
     """The backend that serves this call; see the module's docstring for the order of choice.
 
-    While a graph is being compiled an unforced choice stays :data:`AUTO`, to be made when the compiled code runs.
+    While a graph is being compiled an unforced choice stays :data:`AUTO`, to be made when the compiled code runs; an op
+    made of others hands it on to them.
     """
     if torch.compiler.is_compiling():
-        return AUTO if backend is None else check_name(backend, "backend")
+        return AUTO if backend in (None, AUTO) else check_name(backend, "backend")
     return _choose(op, impls, x, backend)
 
 
