@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .errors import CheckpointError, UnsafeFileError
+from .report import CheckpointError, UnsafeFileError
 
 __all__ = ["CheckpointError", "UnsafeFileError"]

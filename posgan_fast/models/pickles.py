@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import CheckpointError, UnsafeFileError
+from .report import CheckpointError, UnsafeFileError
 
 
 def read_pickle(file: BinaryIO) -> Any:
@@ -48,7 +48,7 @@ class PickledModule:
         state: dict[str, torch.Tensor] = {}
         pending: list[tuple[str, PickledModule]] = [("", self)]
         for visited, (prefix, module) in enumerate(pending):
-            if visited >= _MAX_MODULES:
+            if visited >= _MAX_MODULES or len(prefix) > _MAX_NAME:
                 raise CheckpointError(f"more than {_MAX_MODULES} modules, or modules inside themselves")
             hidden = module.attributes.get("_non_persistent_buffers_set", ())
             for store in ("_parameters", "_buffers"):
@@ -72,6 +72,7 @@ class PickledModule:
 
 
 _MAX_MODULES = 10_000
+_MAX_NAME = 1000
 _MAX_DIMS = 8
 
 
@@ -126,18 +127,16 @@ def _parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
     return data
 
 
-@dataclass
-class _Dtype:
+class Dtype:
     """A numpy.dtype of plain numbers, as "f8" and a byte order."""
 
-    code: str
-    order: str = "<"
+    def __init__(self, code: str, *_: Any) -> None:
+        self.code, self.order = str(code), "<"
 
-    def set_state(self, state: Any) -> None:
-        order = state[1]
-        if order not in ("<", ">", "|", "="):
-            raise CheckpointError(f"numpy.dtype: byte order {order!r}")
-        self.order = order
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", ">", "|", "="):
+            raise CheckpointError(f"numpy.dtype: byte order {state[1]!r:.20}")
+        self.order = state[1]
 
     def values(self, data: bytes) -> tuple:
         if self.code not in _FORMATS:
@@ -150,12 +149,9 @@ _FORMATS = {"b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u
 _FORMATS |= {"f2": "e", "f4": "f", "f8": "d"}
 
 
-def _dtype(code: str, *_: Any) -> _Dtype:
-    return _Dtype(str(code))
-
-
-def _number(dtype: _Dtype, data: bytes) -> Any:
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+def number(dtype: Dtype, data: bytes) -> Any:
+    """A numpy scalar as a number of Python."""
+    if not isinstance(dtype, Dtype) or not isinstance(data, bytes):
         raise CheckpointError("numpy scalar: expected a dtype and bytes")
     (value,) = dtype.values(data)
     return value
@@ -168,7 +164,7 @@ class _Array:
     shape: tuple = ()
     values: tuple = ()
 
-    def set_state(self, state: Any) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, self.shape, dtype, _, data = state
         self.values = dtype.values(data)
 
@@ -177,7 +173,7 @@ def _array(*_: Any) -> _Array:
     return _Array()
 
 
-def _array_from_buffer(data: bytes, dtype: _Dtype, shape: tuple, *_: Any) -> _Array:
+def _array_from_buffer(data: bytes, dtype: Dtype, shape: tuple, *_: Any) -> _Array:
     return _Array(shape, dtype.values(bytes(data)))
 
 
@@ -200,11 +196,11 @@ GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": _DICT,
     "dnnlib.util.EasyDict": _DICT,
     "builtins.set": _Global(lambda items=(): {_key(item) for item in items}),
-    "numpy.dtype": _Global(_dtype),
+    "numpy.dtype": _Global(Dtype),
     "numpy.ndarray": None,  # an argument of _reconstruct
 } | {f"torch.{name}": getattr(torch, name) for name in ("float16", "float32", "float64", "int32", "int64", "uint8")}
 for _core in ("numpy.core", "numpy._core"):
-    GLOBALS[f"{_core}.multiarray.scalar"] = _Global(_number)
+    GLOBALS[f"{_core}.multiarray.scalar"] = _Global(number)
     GLOBALS[f"{_core}.multiarray._reconstruct"] = _Global(_array)
     GLOBALS[f"{_core}.numeric._frombuffer"] = _Global(_array_from_buffer)
 
@@ -330,8 +326,8 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, (_Dtype, _Array)):
-            target.set_state(state)
+        if isinstance(target, (Dtype, _Array)):
+            target.__setstate__(state)
         elif type(target) is not dict:  # attributes of a dictionary, such as _metadata, are not needed
             raise UnsafeFileError(f"refused, sets attributes of a {type(target).__name__}")
 
