@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def peers(request: pytest.FixtureRequest) -> _Peers:
     """Checkouts given on the command line; asking for one that was not given skips with that reason."""
     return _Peers(request.config.stash[_PEERS])
+
+
+@pytest.fixture
+def missing_modules(tmp_path) -> tuple[Path, Path]:
+    """Folders to put on the path: what the plain run lacks, and what both lack (a download client nobody calls)."""
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    plain.mkdir()
+    both.mkdir()
+    if importlib.util.find_spec("pkg_resources") is None:
+        (plain / "pkg_resources.py").write_text("from packaging.version import parse as parse_version\n")
+    if importlib.util.find_spec("distutils") is None:
+        (plain / "distutils").mkdir()
+        (plain / "distutils" / "util.py").write_text("strtobool = None\n")
+    if importlib.util.find_spec("requests") is None:
+        (both / "requests.py").write_text("")
+    return plain, both
 
 
 class _Peers(dict):

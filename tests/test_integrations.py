@@ -738,22 +738,6 @@ def assert_same(ours: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -
         assert (ours[name] - expected).norm() <= 1e-3 * expected.norm() + 1e-8, name
 
 
-@pytest.fixture
-def missing_modules(tmp_path) -> tuple[Path, Path]:
-    """Folders to put on the path: what the plain run lacks, and what both lack (a download client nobody calls)."""
-    plain, both = tmp_path / "plain", tmp_path / "both"
-    plain.mkdir()
-    both.mkdir()
-    if importlib.util.find_spec("pkg_resources") is None:
-        (plain / "pkg_resources.py").write_text("from packaging.version import parse as parse_version\n")
-    if importlib.util.find_spec("distutils") is None:
-        (plain / "distutils").mkdir()
-        (plain / "distutils" / "util.py").write_text("strtobool = None\n")
-    if importlib.util.find_spec("requests") is None:
-        (both / "requests.py").write_text("")
-    return plain, both
-
-
 def test_nvlabs_checkout(peers, tmp_path, missing_modules):
     checkout = peers["nvlabs"]
     plain, both = missing_modules

@@ -142,8 +142,7 @@ def _find(data: Any, network: str, ema: bool, depth: int = 0) -> _Found:
         inside = prefixed or data.get(name)
         if not isinstance(inside, (PickledModule, Mapping)) or inside == {}:
             continue
-        module = inside if isinstance(inside, PickledModule) else None
-        found = _Found(module.state_dict() if module else dict(inside), module)
+        found = _Found(inside.state_dict(), inside) if isinstance(inside, PickledModule) else _Found(dict(inside))
         rest = {str(key).split(".")[0] if prefixed else str(key) for key in data} - {name}
         found.left |= {key: _why_left(key) for key in sorted(rest)}
         beside = data.get("latent_avg") if network == "generator" else None
@@ -207,9 +206,12 @@ def _constructor_facts(module: PickledModule, report: LoadReport) -> dict[str, A
     for path in ("mapping.fc0", "synthesis.b4.conv1", "b4.conv"):
         layer = module.submodule(path)
         usual = {"activation": "lrelu"} | ({"bias_gain": 0.01} if path == "mapping.fc0" else {})
-        for name, value in usual.items() if layer is not None else ():
-            if layer.attributes.get(name, value) != value:
-                raise CheckpointError(f"{path}.{name}: expected {value}, got {layer.attributes[name]!r:.40}")
+        attributes = layer.attributes if layer is not None else {}
+        for name, expected in usual.items():
+            if (value := attributes.get(name, expected)) != expected:
+                raise CheckpointError(
+                    f"{path}.{name}: expected {expected}, got a {type(value).__name__}, {value!s:.40}"
+                )
     blocks = {2**i: module.submodule(f"{'synthesis.' if generator else ''}b{2**i}") for i in range(2, MAX_LOG2 + 1)}
     half = [str(r) for r, block in blocks.items() if block is not None and block.attributes.get("use_fp16") is True]
     if half:

@@ -6,8 +6,9 @@ Per sample n, with ``s`` the styles and ``d`` the demodulation coefficients::
     z = conv(pad(x * s[n, i]), weight), resampled by up or down with the filter
     y = clamp(gain * act(z * d[n, o] + noise + bias[o]), -clamp, +clamp)
 
-``pad`` is zero padding, or with ``pad_map`` the instance-aware padding of PadInv: the ring of a per-sample map, raw, in
-the space after modulation. One weight serves the whole batch; the factors s and d act on activations.
+Without styles it is a plain convolution between the same stages. ``pad`` is zero padding, or with ``pad_map`` the
+instance-aware padding of PadInv: the ring of a per-sample map, raw, in the space after modulation. One weight serves
+the whole batch; the factors s and d act on activations.
 
 With ``up`` the convolution is transposed, its output [2 * H + 1, 2 * W + 1] for a 3x3 kernel, and the filter follows,
 gain ``up^2``; a map then surrounds that output instead, holds one value for each output channel, and is demodulated but
@@ -39,7 +40,7 @@ NAME = "modulated_conv2d"
 def modulated_conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
-    styles: torch.Tensor,
+    styles: torch.Tensor | None,
     *,
     up: int = 1,
     down: int = 1,
@@ -62,7 +63,7 @@ def modulated_conv2d(
     Args:
         x: input [N, I, H, W], NCHW or channels_last (kept).
         weight: [O, I, kh, kw], any floating dtype, not per sample.
-        styles: [N, I], any floating dtype.
+        styles: [N, I], any floating dtype; None: all 1, without demodulation.
         up, down: factors of resampling; at most one differs from 1.
         padding: on every side, in pixels of the upsampled image, >= 0.
         pad_map: replaces the zeros of ``padding=1``. Without resampling a map [N, I, h, w], h >= H + 2 and w >= W + 2,
@@ -112,13 +113,15 @@ def _check_call(x, weight, styles, up, down, padding, pad_map, resample_filter, 
     kh, kw = weight.shape[2:]
     if weight.shape[1] != c or 0 in weight.shape:
         raise ValueError(f"weight: expected shape [O, {c}, kh, kw] for x of {c} channels, got {tuple(weight.shape)}")
-    _check.tensor(styles, "styles", shape=(n, c))
-    _check.same_device(styles, "styles", x)
+    if styles is not None:
+        _check.tensor(styles, "styles", shape=(n, c))
+        _check.same_device(styles, "styles", x)
     up, down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
     if up > 1 and down > 1:
         raise ValueError(f"down: expected 1 beside up={up}, got {down}")
     _check.integer(padding, "padding", minimum=0)
-    _check.flag(demodulate, "demodulate")
+    if _check.flag(demodulate, "demodulate") and styles is None:
+        raise ValueError("demodulate: expected False without styles, got True")
     _check.flag(flip_weight, "flip_weight")
     _check.real(eps, "eps", minimum=0)
     if pad_map is not None and (padding != 1 or down > 1 or (up > 1 and (kh == 1 or kw == 1))):
@@ -141,7 +144,7 @@ def _run(x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
-    weight, styles = weight.to(acc), styles.to(acc)
+    weight, styles = weight.to(acc), None if styles is None else styles.to(acc)
     scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
     if demodulate and x.dtype == torch.float16:
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)

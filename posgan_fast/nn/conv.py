@@ -1,0 +1,84 @@
+"""The convolution with an equalised learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .. import functional as PF
+from ..ops import _check
+from ..ops.bias_act import ACTIVATIONS
+from .resample import TAPS
+
+
+class EqualConv2d(torch.nn.Module):
+    """``clamp(gain * act(conv(x, weight / sqrt(I * k * k)) + bias))``, resampled by ``up`` or ``down`` with a filter.
+
+    ``down`` filters, then convolves with that stride. ``up`` convolves transposed, then filters with gain ``up^2``, the
+    stored kernel unflipped: a true convolution of the zero-stuffed image. Padding is k // 2.
+
+    Args:
+        in_channels, out_channels, kernel_size: I, O, k.
+        bias, act, clamp: as in :class:`posgan_fast.nn.BiasAct`; the gain of ``act`` is its own.
+        up, down: factors; at most one differs from 1.
+        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
+
+    State: ``weight`` [O, I, k, k], N(0, 1) at first; ``bias`` [O]; ``resample_filter`` [4, 4], float32, sum 1, whether
+    used or not.
+    """
+
+    resample_filter: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        bias: bool = True,
+        act: str = "linear",
+        up: int = 1,
+        down: int = 1,
+        clamp: float | None = None,
+        resample_filter: Any = TAPS,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.up, self.down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
+        if up > 1 and down > 1:
+            raise ValueError(f"down: expected 1 beside up={up}, got {down}")
+        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
+        self.clamp = clamp
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = torch.nn.Parameter(torch.randn(shape, device=device, dtype=dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        """[N, I, H, W] to [N, O, H * up / down, W * up / down]; ``gain`` multiplies the result and the clamp."""
+        return PF.modulated_conv2d(
+            x,
+            self.weight * self.weight_gain,
+            None,
+            up=self.up,
+            down=self.down,
+            padding=self.weight.shape[2] // 2,
+            resample_filter=self.resample_filter,
+            demodulate=False,
+            flip_weight=self.up == 1,
+            bias=self.bias,
+            act=self.act,
+            gain=ACTIVATIONS[self.act].gain * gain,
+            clamp=None if self.clamp is None else self.clamp * gain,
+        )
+
+    def extra_repr(self) -> str:
+        o, i, k, _ = self.weight.shape
+        return (
+            f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, act={self.act!r}, clamp={self.clamp},"
+            f" bias={self.bias is not None}"
+        )

@@ -1,0 +1,139 @@
+"""Positional encodings as layers: each joins the encoding to its input, and the grid is never held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .. import functional as PF
+from ..ops import _check, encodings2d, prologue2d
+
+
+class _Encoding(torch.nn.Module):
+    kind: str
+
+    def __init__(self, join: str, layout: str, base_size: Sequence[int] | None) -> None:
+        super().__init__()
+        self.join = _check.choice(join, "join", prologue2d.JOINS)
+        self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
+        self.base_size = None if base_size is None else tuple(base_size)
+
+    def extra_repr(self) -> str:
+        return f"join={self.join!r}, layout={self.layout!r}, base_size={self.base_size}"
+
+
+class SinusoidalEncoding2d(_Encoding):
+    """Add sines and cosines of row and column to ``x``, or concatenate them behind it. No state.
+
+    Args:
+        channels: of the encoding, a multiple of 4; to "add" them, those of ``x``.
+        join: "add" or "concat".
+        layout, div_half_dim: of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
+        base_size: None expands: positions go on beyond any size, anchored at the top left. [height, width] interpolates
+            the encoding of that size.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        join: str = "add",
+        layout: str = "mmgen",
+        div_half_dim: bool = False,
+        base_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(join, layout, base_size)
+        self.channels = _check.integer(channels, "channels", minimum=4)
+        self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] to the same shape ("add", C = channels) or to [N, C + channels, H, W] ("concat")."""
+        if self.join == "add" and x.shape[1] != self.channels:
+            raise ValueError(f"x: expected {self.channels} channels to add the encoding to, got {x.shape[1]}")
+        return PF.prologue2d(
+            x,
+            encode="spe",
+            join=self.join,
+            channels=self.channels,
+            layout=self.layout,
+            div_half_dim=self.div_half_dim,
+            base_size=self.base_size,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {super().extra_repr()}, div_half_dim={self.div_half_dim}"
+
+
+class CartesianGrid2d(_Encoding):
+    """Add normalised coordinates to the two channels of ``x``, or concatenate them behind it. No state.
+
+    ``layout`` and ``base_size`` are those of :func:`posgan_fast.functional.cartesian_grid2d`.
+    """
+
+    def __init__(self, *, join: str = "concat", layout: str = "mmgen", base_size: Sequence[int] | None = None) -> None:
+        super().__init__(join, layout, base_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] to [N, C + 2, H, W] ("concat") or, with C = 2, to the same shape ("add")."""
+        return PF.prologue2d(x, encode="csg", join=self.join, layout=self.layout, base_size=self.base_size)
+
+
+class PositionalNoise2d(torch.nn.Module):
+    """What enters a stage of SinGAN: ``pad((noise + encoding) * weight + image)``, in one pass. No state.
+
+    Args:
+        channels: of the result; noise of one channel is repeated. "csg" has 2.
+        encode: "spe", "csg" or None.
+        padding, mode: of :func:`posgan_fast.functional.prologue2d`, "zeros" or "reflect".
+        layout, div_half_dim, base_size: of the encoding.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        encode: str | None = None,
+        padding: int | Sequence[int] = 0,
+        mode: str = "zeros",
+        layout: str = "mmgen",
+        div_half_dim: bool = False,
+        base_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = _check.integer(channels, "channels", minimum=1)
+        self.encode = None if encode is None else _check.choice(encode, "encode", encodings2d.KINDS)
+        self.padding = _check.padding(padding)
+        self.mode = _check.choice(mode, "mode", ("zeros", "reflect"))
+        self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
+        self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
+        self.base_size = None if base_size is None else tuple(base_size)
+
+    def forward(
+        self, noise: torch.Tensor, image: torch.Tensor | None = None, weight: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
+        """``noise`` [N, channels or 1, H, W], ``image`` [N, channels, H, W] or None and the noise's ``weight``, a
+        number or a tensor [], to [N, channels, H + top + bottom, W + left + right]."""
+        if noise.shape[1] == 1:
+            noise = noise.expand(-1, self.channels, -1, -1)
+        elif noise.shape[1] != self.channels:
+            raise ValueError(f"noise: expected 1 or {self.channels} channels, got shape {tuple(noise.shape)}")
+        styles = None
+        if isinstance(weight, torch.Tensor):
+            styles = weight.reshape(1, 1).expand(1, self.channels)
+        elif weight != 1:
+            styles = torch.full((1, self.channels), float(weight), device=noise.device)
+        return PF.prologue2d(
+            noise,
+            styles,
+            residual=image,
+            padding=self.padding,
+            mode=self.mode,
+            encode=self.encode,
+            layout=self.layout,
+            div_half_dim=self.div_half_dim,
+            base_size=self.base_size,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, encode={self.encode!r}, padding={self.padding}, mode={self.mode!r}"

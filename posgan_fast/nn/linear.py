@@ -1,0 +1,62 @@
+"""The fully connected layer with an equalised learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from .. import functional as PF
+from ..ops import _check
+from ..ops.bias_act import ACTIVATIONS
+
+
+class EqualLinear(torch.nn.Module):
+    """``act(x @ (weight * lr_multiplier / sqrt(in_features)).T + bias * lr_multiplier)`` with the act's own gain.
+
+    It computes in the dtype of ``x``, under autocast too: the latents keep their precision.
+
+    State: ``weight`` [out_features, in_features], N(0, 1) / lr_multiplier at first; ``bias`` [out_features],
+    ``bias_init`` at first.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        act: str = "linear",
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = _check.integer(in_features, "in_features", minimum=1)
+        self.out_features = _check.integer(out_features, "out_features", minimum=1)
+        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
+        self.lr_multiplier = _check.real(lr_multiplier, "lr_multiplier")
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier
+        self.weight = torch.nn.Parameter(weight)
+        values = torch.full([out_features], float(bias_init), device=device, dtype=dtype) if bias else None
+        self.bias = None if values is None else torch.nn.Parameter(values)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight.to(x.dtype) * self.weight_gain
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            if bias is not None and self.lr_multiplier != 1:
+                bias = bias * self.lr_multiplier
+            if self.act == "linear":
+                return F.linear(x, weight, bias)
+            return PF.bias_act(F.linear(x, weight), bias, -1, self.act)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, act={self.act!r}, lr_multiplier={self.lr_multiplier:g},"
+            f" bias={self.bias is not None}"
+        )

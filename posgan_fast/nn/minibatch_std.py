@@ -1,0 +1,41 @@
+"""The batch's own variation as a feature of the discriminator."""
+
+from __future__ import annotations
+
+import torch
+
+from ..ops import _check
+
+
+class MinibatchStd(torch.nn.Module):
+    """Append to each sample the standard deviation within its group, averaged over channels and pixels.
+
+    Groups are strided over the batch: with n groups, sample i belongs to group i mod n. ``group_size`` None is the
+    whole batch; a smaller batch forms one group. Each of the ``num_channels`` appended channels, which come last,
+    averages its share of the input channels. No state.
+    """
+
+    def __init__(self, group_size: int | None = 4, num_channels: int = 1) -> None:
+        super().__init__()
+        self.group_size = None if group_size is None else _check.integer(group_size, "group_size", minimum=1)
+        self.num_channels = _check.integer(num_channels, "num_channels", minimum=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] to [N, C + num_channels, H, W].
+
+        Raises:
+            ValueError: N is no multiple of the group, or C none of ``num_channels``.
+        """
+        n, c, h, w = x.shape
+        group = n if self.group_size is None else min(self.group_size, n)
+        if n % group:
+            raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
+        if c % self.num_channels:
+            raise ValueError(f"x: expected channels that are a multiple of {self.num_channels}, got {c}")
+        y = x.reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
+        deviation = (y.var(0, correction=0) + 1e-8).sqrt()  # [n, F, C / F, H, W]
+        y = deviation.mean((2, 3, 4)).repeat(group, 1)  # [N, F]
+        return torch.cat([x, y[:, :, None, None].expand(-1, -1, h, w)], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}, num_channels={self.num_channels}"

@@ -1,0 +1,76 @@
+"""Padding that the caller supplies, pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .. import functional as PF
+
+
+class InstancePad2d(torch.nn.Module):
+    """Pad by one pixel taken from a map of each sample: :func:`posgan_fast.functional.instance_pad2d`. No state."""
+
+    def forward(self, x: torch.Tensor, pad_map: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] and a map [N, C, h, w], h >= H + 2, w >= W + 2, or a ring [N, C, 2 * (H + W) + 4], to
+        [N, C, H + 2, W + 2]."""
+        return PF.instance_pad2d(x, pad_map)
+
+
+class PaddingSpaceConv2d(torch.nn.Conv2d):
+    """A torch.nn.Conv2d with zero padding of 1 in whose place a map of each sample may stand.
+
+    Without a map it is its base class. State: ``weight`` [O, I / groups, kh, kw] and ``bias`` [O], as there.
+
+    Raises:
+        ValueError: a padding other than 1, or a padding mode other than "zeros".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        *,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, 1, dilation, groups, bias, device=device, dtype=dtype
+        )
+
+    @classmethod
+    def from_conv(cls, conv: torch.nn.Conv2d) -> PaddingSpaceConv2d:
+        """The same layer with the parameters of ``conv``, shared rather than copied.
+
+        Raises:
+            TypeError: not a torch.nn.Conv2d.
+            ValueError: its padding is not 1 on each side, or not of zeros.
+        """
+        if not isinstance(conv, torch.nn.Conv2d):
+            raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
+        if conv.padding != (1, 1) or conv.padding_mode != "zeros":
+            raise ValueError(f"conv: expected padding 1 of zeros, got {conv.padding} of {conv.padding_mode!r}")
+        with torch.device("meta"):
+            layer = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                conv.stride,  # type: ignore[arg-type]
+                dilation=conv.dilation,  # type: ignore[arg-type]
+                groups=conv.groups,
+                bias=conv.bias is not None,
+            )
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def forward(self, x: torch.Tensor, pad_map: torch.Tensor | None = None) -> torch.Tensor:
+        """[N, I, H, W] to [N, O, H', W']; ``pad_map`` as in :class:`InstancePad2d`, raw, in the space of ``x``."""
+        if pad_map is None:
+            return super().forward(x)
+        x = PF.instance_pad2d(x, pad_map)  # [N, I, H + 2, W + 2]
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)

@@ -1,0 +1,295 @@
+"""The layers of a style-based generator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .. import functional as PF
+from ..ops import _check
+from ..ops.bias_act import ACTIVATIONS
+from .linear import EqualLinear
+from .resample import TAPS
+
+NOISE_MODES = ("const", "random", "none")
+
+
+class ModulatedConv2d(torch.nn.Module):
+    """The modulated convolution alone: styles come from outside, and what follows it is up to the call.
+
+    Args:
+        in_channels, out_channels, kernel_size: I, O, k.
+        up, down: factors of resampling with the filter; at most one differs from 1.
+        padding: None: k // 2.
+        demodulate: normalise the output; else the styles carry 1 / sqrt(I * k * k) as well.
+        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
+
+    State: ``weight`` [O, I, k, k], N(0, 1) at first; ``resample_filter`` [4, 4], float32, sum 1, whether used or not.
+    """
+
+    resample_filter: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        up: int = 1,
+        down: int = 1,
+        padding: int | None = None,
+        demodulate: bool = True,
+        resample_filter: Any = TAPS,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.up, self.down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
+        self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
+        self.demodulate = _check.flag(demodulate, "demodulate")
+        self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel_size**2)
+        self.weight = torch.nn.Parameter(_kernel(in_channels, out_channels, kernel_size, device, dtype))
+        self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        styles: torch.Tensor,
+        *,
+        pad_map: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        act: str = "linear",
+        gain: float | None = None,
+        clamp: float | None = None,
+    ) -> torch.Tensor:
+        """``x`` [N, I, H, W] and ``styles`` [N, I] to [N, O, H', W'];
+        :func:`posgan_fast.functional.modulated_conv2d` has the rest."""
+        return PF.modulated_conv2d(
+            x,
+            self.weight,
+            styles if self.demodulate else styles * self.style_gain,
+            up=self.up,
+            down=self.down,
+            padding=self.padding,
+            pad_map=pad_map,
+            resample_filter=self.resample_filter,
+            demodulate=self.demodulate,
+            flip_weight=self.up == 1,
+            noise=noise,
+            bias=bias,
+            act=act,
+            gain=gain,
+            clamp=clamp,
+        )
+
+    def extra_repr(self) -> str:
+        o, i, k, _ = self.weight.shape
+        return (
+            f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, padding={self.padding},"
+            f" demodulate={self.demodulate}"
+        )
+
+
+class StyleConv(torch.nn.Module):
+    """A whole layer of the generator: affine, modulated convolution, noise, bias, activation.
+
+    Enlarging is NVlabs' transposed convolution and filter, or, where ``up_after_conv`` is not None, bilinear
+    interpolation with kept corners after (True) or ahead of (False) the convolution, as in MS-PIE. Noise joins the
+    result at its final size.
+
+    Args:
+        in_channels, out_channels, kernel_size: I, O, k.
+        w_dim: of the latent.
+        resolution: side or [height, width] of ``noise_const``: the size of the result in training.
+        up: factor of enlarging.
+        padding: None: k // 2.
+        up_after_conv: None: enlarge with the filter.
+        interp_pad: pixels that the interpolation adds beyond ``up`` times the size, for convolutions without padding.
+        use_noise: False leaves the noise out.
+        act, clamp: as in :class:`posgan_fast.nn.BiasAct`; the gain of ``act`` is its own.
+        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
+
+    State: ``weight`` [O, I, k, k], N(0, 1) at first; ``bias`` [O]; ``noise_strength`` [], 0 at first; ``noise_const``
+    [height, width]; ``resample_filter`` [4, 4], float32, sum 1, whether used or not; ``affine.weight`` [I, w_dim] and
+    ``affine.bias`` [I], 1 at first.
+    """
+
+    resample_filter: torch.Tensor
+    noise_const: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int | Sequence[int],
+        *,
+        kernel_size: int = 3,
+        up: int = 1,
+        padding: int | None = None,
+        up_after_conv: bool | None = None,
+        interp_pad: int = 0,
+        use_noise: bool = True,
+        act: str = "lrelu",
+        clamp: float | None = None,
+        resample_filter: Any = TAPS,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.up = _check.integer(up, "up", minimum=1)
+        self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
+        self.up_after_conv = None if up_after_conv is None else _check.flag(up_after_conv, "up_after_conv")
+        self.interp_pad = _check.integer(interp_pad, "interp_pad", minimum=0)
+        if interp_pad and up_after_conv is None:
+            raise ValueError(f"interp_pad: expected 0 unless up_after_conv is True or False, got {interp_pad}")
+        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
+        self.clamp = clamp
+        self.weight = torch.nn.Parameter(_kernel(in_channels, out_channels, kernel_size, device, dtype))
+        self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
+        self.noise_strength: torch.nn.Parameter | None = None
+        if use_noise:
+            size = _check.pair(resolution, "resolution", minimum=1)
+            self.noise_strength = torch.nn.Parameter(torch.zeros([], device=device, dtype=dtype))
+            self.register_buffer("noise_const", torch.randn(size, device=device, dtype=dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        *,
+        pad_map: torch.Tensor | None = None,
+        noise_mode: str = "const",
+        noise: torch.Tensor | None = None,
+        gain: float = 1.0,
+    ) -> torch.Tensor:
+        """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H', W'].
+
+        Args:
+            x, w: above.
+            pad_map: replaces the zero padding, as in :func:`posgan_fast.functional.modulated_conv2d`.
+            noise_mode: "const" takes ``noise_const``, continued periodically from the top left where the result is
+                larger than in training; "random" draws anew for each sample; "none".
+            noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
+            gain: multiplies the result and the clamp.
+        """
+        noise = self._noise(x, noise_mode, noise)
+        styles = self.affine(w)  # [N, I]
+        finish: dict[str, Any] = dict(
+            act=self.act,
+            gain=ACTIVATIONS[self.act].gain * gain,
+            clamp=None if self.clamp is None else self.clamp * gain,
+        )
+        if self.up_after_conv:
+            y = PF.modulated_conv2d(x, self.weight, styles, padding=self.padding, pad_map=pad_map)
+            return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **finish)
+        up = self.up
+        if self.up_after_conv is False:
+            x, up = self._interpolate(x), 1
+        return PF.modulated_conv2d(
+            x,
+            self.weight,
+            styles,
+            up=up,
+            padding=self.padding,
+            pad_map=pad_map,
+            resample_filter=self.resample_filter,
+            flip_weight=up == 1,
+            noise=noise,
+            bias=self.bias,
+            **finish,
+        )
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for an input of this size."""
+        shrink = 2 * self.padding - self.weight.shape[2] + 1
+        if self.up_after_conv:
+            return (height + shrink) * self.up + self.interp_pad, (width + shrink) * self.up + self.interp_pad
+        return height * self.up + self.interp_pad + shrink, width * self.up + self.interp_pad + shrink
+
+    def extra_repr(self) -> str:
+        o, i, k, _ = self.weight.shape
+        return (
+            f"{i}, {o}, kernel_size={k}, up={self.up}, up_after_conv={self.up_after_conv}, padding={self.padding},"
+            f" act={self.act!r}, clamp={self.clamp}"
+        )
+
+    def _interpolate(self, x: torch.Tensor) -> torch.Tensor:
+        size = [side * self.up + self.interp_pad for side in x.shape[2:]]
+        return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+    def _noise(self, x: torch.Tensor, mode: str, noise: torch.Tensor | None) -> torch.Tensor | None:
+        """Noise times its strength, [H', W'] or [N or 1, 1, H', W'], or None."""
+        _check.choice(mode, "noise_mode", NOISE_MODES)
+        strength = self.noise_strength
+        if strength is None:
+            if noise is not None:
+                raise ValueError("noise: expected None for a layer without noise, got a tensor")
+            return None
+        if noise is None:
+            if mode == "none":
+                return None
+            h, w = self.out_size(*x.shape[2:])
+            if mode == "random":
+                noise = torch.randn(x.shape[0], 1, h, w, device=x.device, dtype=strength.dtype)
+            else:
+                rows, columns = self.noise_const.shape
+                noise = self.noise_const.repeat(-(-h // rows), -(-w // columns))[:h, :w]
+        if noise.ndim == 2:
+            noise = noise[None, None]
+        return noise * strength
+
+
+class ToRGB(torch.nn.Module):
+    """Features to an image: a modulated convolution without demodulation, its styles divided by sqrt(I * k * k).
+
+    State: ``weight`` [O, I, k, k], N(0, 1) at first; ``bias`` [O]; ``affine.weight`` [I, w_dim] and ``affine.bias``
+    [I], 1 at first.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        *,
+        kernel_size: int = 1,
+        clamp: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.clamp = clamp
+        self.style_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.weight = torch.nn.Parameter(_kernel(in_channels, out_channels, kernel_size, device, dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H, W] in the dtype of ``x`` (of autocast)."""
+        return PF.modulated_conv2d(
+            x,
+            self.weight,
+            self.affine(w) * self.style_gain,
+            padding=self.weight.shape[2] // 2,
+            demodulate=False,
+            bias=self.bias,
+            clamp=self.clamp,
+        )
+
+    def extra_repr(self) -> str:
+        o, i, k, _ = self.weight.shape
+        return f"{i}, {o}, kernel_size={k}, clamp={self.clamp}"
+
+
+def _kernel(in_channels, out_channels, kernel_size, device, dtype):
+    for value, name in ((in_channels, "in_channels"), (out_channels, "out_channels"), (kernel_size, "kernel_size")):
+        _check.integer(value, name, minimum=1)
+    return torch.randn(out_channels, in_channels, kernel_size, kernel_size, device=device, dtype=dtype)
