@@ -35,9 +35,8 @@ def convert_generator(
     channels = work.channels(lambda r: f"synthesis.b{r}.conv1.bias")
     affine = work.get("synthesis.b4.conv1.affine.weight")  # [in, w]
     head = head or _head(work, affine.shape[0])
-    conditional = work.has("mapping.embed.weight")
-    resnet = work.has("synthesis.b8.skip.weight")
-    skip = not resnet and work.has("synthesis.b4.torgb.weight")
+    conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
+    skip = not resnet and work.holds(".torgb.", but=f".b{work.side}.")
     first = work.get("mapping.fc0.weight")  # [hidden, z + embedded]
     embedded = work.get("mapping.embed.bias").numel() if conditional else 0
     w_dim = affine.shape[-1]
@@ -96,8 +95,8 @@ def convert_discriminator(state: Mapping[str, Any], family: str | None = None) -
     """The discriminator ``state`` of a family under NVlabs' names; see ``convert_generator``."""
     work = _Conversion("discriminator", state, family)
     channels = work.channels(lambda r: f"b{r}.conv0.bias" if r > 4 else "b4.conv.bias")
-    conditional = work.has("mapping.embed.weight")
-    resnet, skip = work.has("b8.skip.weight"), work.has("b4.fromrgb.weight")
+    conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
+    skip = work.holds(".fromrgb.", but=f"b{work.side}.")
     mbstd = work.get("b4.conv.weight").shape[1] - channels[4]
     mapped = work.get("mapping.embed.bias").numel() if conditional else 1
     features = work.get("b4.fc.weight").shape[1]
@@ -147,6 +146,8 @@ def family_of(state: Mapping[str, Any], network: str) -> str | None:
 
 
 _SAMPLES = 4096
+_MAX_LAYERS = 64
+_BLOCK = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias")
 _SIGNATURES = {  # the first name that is there decides
     "generator": (
         ("nvlabs", "synthesis.b4.conv1.weight"),
@@ -184,31 +185,34 @@ class _Conversion:
         self.report = LoadReport(known, network)
         self.out: State = {}
         table: Mapping[str, str] = getattr(self.family, network)
-        fc = table.get("mapping.fc{j}.weight", "")
-        self.mapping_layers = 0
-        while fc.format(j=self.mapping_layers, next_j=self.mapping_layers + 1) in state:
-            self.mapping_layers += 1
+        self.mapping_layers = self._mapping_layers(table)
         log2 = self._log2(table)
         self.side = 2**log2
         self.names = expand(table, network, log2, self.mapping_layers)
         self.every = expand(getattr(FAMILIES["nvlabs"], network), network, log2, self.mapping_layers)
 
+    def _mapping_layers(self, table: Mapping[str, str]) -> int:
+        names = [table[name] for name in ("mapping.fc{j}.weight", "mapping.fc{j}.bias") if name in table]
+        layers = range(_MAX_LAYERS)
+        return max((j + 1 for j in layers for name in names if name.format(j=j, next_j=j + 1) in self.state), default=1)
+
     def _log2(self, table: Mapping[str, str]) -> int:
-        """The largest network whose blocks are all there."""
-        found = 0
-        for log2 in range(3, MAX_LOG2 + 1):
+        """The largest network of which there are the first and the last block, and the layer behind them."""
+        prefix = "synthesis." if self.network == "generator" else ""
+        for log2 in range(MAX_LOG2, 2, -1):
             names = expand(table, self.network, log2, 0)
-            blocks = [there for here, there in names.items() if here.endswith("conv0.weight")]
+            blocks = [[names[f"{prefix}b{r}.{part}"] for part in _BLOCK] for r in (8, 2**log2)]
             fc = self.state.get(names["b4.fc.weight"]) if self.network == "discriminator" else None
-            whole = self.network == "generator" or (fc is not None and fc.ndim == 2)
-            if whole and all(name in self.state for name in blocks):
-                found = log2
-        if not found:
-            raise CheckpointError(f"state: the blocks of a {self.report.family} {self.network} are not all there")
-        return found
+            dense = self.network == "generator" or (fc is not None and fc.ndim == 2)
+            if dense and all(any(name in self.state for name in block) for block in blocks):
+                return log2
+        raise CheckpointError(f"state: the blocks of a {self.report.family} {self.network} are not all there")
 
     def has(self, name: str) -> bool:
         return self.names.get(name) in self.state
+
+    def holds(self, part: str, but: str = " ") -> bool:
+        return any(part in here and but not in here and there in self.state for here, there in self.names.items())
 
     def get(self, name: str) -> torch.Tensor:
         there = self.names.get(name, name)

@@ -79,7 +79,7 @@ _MAX_DIMS = 8
 def _named(module: PickledModule, store: str) -> list[tuple[str, Any]]:
     entries = module.attributes.get(store, {})
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise CheckpointError(f"{module.class_name}.{store}: expected a dictionary with names, got {entries!r:.80}")
+        raise CheckpointError(f"{module.class_name}.{store}: expected a dictionary with names")
     if store == "_modules" and not all(m is None or isinstance(m, PickledModule) for m in entries.values()):
         raise CheckpointError(f"{module.class_name}._modules: expected modules only")
     return list(entries.items())
