@@ -19,7 +19,7 @@ import torch
 
 from .convert import State, convert_discriminator, convert_generator, family_of
 from .families import MAX_LOG2
-from .pickles import Dtype, PickledModule, first_line, number, read_pickle, unsafe_torch_file
+from .pickles import LEGACY, Dtype, PickledModule, first_line, number, read_pickle, unsafe_torch_file
 from .report import CheckpointError, LoadReport
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     with path.open("rb") as file:
-        start = file.read(len(_LEGACY))
+        start = file.read(len(LEGACY))
         file.seek(0)
-        if start.startswith(b"PK\x03\x04") or start == _LEGACY:
+        if start.startswith(b"PK\x03\x04") or start == LEGACY:
             return _read_torch(path, file)
         if not start.startswith(pickle.PROTO):
             raise CheckpointError(f"{path}: neither a file of torch nor a pickle, starts with {start[:8]!r}")
@@ -75,7 +75,6 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
             raise type(error)(f"{path}: {error}") from None
 
 
-_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # how torch.save starts without zip
 _ALLOWED: list[Any] = [
     argparse.Namespace,  # the command line in rosinality's files
     (Dtype, "numpy.dtype"),  # numbers that mmgeneration keeps in its meta

@@ -71,6 +71,7 @@ class PickledModule:
         return module
 
 
+LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # how torch.save starts where it writes no zip
 _MAX_MODULES = 10_000
 _MAX_NAME = 1000
 _MAX_DIMS = 8
@@ -98,6 +99,8 @@ def _module(meta: dict) -> PickledModule:
 
 
 def _storage(data: bytes) -> torch.Tensor:  # => [numel]
+    if not isinstance(data, bytes) or not data.startswith(LEGACY):
+        raise CheckpointError("the bytes of a tensor cannot be read: no storage as torch pickles it")
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -288,7 +291,7 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def tuple_of(self, count: int) -> None:
-        self.stack[-count:] = [tuple(self.stack[-count:])]
+        self.push(tuple([self.stack.pop() for _ in range(count)][::-1]))
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
