@@ -1,7 +1,21 @@
-"""Whole networks, written with :mod:`posgan_fast.nn`."""
+"""Whole networks, written with :mod:`posgan_fast.nn`, and the readers of their weights."""
 
 from __future__ import annotations
 
+from .convert import convert_discriminator, convert_generator
+from .loading import load_discriminator, load_generator, read_checkpoint
+from .report import CheckpointError, LoadReport, UnsafeFileError
 from .stylegan2 import Discriminator, Generator
 
-__all__ = ["Discriminator", "Generator"]
+__all__ = [
+    "CheckpointError",
+    "Discriminator",
+    "Generator",
+    "LoadReport",
+    "UnsafeFileError",
+    "convert_discriminator",
+    "convert_generator",
+    "load_discriminator",
+    "load_generator",
+    "read_checkpoint",
+]

@@ -1,0 +1,248 @@
+"""Weights of five families, exact to the last tensor, or an error that names what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from stylegan2_states import LABELS, LAYERS, SETTINGS, SIZE, W, Z, discriminator, discriminator_in_family, generator
+from stylegan2_states import in_family as generator_in_family
+
+from posgan_fast import use_backend
+from posgan_fast.models import (
+    CheckpointError,
+    convert_discriminator,
+    convert_generator,
+    load_discriminator,
+    load_generator,
+)
+
+pytestmark = pytest.mark.usefixtures("reference")
+FAMILIES = ("nvlabs", "rosinality", "mmgeneration", "hammer", "genforce")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The weights are what is tested here, not the kernels."""
+    with use_backend("reference"):
+        yield
+
+
+def assert_same(state: dict, expected: dict) -> None:
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def assert_accounted(report, there: dict, here: dict) -> None:
+    """Every tensor of the input is used or left, every one of the output comes from it or is filled."""
+    names = {name for names in report.renamed.values() for name in names.split(", ")}
+    same = {name for name in here if name in there}
+    assert set(report.renamed) | set(report.left) | same == set(there)
+    assert names | set(report.filled) | same == set(here)
+    assert not names & set(report.filled)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generator(family, named):
+    expected = generator()
+    there = generator_in_family(expected, family)
+    before = {name: value.clone() for name, value in there.items()}
+    state, report = convert_generator(there, family if named else None)
+    if family == "mmgeneration":
+        expected["mapping.w_avg"] = state["mapping.w_avg"]
+        assert "mapping.w_avg" in report.filled
+    assert_same(state, expected)
+    assert_same(there, before)
+    assert_accounted(report, there, state)
+    assert report.family == family
+    assert report.settings.items() >= {**SETTINGS, "z_dim": Z, "mapping_layers": LAYERS, "c_dim": 0}.items()
+    assert report.settings["architecture"] == "skip" and report.settings["head"] == "constant"
+    flipped = [name for name, what in report.changed.items() if "mirrored" in what]
+    assert flipped == [f"synthesis.b{r}.conv0.weight" for r in (8, 16, 32)] * (family == "genforce")
+    assert ("weight_orig" in report.table()) == (family == "mmgeneration")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_discriminator(family, pooled):
+    expected = discriminator(pooled=pooled)
+    there = discriminator_in_family(expected, family)
+    state, report = convert_discriminator(there)
+    assert_same(state, expected)
+    assert_accounted(report, there, state)
+    assert report.settings["adaptive_pool"] == pooled and report.settings["mbstd_num_channels"] == 1
+    assert report.settings["size"] == SIZE and report.settings["architecture"] == "resnet"
+
+
+@pytest.mark.parametrize("family", ["nvlabs", "hammer"])
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+def test_architectures_and_labels(family, architecture):
+    expected = generator(architecture=architecture, c_dim=LABELS)
+    state, report = convert_generator(generator_in_family(expected, family))
+    assert_same(state, expected)
+    assert (report.settings["architecture"], report.settings["c_dim"]) == (architecture, LABELS)
+    expected = discriminator(architecture, c_dim=LABELS)
+    state, report = convert_discriminator(discriminator_in_family(expected, family))
+    assert_same(state, expected)
+    assert (report.settings["architecture"], report.settings["c_dim"]) == (architecture, LABELS)
+    assert report.settings["mapping_layers"] == LAYERS
+
+
+@pytest.mark.parametrize("no_pad", [False, True])
+@pytest.mark.parametrize("head", ["constant", "csg", "spe"])
+def test_positional_generators(head, no_pad):
+    expected = generator(head, no_pad)
+    there = generator_in_family(expected, "mmgeneration", resized=True)
+    state, report = convert_generator(there)
+    expected["mapping.w_avg"] = state["mapping.w_avg"]
+    assert_same(state, expected)
+    assert_accounted(report, there, state)
+    assert report.settings["head"] == head and "head_size" not in report.settings
+    assert report.settings.get("no_pad", False) == no_pad
+    assert report.settings.get("up_after_conv") == (None if no_pad else True)
+    assert ("interp_head" in report.assumed) == (head != "constant")
+    assert ("head_pos_enc._float_tensor" in report.left) == (head == "spe")
+    model = load_generator(there)
+    assert_same(model.state_dict(), expected)
+    assert model(torch.zeros(1, W if head is None else Z), scale=2).shape == (1, 3, 48, 48)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_missing_tensor_is_named(family):
+    for make, convert, convey in (
+        (generator, convert_generator, generator_in_family),
+        (discriminator, convert_discriminator, discriminator_in_family),
+    ):
+        there = convey(make(), family)
+        for name in there:
+            if name == "latent_avg" or any(word in name for word in ("filter", "kernel")):
+                continue  # the families do without some of these
+            broken = {key: value for key, value in there.items() if key != name}
+            with pytest.raises(CheckpointError) as caught:
+                convert(broken, family)
+            text = str(caught.value)
+            assert name in text or ("blocks" in text and name in _fully_connected(family)), name
+
+
+def _fully_connected(family: str) -> list[str]:
+    """The layer behind the blocks; it is how their number is told."""
+    judge = discriminator()
+    marked = discriminator_in_family({**judge, "b4.fc.weight": judge["b4.fc.weight"] * 0}, family)
+    return [name for name, value in marked.items() if value.ndim == 2 and not value.any()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_shape_is_taken_on_trust(family):
+    for make, convert, convey in (
+        (generator, convert_generator, generator_in_family),
+        (discriminator, convert_discriminator, discriminator_in_family),
+    ):
+        there = convey(make(), family)
+        for name, value in there.items():
+            with pytest.raises(CheckpointError):
+                convert({**there, name: torch.cat([value.reshape(value.numel(), 1)] * 2)}, family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unknown_tensors_are_refused(family):
+    there = generator_in_family(generator(), family)
+    with pytest.raises(CheckpointError, match=r"no part of .*: extra\.attention"):
+        convert_generator({**there, "extra.attention": torch.zeros(1)})
+    there = discriminator_in_family(discriminator(), family)
+    with pytest.raises(CheckpointError, match=r"no part of .*: extra\.attention"):
+        convert_discriminator({**there, "extra.attention": torch.zeros(1)})
+
+
+def test_refusals():
+    state = generator()
+    with pytest.raises(CheckpointError, match="family: expected one of nvlabs"):
+        convert_generator(state, "stylegan")
+    with pytest.raises(CheckpointError, match=r"no StyleGAN2 generator .* holds a, b"):
+        convert_generator({"a": torch.zeros(1), "b": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="alias-free generator of StyleGAN3"):
+        convert_generator({"synthesis.input.freqs": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="expected names and tensors, got 'x': int"):
+        convert_generator({**state, "x": 3})
+    with pytest.raises(CheckpointError, match=r"expected floating point, got torch\.int64"):
+        convert_generator({**state, "mapping.w_avg": torch.zeros(W, dtype=torch.int64)})
+    with pytest.raises(CheckpointError, match="do not follow"):
+        bias = torch.zeros(6)
+        convert_generator({**state, "synthesis.b16.conv1.bias": bias})
+    ros = generator_in_family(state, "rosinality")
+    with pytest.raises(CheckpointError, match=r"to_rgbs\.1\.upsample\.kernel: expected a filter of sum 4, got .* 1$"):
+        convert_generator({**ros, "to_rgbs.1.upsample.kernel": state["synthesis.b8.resample_filter"]})
+    with pytest.raises(CheckpointError, match="no part of a genforce generator"):
+        genforce = generator_in_family(state, "genforce")
+        convert_generator({**genforce, "mapping.label_weight": torch.zeros(LABELS, Z)})
+
+
+def test_the_average_of_w_is_that_of_the_mapping():
+    there = generator_in_family(generator(), "mmgeneration")
+    model = load_generator(there)
+    z = torch.randn(20_000, Z, generator=torch.Generator().manual_seed(5))
+    w = model.mapping(z)[:, 0]
+    spread = w.std(0) / 4096**0.5
+    assert ((model.mapping.w_avg - w.mean(0)).abs() < 6 * spread).all()
+
+
+FILES = {
+    "nvlabs": lambda g, e, d: {"G": g, "G_ema": e, "D": d},
+    "rosinality": lambda g, e, d: {
+        "g": {key: value for key, value in g.items() if key != "latent_avg"},
+        "g_ema": {key: value for key, value in e.items() if key != "latent_avg"},
+        "d": d,
+        "latent_avg": e["latent_avg"],
+        "g_optim": {"state": {0: {"step": 3}}},
+        "args": argparse.Namespace(size=SIZE, path="x"),
+    },
+    "mmgeneration": lambda g, e, d: {
+        "meta": {"epoch": 1, "best_score": 3.5},
+        "state_dict": {
+            **{f"generator.{key}": value for key, value in g.items()},
+            **{f"discriminator.{key}": value for key, value in d.items()},
+            **{f"generator_ema.{key}": value for key, value in e.items()},
+            "gen_auxiliary_losses.0.mean_path_length": torch.zeros(()),
+        },
+    },
+    "hammer": lambda g, e, d: {
+        "models": {"generator": g, "generator_smooth": e, "discriminator": d, "encoder": {"x": torch.zeros(1)}},
+        "model_kwargs_init": {},
+    },
+    "genforce": lambda g, e, d: {"generator": g, "generator_smooth": e, "discriminator": d},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files(family, zipped, tmp_path):
+    averaged = generator()
+    training = {name: value * 1 if "filter" in name else value + 1 for name, value in averaged.items()}
+    judge = discriminator()
+    content = FILES[family](
+        generator_in_family(training, family),
+        generator_in_family(averaged, family),
+        discriminator_in_family(judge, family),
+    )
+    path = tmp_path / "weights.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    model = load_generator(path)
+    assert not model.training and model.report.family == family and model.report.network == "generator"
+    averaged["mapping.w_avg"] = model.mapping.w_avg if family == "mmgeneration" else averaged["mapping.w_avg"]
+    assert_same(model.state_dict(), averaged)
+    assert "conv_clamp" in model.report.assumed and "another network" in str(model.report)
+    other = load_generator(str(path), family, ema=False, conv_clamp=256.0)
+    assert_same({"const": other.synthesis.b4.const}, {"const": training["synthesis.b4.const"]})
+    assert other.report.settings["conv_clamp"] == 256 and "conv_clamp" not in other.report.assumed
+    assert_same(load_discriminator(path).state_dict(), judge)
+
+
+def test_a_file_without_an_average(tmp_path):
+    torch.save({"g": generator_in_family(generator(), "rosinality")}, tmp_path / "g.pt")
+    assert "no averaged generator" in str(load_generator(tmp_path / "g.pt").report)
+    with pytest.raises(CheckpointError, match="no discriminator among g"):
+        load_discriminator(tmp_path / "g.pt")
+    with pytest.raises(TypeError, match="source: expected a path"):
+        load_generator(3)
