@@ -64,6 +64,17 @@ def load(paths: dict[str, Path], device: torch.device) -> list[Peer]:
     return [{"nvlabs": _nvlabs, "rosinality": _rosinality}[name](path, device) for name, path in paths.items()]
 
 
+def nvlabs_networks(path: Path) -> Any:
+    """The module of a checkout that defines its StyleGAN2 networks, imported under its own name."""
+    sys.path.insert(0, str(path))
+    try:
+        with _standing_in(**_pkg_resources()):
+            name = "networks_stylegan2" if (path / "training/networks_stylegan2.py").exists() else "networks"
+            return importlib.import_module(f"training.{name}")
+    finally:
+        sys.path.remove(str(path))
+
+
 def _nvlabs(path: Path, device: torch.device) -> Peer:
     with _standing_in(dnnlib=_dnnlib(), **_pkg_resources()):
         root = _package(path / "torch_utils", "nvlabs")
@@ -79,7 +90,7 @@ def _nvlabs(path: Path, device: torch.device) -> Peer:
         arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in case.arguments.items()}
         return lambda x: function(x, extra, **arguments, impl=impl)
 
-    return Peer(_label("nvlabs", note), _commit(path), note, call)
+    return Peer(_label("nvlabs", note), commit(path), note, call)
 
 
 def _rosinality(path: Path, device: torch.device) -> Peer:
@@ -108,7 +119,7 @@ def _rosinality(path: Path, device: torch.device) -> Peer:
             return lambda x: resample.upfirdn2d_native(x, kernel, *case.up, *case.down, *case.padding)  # type: ignore[attr-defined]
         return lambda x: resample.upfirdn2d(x, kernel, case.up, case.down, case.padding)  # type: ignore[attr-defined]
 
-    return Peer(_label("rosinality", note), _commit(path), note, call)
+    return Peer(_label("rosinality", note), commit(path), note, call)
 
 
 def _build_nvlabs(*rooms: Any) -> str:
@@ -203,7 +214,8 @@ def _label(name: str, note: str) -> str:
     return f"{name}, plain torch" if note else name
 
 
-def _commit(path: Path) -> str | None:
+def commit(path: Path) -> str | None:
+    """The commit of a checkout."""
     command = ["git", "-C", str(path), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -1,0 +1,372 @@
+"""python -m benchmarks.networks: StyleGAN2 layers, generators, discriminators and training steps.
+
+Ours against the reference backend, its compiled form and NVlabs' own networks with the same weights; generators also
+against their floor: as many plain convolutions of the same sizes, and nothing else. Interleaved rounds, medians; prints
+a table and every case where ours is slower; writes JSON with its provenance, and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import posgan_fast
+from posgan_fast import functional as PF
+from posgan_fast.models.stylegan2 import Discriminator, Generator
+
+from . import harness, peers
+
+WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
+OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "reference, compiled", "nvlabs", "floor", "zeros"
+
+
+@dataclass
+class Row:
+    """One measured call: medians and quartiles in seconds, errors against the reference (or PSNR in dB), notes."""
+
+    what: str
+    case: str
+    medians: dict[str, float] = field(default_factory=dict)
+    quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def ratio(self, name: str) -> float:
+        """How many times faster ours is."""
+        return self.medians[name] / self.medians[OURS]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.peak:
+        print(_peak(args.peak, args.size[0], args.batch[0], args.peer))
+        return 0
+    if args.allocator and args.allocator != harness.allocator():
+        kept = [a for a in (sys.argv[1:] if argv is None else argv) if a not in ("--tune-allocator", "--as-started")]
+        command = [sys.executable, "-m", "benchmarks.networks", *kept]
+        return subprocess.run(command, env=harness.environment_for(args.allocator)).returncode
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nvlabs = _nvlabs(args.peer)
+    rows: list[Row] = []
+    for what in args.what:
+        for row in globals()[f"_{what}"](args, device, nvlabs):
+            print(_line(row), flush=True)
+            rows.append(row)
+    slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in (OURS, FLOOR, ZEROS) and r.ratio(n) < 1]
+    for what, case, name in slower:
+        print(f"slower than {name}: {what} {case}")
+    name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
+    content = {
+        "schema": 1,
+        "provenance": {**harness.provenance(device), "posgan_fast": posgan_fast.__version__},
+        "settings": {
+            k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")
+        },
+        "peer": peers.commit(args.peer) if args.peer else None,
+        "rows": [asdict(row) for row in rows],
+        "slower": slower,
+    }
+    harness.write_json(args.out / f"{name}.json", content)
+    _plot(rows, content, args.out / f"{name}.png")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.splitlines()[0])
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--size", nargs="+", type=int, default=[256, 1024], metavar="PIXELS")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--peer", type=Path, metavar="PATH", help="checkout of NVlabs stylegan2-ada-pytorch or stylegan3"
+    )
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of the reference")
+    parser.add_argument("--rounds", type=int, default=7)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned")
+    group.add_argument("--as-started", dest="allocator", action="store_const", const="as started")
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
+    parser.add_argument("--name", help="of the files written; default: device and allocator")
+    parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
+    return parser
+
+
+def _layer(args, device, nvlabs) -> Iterator[Row]:
+    """One style layer at each resolution of the largest network."""
+    for r in (16, 64, 256, 512):
+        for up in (1, 2):
+            o, i = (min(32768 // s, 512) for s in (r, r // up))
+            side = r // up
+            x = torch.randn(args.batch[0], i, side, side, device=device).contiguous(memory_format=torch.channels_last)
+            w, b = torch.randn(o, i, 3, 3, device=device), torch.zeros(o, device=device)
+            s, noise = torch.rand(args.batch[0], i, device=device) + 0.5, torch.randn(1, 1, r, r, device=device)
+            f = PF.setup_filter([1, 3, 3, 1], device=device)
+
+            def call(backend, x=x, w=w, b=b, s=s, noise=noise, f=f, up=up):
+                return PF.modulated_conv2d(
+                    x, w, s, up=up, padding=1, resample_filter=f, flip_weight=up == 1, noise=noise, bias=b, act="lrelu",
+                    clamp=256, backend=backend,
+                )  # fmt: skip
+
+            calls = {OURS: lambda call=call: call(None), REFERENCE: lambda call=call: call("reference")}
+            if nvlabs is not None:
+                calls[NVLABS] = _nvlabs_layer(nvlabs, x.contiguous(), w, b, s, noise, f, up)
+            yield _measured("layer", f"{i} to {o} at {r}{' up' if up == 2 else ''}, float32", calls, args.rounds)
+
+
+def _generator(args, device, nvlabs) -> Iterator[Row]:
+    for size in args.size:
+        g, peer = _pair(size, device, nvlabs)
+        for n in args.batch:
+            ws = g.mapping(torch.randn(n, 512, generator=torch.Generator().manual_seed(0)).to(device))
+            for dtype in args.dtype:
+                calls: dict[str, Callable[[], Any]] = {OURS: lambda: _in(dtype, lambda: g.synthesis(ws))}  # noqa: B023
+                if dtype == "float32":
+                    calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))  # noqa: B023
+                if peer is not None:
+                    calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")  # noqa: B023
+                if args.compile and dtype == "float32":
+                    compiled = torch.compile(g.synthesis)
+                    calls[COMPILED] = lambda: _on_reference(lambda: compiled(ws))  # noqa: B023
+                calls[FLOOR] = _floor(size, n, dtype, device)
+                yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
+
+
+def _padding(args, device, nvlabs) -> Iterator[Row]:
+    """The same network with the maps of PadInv at indices 0, 1, 3, 5, 7 and with zero padding."""
+    for size in args.size[:1]:
+        g, _ = _pair(size, device, None)
+        ws = g.mapping(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)).to(device))
+        maps: list[Any] = [None] * 8
+        for index in (0, 1, 3, 5, 7):
+            maps[index] = torch.randn(1, 512, 34, 34, device=device)
+        for dtype in args.dtype:
+            calls = {
+                OURS: lambda: _in(dtype, lambda: g.synthesis(ws, pad_maps=maps)),  # noqa: B023
+                ZEROS: lambda: _in(dtype, lambda: g.synthesis(ws)),  # noqa: B023
+            }
+            yield _measured("padding", f"{size}, {dtype}", calls, 3 * args.rounds)
+
+
+def _discriminator(args, device, nvlabs) -> Iterator[Row]:
+    for size in args.size[:1]:
+        d, peer = _pair(size, device, nvlabs, "Discriminator")
+        for n in args.batch:
+            x = torch.randn(n, 3, size, size, device=device)
+            calls = {OURS: lambda: d(x), REFERENCE: lambda: _on_reference(lambda: d(x))}  # noqa: B023
+            if peer is not None:
+                calls[NVLABS] = lambda: peer(x, None)  # noqa: B023
+            yield _measured("discriminator", f"{size}, N={n}, float32", calls, args.rounds)
+
+
+def _training(args, device, nvlabs) -> Iterator[Row]:
+    """Gradients of one iteration with both regularisers, at 64 pixels and N = 4."""
+    size, n = 64, 4
+    g, peer_g = _pair(size, device, nvlabs)
+    d, peer_d = _pair(size, device, nvlabs, "Discriminator")
+    z, real = torch.randn(n, 512, device=device), torch.randn(n, 3, size, size, device=device)
+    calls = {
+        OURS: lambda: _iteration(g, d, z, real),
+        REFERENCE: lambda: _on_reference(lambda: _iteration(g, d, z, real)),
+    }
+    if peer_g is not None:
+        calls[NVLABS] = lambda: _iteration(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
+    yield _measured("training", f"{size}, N={n}, float32, R1 and path length", calls, args.rounds, grad=True)
+
+
+def _memory(args, device, nvlabs) -> Iterator[Row]:
+    """Bytes beyond the weights at the peak of a forward pass, in processes of their own (CPU)."""
+    if device.type == "cpu":
+        size, n = max(args.size), 4
+        row = Row("memory", f"generator {size}, N={n}, float32, GiB")
+        for name in (OURS, NVLABS) if args.peer else (OURS,):
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.networks",
+                "--peak",
+                name,
+                "--size",
+                str(size),
+                "--batch",
+                str(n),
+            ]
+            command += ["--peer", str(args.peer)] if args.peer else []
+            env = harness.environment_for("as started")  # what the allocator keeps is not what is needed
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+            row.medians[name] = float(done.stdout.split()[-1]) / 2**30
+        yield row
+
+
+def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
+    g, peer = _pair(size, torch.device("cpu"), _nvlabs(checkout) if who == NVLABS else None)
+    with torch.no_grad():
+        ws = g.mapping(torch.randn(n, 512))
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        g.synthesis(ws) if who == OURS else peer.synthesis(ws, noise_mode="const", fused_modconv=True)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def _iteration(g, d, z, real, label=()) -> torch.Tensor:
+    """Losses of discriminator and generator, R1 and path length, all their gradients."""
+    softplus = torch.nn.functional.softplus
+    ws = g.mapping(z, *label)
+    fake = g.synthesis(ws)
+    real = real.detach().requires_grad_()
+    real_logits = d(real)
+    (r1,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+    noise = torch.ones_like(fake) / fake.shape[2]
+    (path,) = torch.autograd.grad((fake * noise).sum(), ws, create_graph=True)
+    loss = softplus(-real_logits).mean() + softplus(d(fake)).mean()
+    loss = loss + r1.square().sum((1, 2, 3)).mean() + path.square().sum(2).mean(1).sqrt().var()
+    loss.backward()
+    return loss.detach().reshape(1)
+
+
+def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds: int, grad: bool = False) -> Row:
+    row = Row(what, case)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    with contextlib.nullcontext() if grad else torch.no_grad():
+        results = {name: call() for name, call in calls.items()}
+        base = results.get(REFERENCE, results.get(NVLABS))
+        for name, result in results.items():
+            if base is not None and name not in (FLOOR, ZEROS):
+                row.errors[name] = ((result - base).norm() / base.norm()).item()
+        if OURS in results and base is not None and "bfloat16" in case:
+            error = (results[OURS].clamp(-1, 1) - base.clamp(-1, 1)).square().mean()
+            row.errors["PSNR, dB"] = (10 * torch.log10(4 / error)).item()
+        del results
+        names = list(calls)
+        for r in range(rounds):
+            for name in names[r % len(names) :] + names[: r % len(names)]:
+                begin = time.perf_counter()
+                calls[name]()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                samples[name].append(time.perf_counter() - begin)
+    for name, times in samples.items():
+        row.medians[name] = statistics.median(times)
+        low, _, high = statistics.quantiles(times, n=4)
+        row.quartiles[name] = (low, high)
+    return row
+
+
+def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], None]:
+    """The convolutions alone, an enlarging one as a plain one of its input's size, which multiplies as often."""
+    kind = getattr(torch, dtype)
+    pairs = []
+    for r in (4 << k for k in range(size.bit_length() - 2)):
+        o, i = min(32768 // r, 512), min(32768 // max(r // 2, 4), 512)
+        shapes = [(o, o, r, 3), (3, o, r, 1)] + ([(o, i, r // 2, 3)] if r > 4 else [])
+        for out, into, side, k in shapes:
+            x, w = torch.randn(n, into, side, side, device=device), torch.randn(out, into, k, k, device=device)
+            last = torch.channels_last
+            pairs.append((x.to(kind).to(memory_format=last), w.to(kind).to(memory_format=last), k // 2))
+
+    def run() -> None:
+        for x, w, padding in pairs:
+            torch.nn.functional.conv2d(x, w, padding=padding)
+
+    return run
+
+
+def _in(dtype: str, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    if dtype == "float32":
+        return call()
+    with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)):
+        return call()
+
+
+def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    with posgan_fast.use_backend("reference"):
+        return call()
+
+
+def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator") -> tuple[Any, Any]:
+    """Our network, and the peer's with the same weights."""
+    torch.manual_seed(0)
+    ours = (Generator if kind == "Generator" else Discriminator)(size).to(device).eval().requires_grad_(True)
+    if nvlabs is None:
+        return ours, None
+    if kind == "Generator":
+        options = dict(num_fp16_res=0, conv_clamp=None)
+        key = "synthesis_kwargs" if "ada" in nvlabs.__file__ else None
+        extra = {key: options} if key else options
+        peer = nvlabs.Generator(512, 0, 512, size, 3, mapping_kwargs=dict(num_layers=8), **extra)
+    else:
+        peer = nvlabs.Discriminator(0, size, 3, num_fp16_res=0, conv_clamp=None)
+    peer.load_state_dict(ours.state_dict())
+    return ours, peer.to(device).eval()
+
+
+def _nvlabs(checkout: Path | None) -> Any:
+    return None if checkout is None else peers.nvlabs_networks(checkout)
+
+
+def _nvlabs_layer(nvlabs, x, w, b, s, noise, f, up) -> Callable[[], torch.Tensor]:
+    from torch_utils.ops import bias_act  # type: ignore[import-not-found]  # the checkout's
+
+    def call() -> torch.Tensor:
+        y = nvlabs.modulated_conv2d(
+            x=x, weight=w, styles=s, noise=noise, up=up, padding=1, resample_filter=f, flip_weight=up == 1
+        )
+        return bias_act.bias_act(y, b, act="lrelu", clamp=256)
+
+    return call
+
+
+def _line(row: Row) -> str:
+    unit, factor = ("GiB", 1.0) if row.what == "memory" else ("ms", 1e3)
+    times = "  ".join(f"{n} {v * factor:.2f} {unit}" for n, v in row.medians.items())
+    ratios = "  ".join(f"{row.ratio(n):.2f}x {n}" for n in row.medians if n != OURS)
+    errors = "  ".join(f"{n} {v:.1e}" if "dB" not in n else f"{n} {v:.1f}" for n, v in row.errors.items())
+    return f"{row.what} {row.case}: {times}  |  ours is {ratios}  |  {errors}"
+
+
+def _plot(rows: list[Row], content: dict[str, Any], path: Path) -> None:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return
+    shown = [r for r in rows if r.what != "memory"]
+    names = [n for n in (OURS, NVLABS, REFERENCE, COMPILED, ZEROS, FLOOR) if any(n in r.medians for r in shown)]
+    colours = dict(zip((OURS, NVLABS, REFERENCE, COMPILED, ZEROS, FLOOR), _COLOURS, strict=True))
+    figure, axis = pyplot.subplots(figsize=(9, 0.8 + 0.55 * len(shown)), layout="constrained")
+    for k, name in enumerate(names):
+        at = [(i, r.medians[name] / r.medians[OURS]) for i, r in enumerate(shown) if name in r.medians]
+        height = 0.8 / len(names)
+        axis.barh([i + k * height for i, _ in at], [v for _, v in at], height, label=name, color=colours[name])
+    axis.set_yticks([i + 0.4 for i in range(len(shown))], [f"{r.what} {r.case}" for r in shown])
+    axis.invert_yaxis()
+    axis.set_xlabel("time relative to ours")
+    p = content["provenance"]
+    axis.set_title(
+        f"{p['cpu']['model']}, {p['threads']} threads, torch {p['torch']}, allocator {p['allocator']}", fontsize=9
+    )
+    axis.legend()
+    axis.grid(axis="x", alpha=0.3)
+    os.makedirs(path.parent, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+_COLOURS = ("#1b7f79", "#d1495b", "#8d99ae", "#5c677d", "#edae49", "#cccccc")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
