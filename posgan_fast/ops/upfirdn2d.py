@@ -135,8 +135,8 @@ def setup_filter(
             with ``separable=True``; ``gain`` is negative for a separable filter.
     """
     try:
-        host = None if isinstance(f, torch.Tensor) else "cpu"  # the values are read here, which "meta" has none of
-        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=host).detach().clone()
+        here = f.device if isinstance(f, torch.Tensor) else "cpu"  # the sum is read, whatever the default device
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=here).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
     if taps.ndim > 2 or taps.numel() == 0:
