@@ -242,3 +242,10 @@ def test_autocast_keeps_the_dtype_of_x():
     with torch.autocast("cpu", torch.bfloat16):
         assert PF.upsample2d(x, FILTERS["separable4"]).dtype == torch.float32
         assert PF.upsample2d(x.bfloat16(), FILTERS["separable4"]).dtype == torch.bfloat16
+
+
+def test_setup_filter_follows_the_default_device():
+    with torch.device("meta"):
+        assert PF.setup_filter([1, 3, 3, 1]).is_meta
+        assert PF.setup_filter(torch.ones(2, device="cpu")).device.type == "cpu"
+        assert PF.setup_filter([1, 3, 3, 1], device="cpu").sum() == 1

@@ -123,7 +123,7 @@ def setup_filter(
 
     Args:
         f: numbers, array or tensor of shape [taps], [fh, fw] or []; None stands for the identity.
-        device: where the result goes; None keeps it.
+        device: where the result goes; None: where a tensor is, else the default device.
         normalize: divide by the sum.
         flip_filter: reverse every axis.
         gain: factor on the whole filter (its square root on each axis of a separable one).
@@ -135,7 +135,8 @@ def setup_filter(
             with ``separable=True``; ``gain`` is negative for a separable filter.
     """
     try:
-        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32).detach().clone()
+        here = f.device if isinstance(f, torch.Tensor) else "cpu"  # the sum is read, whatever the default device
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=here).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
     if taps.ndim > 2 or taps.numel() == 0:
@@ -158,6 +159,8 @@ def setup_filter(
         taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
+    if device is None and not isinstance(f, torch.Tensor):
+        device = torch.get_default_device()
     return (taps * gain ** (taps.ndim / 2)).contiguous().to(device)
 
 
