@@ -38,7 +38,8 @@ def checkout(path: Path, extra: dict[str, ModuleType] | None = None) -> Iterator
 
 
 _STANDINS = {"pkg_resources": standins.pkg_resources, "distutils.util": standins.distutils_util}
-_STANDINS |= {"requests": lambda: module("requests"), "easydict": lambda: module("easydict", EasyDict=SimpleNamespace)}
+_STANDINS |= {name: lambda name=name: module(name) for name in ("requests", "cv2")}
+_STANDINS |= {"easydict": lambda: module("easydict", EasyDict=SimpleNamespace)}
 
 
 def package(name: str, path: Path) -> dict[str, ModuleType]:
