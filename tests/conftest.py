@@ -15,7 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="checkout of a peer project to run against: nvlabs=PATH (stylegan3 or stylegan2-ada) or rosinality=PATH",
+        help="checkout of a peer project to run against: nvlabs=PATH (stylegan3 or stylegan2-ada), rosinality=PATH, "
+        "mmgeneration=PATH, hammer=PATH (or padinv) or genforce=PATH",
     )
 
 
@@ -23,8 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     peers = {}
     for entry in config.getoption("--peer"):
         name, _, path = entry.partition("=")
-        if name not in ("nvlabs", "rosinality") or not Path(path).is_dir():
-            raise pytest.UsageError(f"--peer: expected nvlabs=DIRECTORY or rosinality=DIRECTORY, got {entry!r}")
+        if name not in _PEER_NAMES or not Path(path).is_dir():
+            raise pytest.UsageError(f"--peer: expected NAME=DIRECTORY of {', '.join(_PEER_NAMES)}, got {entry!r}")
         peers[name] = Path(path).resolve()
     config.stash[_PEERS] = peers
 
@@ -64,4 +65,5 @@ class _Peers(dict):
         pytest.skip(f"no checkout given (--peer {name}=PATH)")
 
 
+_PEER_NAMES = ("nvlabs", "rosinality", "mmgeneration", "hammer", "genforce")
 _PEERS = pytest.StashKey[dict]()

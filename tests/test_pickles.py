@@ -264,6 +264,7 @@ def test_modules_that_are_none(tmp_path):
         ({"_parameters": {1: None}}, "expected a dictionary with names"),
         ({"_modules": {"a": 1}}, "expected modules only"),
         ({"_buffers": {"a": 1}}, "a: expected a tensor, got int"),
+        ({"_buffers": {"a": 1}, "_non_persistent_buffers_set": 3}, "a: expected a tensor, got int"),
     ):
         path.write_bytes(pickled({"G_ema": persistent("G", attributes)}))
         with pytest.raises(CheckpointError, match=match):
@@ -271,6 +272,7 @@ def test_modules_that_are_none(tmp_path):
     for path_, name, value in (
         ("synthesis.b4.conv1", "activation", "relu"),
         ("mapping.fc0", "bias_gain", 1.0),
+        ("mapping.fc0", "bias_gain", torch.ones(2)),
         ("synthesis.b4.conv1", "conv_clamp", "256"),
     ):
         path.write_bytes(pickled({"G_ema": module(generator(), "Generator", {path_: {name: value}})}))

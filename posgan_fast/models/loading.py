@@ -207,7 +207,7 @@ def _constructor_facts(module: PickledModule, report: LoadReport) -> dict[str, A
         usual = {"activation": "lrelu"} | ({"bias_gain": 0.01} if path == "mapping.fc0" else {})
         attributes = layer.attributes if layer is not None else {}
         for name, expected in usual.items():
-            if (value := attributes.get(name, expected)) != expected:
+            if type(value := attributes.get(name, expected)) is not type(expected) or value != expected:
                 raise CheckpointError(
                     f"{path}.{name}: expected {expected}, got a {type(value).__name__}, {value!s:.40}"
                 )

@@ -53,7 +53,7 @@ class PickledModule:
             hidden = module.attributes.get("_non_persistent_buffers_set", ())
             for store in ("_parameters", "_buffers"):
                 for name, value in _named(module, store):
-                    if value is None or (store == "_buffers" and name in hidden):
+                    if value is None or (store == "_buffers" and isinstance(hidden, set) and name in hidden):
                         continue
                     if not isinstance(value, torch.Tensor):
                         raise CheckpointError(f"{prefix}{name}: expected a tensor, got {type(value).__name__}")
