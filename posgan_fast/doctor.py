@@ -8,7 +8,7 @@ import platform
 import torch
 
 from . import _native, functional
-from .backend import BACKENDS
+from .backend import BACKENDS, Choice
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         print(f"\non {device} tensors")
         for name in functional.OPS:
-            print(_indent(str(functional.explain(name, *_example(name, device)))))
+            print(_indent(str(_explain(name, device))))
     print()
     for problem, remedy in remedies.items():
         print(f"to mend: {problem}:\n    {remedy}")
@@ -48,35 +48,65 @@ def verify() -> int:
     failures = 0
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         for name in functional.OPS:
-            answer = functional.explain(name, *_example(name, device))
+            answer = _explain(name, device)
             for backend, reason in answer.rows:
                 if reason.startswith("cannot run"):
-                    print(f"{device:5} {name:13} {backend:10} {reason}")
+                    print(f"{device:5} {name:21} {backend:10} {reason}")
                     continue
                 for dtype, bound in bounds.items():
                     error = _error(name, device, backend, dtype)
                     failures += not error <= bound  # a NaN is a failure
                     verdict = "equal" if error <= bound else "DIFFERS"
-                    print(f"{device:5} {name:13} {backend:10} {str(dtype)[6:]:9} relative L2 {error:.1e}  {verdict}")
+                    print(f"{device:5} {name:21} {backend:10} {str(dtype)[6:]:9} relative L2 {error:.1e}  {verdict}")
     print(f"verify: {'all equal' if not failures else f'{failures} mismatches'}")
     return 1 if failures else 0
 
 
+def _explain(name: str, device: str) -> Choice:
+    positional, keywords = _example(name, device)
+    return functional.explain(name, *positional, **keywords)
+
+
 def _error(name: str, device: str, backend: str, dtype: torch.dtype) -> float:
     function = functional.OPS[name][0]
-    x, second = _example(name, device, seed=0)
-    x, second = x.to(dtype), second.to(dtype) if name.startswith("bias_act") else second
-    extra = {"act": "lrelu", "clamp": 1.0} if name.startswith("bias_act") else {}
-    actual = function(x.clone(), second, backend=backend, **extra).double()
-    expected = function(x.double(), second.double(), backend="reference", **extra)
-    return ((actual - expected).norm() / expected.norm()).item()
+    positional, keywords = _example(name, device)
+
+    def run(dtype: torch.dtype, backend: str) -> torch.Tensor:
+        keyword = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
+        if "dtype" in keyword:
+            return function(*positional, **keyword | {"dtype": dtype}, backend=backend).double()
+        x, *rest = (t.to(dtype, copy=True) for t in positional)
+        return function(x, *rest, **keyword, backend=backend).double()
+
+    expected = run(torch.float64, "reference")
+    return ((run(dtype, backend) - expected).norm() / expected.norm()).item()
 
 
-def _example(name: str, device: str, seed: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed or 0)
-    x = torch.randn(2, 8, 16, 16, generator=generator).to(device)
-    second = torch.ones(8) / 4 if name.startswith("bias_act") else torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-    return x, second.to(device)
+def _example(name: str, device: str) -> tuple[tuple, dict]:
+    """Arguments of a call whose values are exact in every dtype, so that all of them have one result."""
+    generator = torch.Generator().manual_seed(0)
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randint(-8, 9, shape, generator=generator).to(device).float() / 8
+
+    x = values(2, 8, 16, 16)
+    if name == "sinusoidal_encoding2d":
+        return (9, 12, 16), dict(device=device, dtype=torch.float32)
+    if name == "cartesian_grid2d":
+        return (9, 12), dict(device=device, dtype=torch.float32)
+    if name == "prologue2d":
+        return (x, values(2, 8)), dict(padding=2, mode="reflect")
+    if name == "instance_pad2d":
+        return (x, values(2, 8, 20, 20)), {}
+    if name == "modulated_conv2d":
+        finish = dict(bias=values(4), act="lrelu", clamp=1.0)
+        return (x, values(4, 8, 3, 3), values(2, 8)), dict(padding=1, pad_map=values(2, 8, 18, 18), **finish)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8
+    if name == "epilogue2d":
+        return (x, taps), dict(padding=2, noise=values(2, 1, 17, 17), b=values(8), act="lrelu", clamp=1.0)
+    if name.startswith("bias_act"):
+        return (x, values(8)), dict(act="lrelu", clamp=1.0)
+    return (x, taps), {}
 
 
 def _cuda() -> str:

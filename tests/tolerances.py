@@ -18,6 +18,11 @@ TOLERANCES = {
     ("bias_act", torch.float32): (1e-6, 1e-6),
     ("bias_act", torch.float16): (1e-3, 1e-3),
     ("bias_act", torch.bfloat16): (6e-3, 8e-3),
+    # Four roundings add up: of the activations, the weights, the convolution's result and the layer's.
+    ("modulated_conv2d", torch.float64): (1e-14, 1e-13),
+    ("modulated_conv2d", torch.float32): (1e-6, 1e-6),
+    ("modulated_conv2d", torch.float16): (1e-3, 2e-3),
+    ("modulated_conv2d", torch.bfloat16): (8e-3, 1.6e-2),
 }
 
 

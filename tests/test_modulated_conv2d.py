@@ -1,0 +1,264 @@
+"""modulated_conv2d against the definition sample by sample, every backend that runs here, and its contract."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close
+
+from posgan_fast import functional as PF
+from posgan_fast.ops.bias_act import ACTIVATIONS
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+FILTER = PF.setup_filter([1, 3, 3, 1])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A use of the op; ``border``: "map" or "ring"."""
+
+    name: str
+    kernel: tuple[int, int] = (3, 3)
+    up: int = 1
+    down: int = 1
+    padding: int = 1
+    border: str = ""
+    demodulate: bool = True
+    flip_weight: bool = True
+    f: torch.Tensor | None = FILTER
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(
+            up=self.up, down=self.down, padding=self.padding, demodulate=self.demodulate, flip_weight=self.flip_weight
+        )
+
+
+LAYERS = (
+    Layer("plain"),
+    Layer("plain, convolution", flip_weight=False),
+    Layer("no padding", padding=0),
+    Layer("wide padding", padding=3),
+    Layer("toRGB", (1, 1), padding=0, demodulate=False),
+    Layer("up", up=2, flip_weight=False),
+    Layer("up, correlation", up=2),
+    Layer("up, no padding", up=2, padding=0),
+    Layer("up, wide padding", up=2, padding=2, flip_weight=False),
+    Layer("up by 3, uneven kernel", (2, 3), up=3, padding=2, f=PF.setup_filter([1, 2, 3, 4, 5, 6], separable=True)),
+    Layer("up, no filter", up=2, f=None),
+    Layer("up, one pixel", (1, 1), up=2, padding=0),
+    Layer("down", down=2),
+    Layer("down, one pixel", (1, 1), down=2, padding=0),
+    Layer("down, no filter", down=2, f=None),
+    Layer("map", border="map"),
+    Layer("ring", border="ring"),
+    Layer("map, up", up=2, border="map", flip_weight=False),
+    Layer("ring, up", up=2, border="ring"),
+)
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+
+
+def tensors(layer, n=2, i=8, o=6, h=5, w=7, dtype=torch.float64, seed=0):
+    """x, weight, styles, noise, bias and the border."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    wide = torch.promote_types(dtype, torch.float32)
+    x, weight, styles = values(n, i, h, w).to(dtype), values(o, i, *layer.kernel).to(wide), values(n, i).to(wide)
+    border = None
+    if layer.border:
+        h, w, c = (h, w, i) if layer.up == 1 else (2 * h + 1, 2 * w + 1, o)
+        border = values(n, c, h + 5, w + 4) if layer.border == "map" else values(n, c, 2 * (h + w) + 4)
+        border = border.to(dtype)
+    out = PF.modulated_conv2d(x, weight, styles, resample_filter=layer.f, backend="reference", **layer.arguments)
+    noise = values(1, 1, *out.shape[2:]).to(wide)
+    return x, weight, styles, noise, values(o).to(dtype), border
+
+
+def expected_of(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0):
+    row = ACTIVATIONS[act]
+    return oracle.modulated_conv2d(
+        x, weight, styles, layer.up, layer.down, layer.padding, border, layer.f, layer.demodulate, layer.flip_weight,
+        noise, bias, act, row.alpha, row.gain, clamp,
+    )  # fmt: skip
+
+
+# The clamp bounds some values, not so many that errors would be measured against it alone.
+def run(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0, backend=None):
+    return PF.modulated_conv2d(
+        x, weight, styles, pad_map=border, resample_filter=layer.f, noise=noise, bias=bias, act=act, clamp=clamp,
+        backend=backend, **layer.arguments,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_layer
+def test_equals_the_definition(layer, dtype, backend):
+    """One sample and two, both layouts, with the op of inference and with the stages of training."""
+    for n, layout, training in product((1, 2), LAYOUTS, (False, True)):
+        x, *rest = tensors(layer, n, dtype=dtype)
+        x = x.contiguous(memory_format=layout).requires_grad_(training)
+        y = run(layer, x, *rest, backend=backend)
+        assert_close(y, expected_of(layer, x, *rest), "modulated_conv2d", dtype)
+        assert training or y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@each_layer
+def test_derivatives(layer, backend):
+    x, *rest = tensors(layer, i=2, o=2, h=3, w=4)
+    inputs = [t.requires_grad_() for t in (x, *rest) if t is not None]
+
+    def function(*given):
+        border = given[5] if layer.border else None
+        return run(layer, *given[:5], border, clamp=None, act="swish", backend=backend)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("clamp", [None, 1.0])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_derivatives_of_every_activation(act, clamp):
+    layer = Layer("up, map", up=2, border="map", flip_weight=False)
+    inputs = [t.requires_grad_() for t in tensors(layer, n=1, i=2, o=1, h=2, w=2, seed=4)]
+    function = lambda *given: run(layer, *given, act=act, clamp=clamp)  # noqa: E731
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_the_gradient_of_a_map_is_that_of_its_ring(up):
+    layer = Layer("map", up=up, border="map")
+    *given, border = tensors(layer)
+    border.requires_grad_()
+    (gradient,) = torch.autograd.grad(run(layer, *given, border).sum(), border)
+    h, w = (5, 7) if up == 1 else (11, 15)
+    ring = torch.zeros_like(border, dtype=torch.bool)
+    top, left = (border.shape[2] - h - 2) // 2, (border.shape[3] - w - 2) // 2
+    rows, columns = oracle.ring_positions(h, w).T
+    ring[:, :, rows + top, columns + left] = True
+    assert gradient[~ring].count_nonzero() == 0 and (gradient[ring] != 0).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("up", [1, 2])
+def test_a_map_is_read_only_and_only_its_ring_counts(up, backend):
+    layer = Layer("map", up=up, border="map")
+    *given, border = tensors(layer)
+    before = border.clone()
+    y = run(layer, *given, border, backend=backend)
+    assert torch.equal(border, before)
+    h, w = (5, 7) if up == 1 else (11, 15)
+    ring = PF.ring_from_map(border, h, w)
+    assert torch.equal(run(layer, *given, ring, backend=backend), y)
+    assert torch.equal(run(layer, *given, PF.map_from_ring(ring, h, w), backend=backend), y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layer", [Layer("plain"), Layer("map", border="map"), Layer("ring, up", up=2, border="ring")])
+def test_float16_stays_in_range(layer, backend):
+    """Weights and styles that would overflow, and a map in proportion to them: what float32 gives, in float16."""
+    x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
+    weight, styles = weight * 300, styles * 500
+    border = None if border is None else border * 60
+    given = (noise, bias, border)
+    exact = run(layer, x, weight, styles, *given)
+    half = [None if t is None else t.half() for t in (x, *given)]
+    y = run(layer, half[0], weight, styles, *half[1:], backend=backend)
+    assert y.isfinite().all()
+    assert (y.float() - exact).norm() <= 2e-3 * exact.norm()
+
+
+def test_styles_of_a_sample_have_no_scale():
+    """A positive factor on all styles of a sample is undone by the demodulation, up to eps."""
+    x, weight, styles, *_ = tensors(LAYERS[0])
+    y = PF.modulated_conv2d(x, weight, styles, padding=1)
+    scaled = PF.modulated_conv2d(x, weight, styles * torch.tensor([[3.0], [70.0]]), padding=1)
+    assert (y - scaled).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[5], LAYERS[12], LAYERS[15]], ids=lambda layer: layer.name)
+def test_passes_opcheck(layer):
+    for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS):
+        x, weight, styles, noise, bias, border = tensors(layer, n=1, dtype=dtype)
+        f = layer.f if layer.up * layer.down > 1 else None
+        arguments = (
+            x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
+            layer.flip_weight, 1e-8, noise, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
+        )  # fmt: skip
+        torch.library.opcheck(torch.ops.posgan_fast.modulated_conv2d, arguments)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_to_one_graph(training):
+    layer = Layer("map", border="map")
+    given = [t.requires_grad_(training) for t in tensors(layer, dtype=torch.float32)]
+    compiled = torch.compile(lambda *given: run(layer, *given), fullgraph=True, backend="aot_eager")
+    y, expected = compiled(*given), run(layer, *given)
+    torch.testing.assert_close(y, expected)
+    if training:
+        actual, wanted = (torch.autograd.grad(out.square().sum(), given) for out in (y, expected))
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[5]], ids=lambda layer: layer.name)
+def test_autocast_computes_the_layer_in_half_precision_and_its_factors_not(layer):
+    x, weight, styles, noise, bias, _ = tensors(layer, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run(layer, x, weight, styles, noise, bias, None)
+        kept = run(layer, x.double(), weight.double(), styles.double(), noise.double(), bias.double(), None)
+    assert kept.dtype == torch.float64
+    rounded = expected_of(layer, x.bfloat16(), weight, styles, noise, bias.bfloat16(), None)
+    assert_close(y, rounded, "modulated_conv2d", torch.bfloat16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layer=st.sampled_from(LAYERS), n=st.integers(0, 3), i=st.integers(1, 20), o=st.integers(1, 20),
+    h=st.integers(4, 12), w=st.integers(4, 12), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS),
+    view=st.booleans(), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_backends_agree(layer, n, i, o, h, w, dtype, layout, view, seed):
+    x, *rest = tensors(layer, n, i, o, h, w, dtype, seed)
+    x = torch.cat([x, x])[::2] if view and n > 1 and n % 2 == 0 else x.contiguous(memory_format=layout)
+    y, expected = (run(layer, x, *rest, backend=backend) for backend in ("cpu", "reference"))
+    assert y.shape == expected.shape and y.stride() == expected.stride() and y.dtype == dtype
+    if n:
+        assert_close(y, expected, "modulated_conv2d", dtype)
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set_prepares_the_same_weight(instruction_set):
+    code = """
+        import torch, posgan_fast.functional as PF
+        g = torch.Generator().manual_seed(0)
+        r = lambda *s: torch.randn(s, generator=g)
+        x, w, s, f = r(1, 40, 6, 6), r(24, 40, 3, 3), r(1, 40), PF.setup_filter([1, 3, 3, 1])
+        for kind, bound in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float64, 1e-14)):
+            t, wide = x.to(kind), torch.promote_types(kind, torch.float32)
+            for up in (1, 2):
+                call = dict(up=up, padding=1, resample_filter=f)
+                run = lambda b: PF.modulated_conv2d(t, w.to(wide), s.to(wide), **call, backend=b).double()
+                y, e = run("cpu"), run("reference")
+                assert (y - e).norm() <= bound * e.norm(), (kind, up, (y - e).norm() / e.norm())
+    """
+    code = "\n".join(line[8:] for line in code.splitlines())
+    environment = os.environ | {"POSGAN_FAST_ISA": instruction_set}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
