@@ -81,7 +81,7 @@ struct Prologue2dLine {
     const auto at_line = [&](const Prologue2dParams::Strides& stride) {
       return n * stride.n + i * stride.h + (kChannelsLast ? j * stride.w : c * stride.c);
     };
-    if (kChannelsLast || c < p.c) x = t.x + at_line(p.x);
+    if (kChannelsLast ? p.c > 0 : c < p.c) x = t.x + at_line(p.x);
     if (t.residual != nullptr) residual = t.residual + at_line(p.residual);
     if constexpr (!kChannelsLast) {
       if (t.styles != nullptr) style = t.styles[n * p.out_c + c];
