@@ -40,7 +40,7 @@ def prologue2d(
     [N, C', ring] and the tables [d, W] and [d, H] have any strides."""
     if y.numel() == 0:
         return
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     out_c, out_h, out_w = y.shape[1:]
     channels_last = out_c > 1 and y.stride(1) == 1 and not y.is_contiguous()
     read = [t for t in (x, residual) if t is not None and t.numel()]
@@ -91,19 +91,19 @@ class Row(NamedTuple):
 
 ANY = 2**63
 _NOT_YET = "not measured yet"
-TABLE = (  # 32 bytes of each tensor per thread, 16 in lines of few pixels, where a thread sees several of them
+TABLE = (  # 16 bytes of each tensor per thread: more would take more registers than let enough threads run
     Row(None, 2, 8, 128, 8, 4, 1, _NOT_YET),
     Row(None, 2, 32, 32, 32, 4, 1, _NOT_YET),
-    Row(None, 2, 128, 16, 128, 4, 1, _NOT_YET),
-    Row(None, 2, 512, 4, 512, 4, 1, _NOT_YET),
-    Row(None, 2, ANY, 2, 1024, 4, 1, _NOT_YET),
+    Row(None, 2, 128, 8, 128, 4, 1, _NOT_YET),
+    Row(None, 2, 512, 2, 512, 4, 1, _NOT_YET),
+    Row(None, 2, ANY, 1, 1024, 4, 1, _NOT_YET),
     Row(None, 4, 8, 64, 8, 4, 1, _NOT_YET),
     Row(None, 4, 32, 16, 32, 4, 1, _NOT_YET),
-    Row(None, 4, 128, 8, 128, 4, 1, _NOT_YET),
-    Row(None, 4, ANY, 2, 512, 4, 1, _NOT_YET),
+    Row(None, 4, 128, 4, 128, 4, 1, _NOT_YET),
+    Row(None, 4, ANY, 1, 512, 4, 1, _NOT_YET),
     Row(None, 8, 8, 32, 8, 4, 1, _NOT_YET),
-    Row(None, 8, 32, 16, 32, 4, 1, _NOT_YET),
-    Row(None, 8, ANY, 4, 128, 4, 1, _NOT_YET),
+    Row(None, 8, 32, 8, 32, 4, 1, _NOT_YET),
+    Row(None, 8, ANY, 2, 128, 4, 1, _NOT_YET),
 )
 
 

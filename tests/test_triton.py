@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: triton_interpreter*.py in processes whose TRITON_INTERPRET=1 precedes the import."""
+"""The Triton kernels without a GPU: triton_interpreter*.py, each in a process that sets TRITON_INTERPRET=1 first."""
 
 from __future__ import annotations
 

@@ -233,7 +233,8 @@ def prologue2d_group(rng, quick):
         if quick and i % 5:
             continue
         for k, shape in enumerate(shapes):
-            if (join == "add" and shape[1] % 2) or (layout == "nhwc" and shape[1] == 1) or (mode == "reflect" and k == 3):
+            odd, one = join == "add" and shape[1] % 2, layout == "nhwc" and shape[1] == 1
+            if odd or one or (mode == "reflect" and k == 3):
                 continue
             offset, slack = ((0, 0), 0) if i % 4 else ((1, k % 2), k % 3)
             given = (i + k) % 4
