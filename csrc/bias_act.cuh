@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bias_act.h"
-#include "host_device.h"
+#include "elements.cuh"
 
 namespace posgan_fast {
 
@@ -33,27 +33,6 @@ struct FastMath {
 template <typename T>
 using MathOf = std::conditional_t<sizeof(T) == 2, FastMath, LibraryMath>;
 
-// Division of 0 <= n < 2^31 by a constant of 1 <= d < 2^31: a multiplication and a shift.
-struct Divider {
-  uint32_t divisor, magic, shift;
-
-  static Divider by(int64_t d) {
-    uint32_t shift = 0;
-    while ((int64_t(1) << shift) < d) ++shift;
-    const uint64_t one = 1;
-    return {uint32_t(d), uint32_t(((one << 32) * ((one << shift) - uint64_t(d))) / uint64_t(d) + 1), shift};
-  }
-
-  PF_DEVICE uint32_t quotient(uint32_t n) const {
-#ifdef __CUDACC__
-    const uint32_t high = __umulhi(n, magic);
-#else
-    const uint32_t high = uint32_t((uint64_t(n) * magic) >> 32);
-#endif
-    return (high + n) >> shift;
-  }
-};
-
 // How consecutive elements meet the bias.
 enum class BiasRun : int {
   kNone,    // no bias
@@ -82,32 +61,6 @@ PF_DEVICE BiasPlace bias_place(int64_t i, const BiasActParams& p, const BiasActS
   }
   const int64_t q = i / p.step;
   return {q % p.channels, p.step - (i - q * p.step)};
-}
-
-// Elements i, i + 1, ... as one access where it is aligned and complete, one by one otherwise.
-template <typename T>
-PF_DEVICE Pack<T, kVectorSize<T>> read_vector(const T* from, int64_t i, int64_t numel, bool aligned) {
-  if (aligned && i + kVectorSize<T> <= numel) return load_pack<kVectorSize<T>>(from + i);
-  T elements[kVectorSize<T>];
-#pragma unroll
-  for (int e = 0; e < kVectorSize<T>; ++e) elements[e] = i + e < numel ? from[i + e] : T{};
-  Pack<T, kVectorSize<T>> pack;
-  memcpy(pack.words, elements, sizeof pack);
-  return pack;
-}
-
-template <typename T>
-PF_DEVICE void write_vector(T* to, int64_t i, int64_t numel, bool aligned, const Pack<T, kVectorSize<T>>& pack) {
-  if (aligned && i + kVectorSize<T> <= numel) {
-    store_pack(to + i, pack);
-    return;
-  }
-  T elements[kVectorSize<T>];
-  memcpy(elements, pack.words, sizeof pack);
-#pragma unroll
-  for (int e = 0; e < kVectorSize<T>; ++e) {
-    if (i + e < numel) to[i + e] = elements[e];
-  }
 }
 
 template <typename T>

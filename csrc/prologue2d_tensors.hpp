@@ -96,8 +96,8 @@ struct Prologue2dTensors {
 
   static Prologue2dParams::Strides strides(const char* name, const Tensor& t, bool channels_last) {
     const int64_t unit = channels_last ? 1 : 3;
-    STD_TORCH_CHECK(t.size(unit) <= 1 || t.stride(unit) == 1, "prologue2d: expected the innermost dimension of ", name,
-                    " dense, as that of y");
+    STD_TORCH_CHECK(t.numel() == 0 || t.size(unit) == 1 || t.stride(unit) == 1,
+                    "prologue2d: expected the innermost dimension of ", name, " dense, as that of y");
     return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
   }
 

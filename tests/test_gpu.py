@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cases
 import pytest
+import test_prologue2d
 import torch
 from tolerances import assert_close
 
@@ -51,6 +54,36 @@ def test_bias_act(case, dtype, layout, backend):
             e = actual[i - 1].double().sum([0, 2, 3])
         assert_close(a, e, "bias_act", dtype)
     assert actual[0].stride() == x.stride()
+
+
+@each_backend
+@each_layout
+@each_dtype
+@pytest.mark.parametrize("form", test_prologue2d.FORMS)
+def test_prologue2d_and_its_encodings(form, dtype, layout, backend):
+    """Whole vectors and ragged ones, every border, every encoding."""
+    for shape, (encode, join) in itertools.product(((2, 8, 9, 16), (3, 20, 5, 7)), test_prologue2d.ENCODINGS):
+        shape = (shape[0], 2, *shape[2:]) if (encode, join) == ("csg", "add") else shape
+        x, arguments = test_prologue2d.make(shape, form, encode, join, True, shape[0] == 3, dtype)
+        x = x.contiguous(memory_format=layout)
+        there = {name: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for name, v in arguments.items()}
+        y = PF.prologue2d(x.to(DEVICE), **there, backend=backend)
+        assert_close(y, test_prologue2d.define(x, **arguments), "prologue2d", dtype)
+        assert y.is_contiguous(memory_format=layout)
+
+
+@each_backend
+def test_prologue2d_gradients(backend):
+    x, arguments = test_prologue2d.make((2, 8, 5, 6), "map", "spe", "concat", True, True, torch.float64)
+    names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+    inputs = [x, *(arguments.pop(name) for name in names)]
+    results = []
+    for device, name in (("cpu", "reference"), (DEVICE, backend)):
+        x, *values = (t.to(device).requires_grad_() for t in inputs)
+        y = PF.prologue2d(x, **arguments, **dict(zip(names, values, strict=True)), backend=name)
+        results.append(torch.autograd.grad(y.square().sum(), (x, *values)))
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected, "prologue2d", torch.float64)
 
 
 @each_backend

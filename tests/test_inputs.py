@@ -10,6 +10,7 @@ from posgan_fast import functional as PF
 
 X = torch.zeros(1, 2, 4, 4)
 F4 = torch.ones(4)
+RING = torch.zeros(1, 2, 20)
 NAN, INF = float("nan"), float("inf")
 
 UPFIRDN2D = [
@@ -95,6 +96,108 @@ SETUP_FILTER = [
     (dict(gain=-1, separable=True), ValueError, "gain"),
 ]
 
+PROLOGUE2D = [
+    (dict(x=None), TypeError, "x"),
+    (dict(x=X.int()), TypeError, "x"),
+    (dict(x=X.to_sparse()), TypeError, "x"),
+    (dict(x=X[0]), ValueError, "x"),
+    (dict(x=X[:, :, :0]), ValueError, "x"),
+    (dict(x=X[:, :, :, :0]), ValueError, "x"),
+    (dict(styles=1.0), TypeError, "styles"),
+    (dict(styles=torch.ones(1, 2).int()), TypeError, "styles"),
+    (dict(styles=torch.ones(2)), ValueError, "styles"),
+    (dict(styles=torch.ones(1, 3)), ValueError, "styles"),
+    (dict(styles=torch.ones(2, 2)), ValueError, "styles"),
+    (dict(styles=torch.ones(1, 2), encode="csg", join="concat"), ValueError, "styles"),
+    (dict(styles=torch.ones(1, 2, device="meta")), ValueError, "styles"),
+    (dict(residual=[1]), TypeError, "residual"),
+    (dict(residual=X[:, :1]), ValueError, "residual"),
+    (dict(residual=X, encode="csg", join="concat"), ValueError, "residual"),
+    (dict(residual=X.to("meta")), ValueError, "residual"),
+    (dict(padding=1.0), TypeError, "padding"),
+    (dict(padding=-1), ValueError, "padding"),
+    (dict(padding=[1, 1, -1, 1]), ValueError, "padding"),
+    (dict(padding=[1, 2, 3]), ValueError, "padding"),
+    (dict(padding=[1, "1"]), TypeError, "padding[1]"),
+    (dict(padding=4, mode="reflect"), ValueError, "padding"),
+    (dict(padding=[0, 0, 0, 4], mode="reflect"), ValueError, "padding"),
+    (dict(padding=0, mode="instance", pad_map=RING), ValueError, "padding"),
+    (dict(padding=[1, 2], mode="instance", pad_map=RING), ValueError, "padding"),
+    (dict(mode="replicate"), ValueError, "mode"),
+    (dict(mode=None), TypeError, "mode"),
+    (dict(padding=1, mode="instance"), ValueError, "pad_map"),
+    (dict(padding=1, pad_map=RING), ValueError, "pad_map"),
+    (dict(encode="sin"), ValueError, "encode"),
+    (dict(encode=1), TypeError, "encode"),
+    (dict(encode="csg", join="mul"), ValueError, "join"),
+    (dict(join=None), TypeError, "join"),
+    (dict(x=X[:, :1], encode="csg"), ValueError, "x"),
+    (dict(encode="spe"), ValueError, "x"),
+    (dict(encode="spe", join="concat"), ValueError, "channels"),
+    (dict(encode="spe", join="concat", channels=6), ValueError, "channels"),
+    (dict(encode="spe", join="concat", channels=0), ValueError, "channels"),
+    (dict(encode="spe", join="concat", channels=8.0), TypeError, "channels"),
+    (dict(encode="csg", layout="stylegan"), ValueError, "layout"),
+    (dict(encode="csg", layout=None), TypeError, "layout"),
+    (dict(encode="csg", div_half_dim=1), TypeError, "div_half_dim"),
+    (dict(encode="csg", base_size=4), TypeError, "base_size"),
+    (dict(encode="csg", base_size=[4]), ValueError, "base_size"),
+    (dict(encode="csg", base_size=[0, 4]), ValueError, "base_size[0]"),
+    (dict(encode="csg", base_size=[4, 4.5]), TypeError, "base_size[1]"),
+    (dict(backend="gpu"), ValueError, "backend"),
+]
+INSTANCE_PAD2D = [
+    (dict(x=X[0]), ValueError, "x"),
+    (dict(pad_map=None), ValueError, "pad_map"),
+    (dict(pad_map=3.0), TypeError, "pad_map"),
+    (dict(pad_map=RING.int()), TypeError, "pad_map"),
+    (dict(pad_map=RING[0]), ValueError, "pad_map"),
+    (dict(pad_map=RING[:, :1]), ValueError, "pad_map"),
+    (dict(pad_map=RING.expand(2, -1, -1)), ValueError, "pad_map"),
+    (dict(pad_map=RING[:, :, 1:]), ValueError, "pad_map"),
+    (dict(pad_map=torch.zeros(1, 2, 5, 6)), ValueError, "pad_map"),
+    (dict(pad_map=torch.zeros(1, 2, 6, 5)), ValueError, "pad_map"),
+    (dict(pad_map=RING.to("meta")), ValueError, "pad_map"),
+    (dict(backend=1), TypeError, "backend"),
+]
+RING_FROM_MAP = [
+    (dict(pad_map=None), TypeError, "pad_map"),
+    (dict(pad_map=X[0]), ValueError, "pad_map"),
+    (dict(pad_map=X[:, :, :2]), ValueError, "pad_map"),
+    (dict(height=3), ValueError, "pad_map"),
+    (dict(width=3), ValueError, "pad_map"),
+    (dict(height=0), ValueError, "height"),
+    (dict(width=2.0), TypeError, "width"),
+]
+MAP_FROM_RING = [
+    (dict(ring=None), TypeError, "ring"),
+    (dict(ring=RING[0]), ValueError, "ring"),
+    (dict(ring=RING[:, :, 1:]), ValueError, "ring"),
+    (dict(height=5), ValueError, "ring"),
+    (dict(height=0), ValueError, "height"),
+    (dict(width=None), TypeError, "width"),
+]
+CARTESIAN_GRID2D = [
+    (dict(height=0), ValueError, "height"),
+    (dict(height=2.0), TypeError, "height"),
+    (dict(width=-1), ValueError, "width"),
+    (dict(width="4"), TypeError, "width"),
+    (dict(layout="mm"), ValueError, "layout"),
+    (dict(base_size="44"), TypeError, "base_size"),
+    (dict(base_size=[4, 4, 4]), ValueError, "base_size"),
+    (dict(dtype=torch.int32), TypeError, "dtype"),
+    (dict(dtype="float32"), TypeError, "dtype"),
+    (dict(backend="numpy"), ValueError, "backend"),
+]
+SINUSOIDAL_ENCODING2D = [
+    *CARTESIAN_GRID2D,
+    (dict(channels=6), ValueError, "channels"),
+    (dict(channels=4), ValueError, "channels"),
+    (dict(channels=0), ValueError, "channels"),
+    (dict(channels=None), TypeError, "channels"),
+    (dict(div_half_dim=None), TypeError, "div_half_dim"),
+]
+
 
 def _identify(value):
     return repr(value)[:60] if isinstance(value, dict) else getattr(value, "__name__", str(value))
@@ -128,6 +231,36 @@ def test_setup_filter(change, error, argument):
     _raises(PF.setup_filter, dict(f=[1, 3, 3, 1]) | change, error, argument)
 
 
+@pytest.mark.parametrize("change,error,argument", PROLOGUE2D, ids=_identify)
+def test_prologue2d(change, error, argument):
+    _raises(PF.prologue2d, dict(x=X, padding=1) | change, error, argument)
+
+
+@pytest.mark.parametrize("change,error,argument", INSTANCE_PAD2D, ids=_identify)
+def test_instance_pad2d(change, error, argument):
+    _raises(PF.instance_pad2d, dict(x=X, pad_map=RING) | change, error, argument)
+
+
+@pytest.mark.parametrize("change,error,argument", RING_FROM_MAP, ids=_identify)
+def test_ring_from_map(change, error, argument):
+    _raises(PF.ring_from_map, dict(pad_map=X) | change, error, argument)
+
+
+@pytest.mark.parametrize("change,error,argument", MAP_FROM_RING, ids=_identify)
+def test_map_from_ring(change, error, argument):
+    _raises(PF.map_from_ring, dict(ring=RING, height=4, width=4) | change, error, argument)
+
+
+@pytest.mark.parametrize("change,error,argument", CARTESIAN_GRID2D, ids=_identify)
+def test_cartesian_grid2d(change, error, argument):
+    _raises(PF.cartesian_grid2d, dict(height=4, width=5) | change, error, argument)
+
+
+@pytest.mark.parametrize("change,error,argument", SINUSOIDAL_ENCODING2D, ids=_identify)
+def test_sinusoidal_encoding2d(change, error, argument):
+    _raises(PF.sinusoidal_encoding2d, dict(height=4, width=5, channels=8) | change, error, argument)
+
+
 def test_other_entrances():
     with pytest.raises(ValueError, match="^name:"), posgan_fast.use_backend("gpu"):
         pass
@@ -141,6 +274,7 @@ def test_other_entrances():
 
 def test_the_tables_are_not_thinned():
     assert len(UPFIRDN2D) + len(BIAS_ACT) + len(SETUP_FILTER) >= 70
+    assert len(PROLOGUE2D) + len(INSTANCE_PAD2D) + len(SINUSOIDAL_ENCODING2D) >= 70
 
 
 def _raises(function, arguments, error, argument):

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: triton_interpreter.py in a process whose TRITON_INTERPRET=1 precedes the import."""
+"""The Triton kernels without a GPU: triton_interpreter*.py, each in a process that sets TRITON_INTERPRET=1 first."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
 
-def test_interpreted(tmp_path):
+@pytest.mark.parametrize("name", ["triton_interpreter.py", "triton_interpreter_prologue2d.py"])
+def test_interpreted(tmp_path, name):
     report = tmp_path / "report.xml"
-    tests = str(Path(__file__).with_name("triton_interpreter.py"))
+    tests = str(Path(__file__).with_name(name))
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", tests],
         env=os.environ | {"TRITON_INTERPRET": "1"},

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
-from posgan_fast.kernels import bias_act, upfirdn2d
+from posgan_fast.kernels import bias_act, prologue2d, upfirdn2d
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -36,7 +36,7 @@ class Build(NamedTuple):
         return f"{self.op}-{self.row}-{self.dtype}-sm{self.arch}-" + ",".join(f"{k}={v}" for k, v in spec if v)
 
     def parts(self):
-        module = {"upfirdn2d": upfirdn2d, "bias_act": bias_act}[self.op]
+        module = {"upfirdn2d": upfirdn2d, "bias_act": bias_act, "prologue2d": prologue2d}[self.op]
         return module, module.TABLE[self.row], module.Spec(*self.spec)
 
 
@@ -86,7 +86,26 @@ def _bias_act_builds():
             yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, True), dtype, 90)
 
 
-BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds()]
+def _prologue2d_builds():
+    for i, row in enumerate(prologue2d.TABLE):
+        for dtype, itemsize in ITEMSIZE.items():
+            if itemsize != row.itemsize:
+                continue
+            vec = 16 // itemsize
+            # everything at once, the hungriest; padding alone; an encoding alone
+            everything = [("instance", last, True, 2, False, True, True, vec if last else 1) for last in (False, True)]
+            for arch in ARCHS:
+                yield from (Build("prologue2d", i, (*spec, False), dtype, arch) for spec in everything)
+            if dtype == "bf16":  # which differs from fp16 by its conversions only
+                continue
+            yield from (Build("prologue2d", i, (*spec, True), dtype, 90) for spec in everything)
+            yield Build("prologue2d", i, ("reflect", False, True, 1, True, True, False, 1, False), dtype, 90)
+            yield Build("prologue2d", i, ("zeros", False, True, 1, False, True, False, vec, False), dtype, 90)
+            yield Build("prologue2d", i, ("zeros", True, True, 0, False, True, False, vec, False), dtype, 90)
+            yield Build("prologue2d", i, ("zeros", True, False, 2, False, False, False, 1, False), dtype, 90)
+
+
+BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds(), *_prologue2d_builds()]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +139,7 @@ def test_every_row_serves_a_call():
         module, row, spec = b.parts()
         size = ITEMSIZE[b.dtype]
         served.add(module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40)))
-    assert served == {*upfirdn2d.TABLE, *bias_act.TABLE}
+    assert served == {*upfirdn2d.TABLE, *bias_act.TABLE, *prologue2d.TABLE}
 
 
 def _build(build: Build) -> Result | str:
@@ -132,6 +151,11 @@ def _build(build: Build) -> Result | str:
     module, row, spec = build.parts()
     if build.op == "upfirdn2d":
         kernel, constants, options = module.KERNELS[row.kernel], spec.constants(row), row.options(ITEMSIZE[build.dtype])
+    elif build.op == "prologue2d":
+        given = dict(residual=spec.residual, styles=spec.styles, border=spec.mode == "instance")
+        given |= dict.fromkeys(("columns", "rows"), spec.encoding > 0)
+        absent = [name for name, there in given.items() if not there]
+        kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
     else:
         absent = [name for name, there in (("b", spec.bias), ("ref", spec.order), ("dy", spec.order == 2)) if not there]
         kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
@@ -156,8 +180,8 @@ def _build(build: Build) -> Result | str:
 def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
     if name in constants:
         return "constexpr"
-    if name == "f":
+    if name in ("f", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
         return "*fp64" if dtype == "fp64" else "*fp32"
-    if name in ("x", "y", "b", "ref", "dy", "out"):
+    if name in ("x", "y", "b", "ref", "dy", "out", "residual", "border"):
         return f"*{dtype}"
     return "fp64" if name in ("alpha", "gain", "clamp") else "i32"

@@ -70,6 +70,7 @@ def tables(
     _check.flag(div_half_dim, "div_half_dim")
     base = size if base_size is None else list(_base(base_size))
     if kind == "csg":
+        base = size if layout == "mmgen" else base  # linear between its ends at any size
         sides = [_coordinates(b, layout, device) for b in base]
     else:
         w = _frequencies(channels, layout, div_half_dim, device)
@@ -122,7 +123,7 @@ def _resize(side: torch.Tensor, size: int) -> torch.Tensor:
     base = side.shape[1]
     if base == size:
         return side
-    place = torch.arange(size, dtype=torch.float64, device=side.device) * ((base - 1) / max(size - 1, 1))
+    place = torch.arange(size, dtype=torch.float64, device=side.device) * (base - 1) / max(size - 1, 1)
     low = place.floor().clamp(max=max(base - 2, 0)).long()
     high = (low + 1).clamp(max=base - 1)
     return torch.lerp(side[:, low], side[:, high], place - low)

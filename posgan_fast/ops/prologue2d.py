@@ -76,14 +76,15 @@ def prologue2d(
     _check_input(x)
     n, c, h, w = x.shape
     columns = rows = None
+    _check.choice(join, "join", JOINS)
     if encode is not None:
-        if _check.choice(join, "join", JOINS) == "concat":
+        total = c
+        if join == "concat":
             total = c if channels is None else _check.integer(channels, "channels", minimum=1)
-        else:
-            total = c
+        elif c % 4 if _check.choice(encode, "encode", encodings2d.KINDS) == "spe" else c != 2:
+            wanted = "a multiple of 4 channels" if encode == "spe" else "2 channels"
+            raise ValueError(f"x: expected {wanted} to add the encoding {encode!r} to, got {c}")
         columns, rows = encodings2d.tables(encode, h, w, total, layout, div_half_dim, base_size, x.dtype, x.device)
-        if encode == "csg" and join == "add" and c != 2:
-            raise ValueError(f"x: expected 2 channels to add a Cartesian grid to, got {c}")
     concat = columns is not None and join == "concat"
     c += 0 if columns is None or join == "add" else 2 * columns.shape[0]
     pad = _check_padding(padding, _check.choice(mode, "mode", MODES), h, w)

@@ -225,6 +225,75 @@ def run_bias_act(rng, act, order, dtype, clamp, alpha, memory, with_bias=True):
     compare(out, want, dtype, f"bias_act {act} order {order} {dtype} clamp {clamp} alpha {alpha} {memory}")
 
 
+def prologue2d_group(rng, quick):
+    shapes = [(2, 8, 4, 8), (1, 5, 3, 7), (2, 16, 5, 3), (1, 1, 1, 1), (1, 3, 6, 16)]
+    options = itertools.product(STORAGE, ("nchw", "nhwc"), ("zeros", "reflect", "map", "ring"), (None, "add", "concat"))
+    seen = set()
+    for i, (dtype, layout, mode, join) in enumerate(options):
+        if quick and i % 5:
+            continue
+        for k, shape in enumerate(shapes):
+            odd, one = join == "add" and shape[1] % 2, layout == "nhwc" and shape[1] == 1
+            if odd or one or (mode == "reflect" and k == 3):
+                continue
+            offset, slack = ((0, 0), 0) if i % 4 else ((1, k % 2), k % 3)
+            given = (i + k) % 4
+            whole = run_prologue2d(rng, shape, dtype, layout, mode, join, given, bool(i % 2), offset, slack)
+            seen.add((layout, whole))
+    for layout, shape, mode, join in (("nchw", (2, 3, 4, 8), "rows", None), ("nhwc", (1, 24, 3, 5), "map", "concat")):
+        for dtype in STORAGE:  # where every vector is read whole
+            assert run_prologue2d(rng, shape, dtype, layout, mode, join, 3, True)
+            seen.add((layout, True))
+    for layout in ("nchw", "nhwc"):  # the encoding alone
+        run_prologue2d(rng, (1, 0, 6, 5), "float32", layout, "zeros", "concat", 1, False)
+    assert len(seen) == 4, "vectors whole and mixed, in both layouts"
+    for i, sizes in itertools.product((0, 1, 12345, 2**31 - 1, 2**40 + 77), ((3, 5, 7), (512, 34, 35), (1, 1, 1))):
+        (c, h, w), n = sizes, i // (sizes[0] * sizes[1] * sizes[2])
+        nchw = (n, i // (w * h) % c, i // w % h, i % w)
+        nhwc = (n, i % c, i // (c * w) % h, i // c % w)
+        for narrow in (False, True)[: 1 + (i < 2**31)]:
+            assert harness.prologue2d_place(i, sizes, narrow) == (nchw, nhwc)
+
+
+def run_prologue2d(rng, shape, dtype, layout, mode, join, given, height_first, offset=(0, 0), slack=0):
+    """given: bit 0 styles, bit 1 a residual. Returns whether vectors were read whole."""
+    n, c, h, w = shape
+    half = {None: 0, "add": c // 2, "concat": 8 if c % 8 == 0 else 3}[join]
+    out_c = c + 2 * half * (join == "concat")
+    pad = {"zeros": (2, 1, 0, 3), "rows": (0, 0, 2, 1)}.get(mode, (1, 1, 1, 1))
+    if mode == "reflect":
+        pad = (min(2, w - 1), 1, min(3, h - 1), 1)
+    wide = np.float64 if dtype == "float64" else np.float32
+    x, residual = (store(rng.standard_normal((n, channels, h, w)), dtype) for channels in (c, out_c))
+    styles, columns, rows = (rng.standard_normal(size).astype(wide) for size in ((n, out_c), (half, w), (half, h)))
+    border = None
+    if mode == "map":  # columns apart, as in channels_last, and more than is needed on every side
+        border = store(rng.standard_normal((n, h + 5, w + 4, out_c)), dtype).transpose(0, 3, 1, 2)
+    elif mode == "ring":
+        border = store(rng.standard_normal((n, 2 * (h + w) + 4, out_c)), dtype).transpose(0, 2, 1)
+    given_styles, given_residual = styles if given & 1 else None, residual if given & 2 else None
+    tables = (columns, rows) if join else (None, None)
+    name = {"map": "instance", "ring": "instance", "rows": "zeros"}.get(mode, mode)
+    optional = [None if a is None else load(a, dtype) for a in (given_residual, border)]
+    factors = None if given_styles is None else styles.astype(np.float64)
+    want = oracle.prologue2d(
+        load(x, dtype), optional[0], factors, optional[1], *tables, pad, name, join == "concat", height_first
+    )
+    y = place(store(np.full(want.shape, np.nan), dtype), layout, offset[1])
+    x = place(x, layout, offset[0], slack)
+    if given_residual is not None:
+        given_residual = place(residual, layout, offset[1], 2 * slack)
+    if join and layout == "nhwc":
+        tables = tuple(np.asfortranarray(t) for t in tables)
+    number = ("zeros", "reflect", "instance").index(name)
+    flags = (join == "concat", height_first, layout == "nhwc")
+    whole = harness.prologue2d(
+        x, given_residual, given_styles, border, *tables, y, pad[0], pad[2], number, *flags, dtype, 4
+    )
+    compare(y, want, dtype, f"prologue2d {shape} {dtype} {layout} {mode} {join} {given} {offset} {slack}")
+    return whole
+
+
 def missing_barrier(rng, quick):
     """Run under ThreadSanitizer with one barrier left out: each of these must be reported."""
     kind, index = GROUP.split(":")[1:]
@@ -268,6 +337,7 @@ def far(rng, quick):
 
 
 GROUPS = {"fir4": upfirdn2d_fir4, "any": upfirdn2d_any, "bias_act": bias_act_group, "far": far}
+GROUPS |= {"prologue2d": prologue2d_group}
 GROUPS |= {"missing": missing_barrier, "overrun": overrun}
 
 if __name__ == "__main__":

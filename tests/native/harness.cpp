@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bias_act.cuh"
+#include "prologue2d.cuh"
 #include "upfirdn2d.cuh"
 
 namespace py = pybind11;
@@ -130,12 +131,78 @@ void bias_act(py::array x, std::optional<py::array> b, std::optional<py::array> 
   });
 }
 
+// Returns whether vectors were read whole.
+bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py::array> styles,
+                std::optional<py::array> border, std::optional<py::array> columns, std::optional<py::array> rows,
+                py::array y, int64_t left, int64_t top, int mode, bool concat, bool height_first, bool channels_last,
+                const std::string& dtype, int threads) {
+  const auto stride = [](const py::array& a, int d) { return int64_t(a.strides(d)) / int64_t(a.itemsize()); };
+  const auto strides = [&](const py::array& a) {
+    return Prologue2dParams::Strides{stride(a, 0), stride(a, 1), stride(a, 2), stride(a, 3)};
+  };
+  Prologue2dParams p{};
+  p.n = x.shape(0), p.c = x.shape(1), p.h = x.shape(2), p.w = x.shape(3);
+  p.out_c = y.shape(1), p.out_h = y.shape(2), p.out_w = y.shape(3);
+  p.left = left, p.top = top;
+  p.border = Border(mode);
+  p.concat = concat, p.height_first = height_first, p.channels_last = channels_last;
+  p.x = strides(x);
+  if (residual) p.residual = strides(*residual);
+  if (columns) {
+    p.half = columns->shape(0);
+    p.columns = {stride(*columns, 0), stride(*columns, 1)};
+    p.rows = {stride(*rows, 0), stride(*rows, 1)};
+  }
+  if (border && border->ndim() == 3) {
+    p.ring = Ring::compact(p.h, p.w, stride(*border, 0), stride(*border, 1), stride(*border, 2));
+  } else if (border) {
+    const auto b = strides(*border);
+    p.ring = Ring::of_map(border->shape(2), border->shape(3), p.h, p.w, b.n, b.c, b.h, b.w);
+  }
+  bool whole = false;
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    const auto data = [](const std::optional<py::array>& a, auto element) -> const decltype(element)* {
+      if (a && a->itemsize() != sizeof(element)) throw py::value_error("item size");
+      return a ? static_cast<const decltype(element)*>(a->data()) : nullptr;
+    };
+    const acc_t<T> wide = 0;
+    const Prologue2dPointers<T> pointers = {data(x, T{}),
+                                            data(residual, T{}),
+                                            data(border, T{}),
+                                            data(styles, wide),
+                                            data(columns, wide),
+                                            data(rows, wide),
+                                            static_cast<T*>(y.mutable_data())};
+    whole = run_prologue2d(pointers, p, threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
+      host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
+    });
+  });
+  return whole;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(harness, m) {
   m.def("upfirdn2d", &upfirdn2d);
   m.def("upfirdn2d_plan", &upfirdn2d_plan);
   m.def("bias_act", &bias_act);
+  m.def("prologue2d", &prologue2d);
+  m.def("prologue2d_place", [](int64_t i, std::array<int64_t, 3> sizes, bool narrow) {  // C, H, W
+    Prologue2dParams p{};
+    p.out_c = sizes[0], p.out_h = sizes[1], p.out_w = sizes[2];
+    const auto by = [&](int k) { return Divider::by(narrow ? sizes[size_t(k)] : 1); };
+    const auto list = [](const Prologue2dPlace& at) { return py::make_tuple(at.n, at.c, at.oy, at.ox); };
+    const Prologue2dShape nchw{0, true, true, narrow, by(2), by(1), by(0)};
+    const Prologue2dShape nhwc{0, true, true, narrow, by(0), by(2), by(1)};
+    return py::make_tuple(list(prologue2d_place<false>(i, p, nchw)), list(prologue2d_place<true>(i, p, nhwc)));
+  });
+  m.def("prologue2d_table", [] {
+    py::list rows;
+    for (const Prologue2dTableRow& r : kPrologue2dTable)
+      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    return rows;
+  });
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
   m.def("division", [](uint32_t n, int64_t d) { return Divider::by(d).quotient(n); });
   m.def("bias_place", [](int64_t i, int64_t step, int64_t channels, bool narrow) {

@@ -1,4 +1,4 @@
-"""The two ops in numpy float64, written from their definitions and nothing else."""
+"""The ops in numpy float64, written from their definitions and nothing else."""
 
 from __future__ import annotations
 
@@ -59,3 +59,31 @@ def bias_act(x, b, g, dy, order, act, alpha, gain, clamp):
         return y if clamp < 0 else np.clip(y, -clamp, clamp)
     inside = np.ones_like(y) if clamp < 0 else (y > -clamp) & (y < clamp)
     return inside * gain * (g * first if order == 1 else g * dy * second)
+
+
+def prologue2d(x, residual, styles, border, columns, rows, pad, mode, concat, height_first):
+    """Encode, scale, add, pad. x is [N, C, H, W]; border a map or the ring: top, bottom, left, right."""
+    n, _, h, w = x.shape
+    z = x
+    if columns is not None:
+        halves = [np.repeat(columns[:, None, :], h, 1), np.repeat(rows[:, :, None], w, 2)]
+        e = np.concatenate(halves[::-1] if height_first else halves)[None]
+        z = np.concatenate([x, np.repeat(e, n, 0)], 1) if concat else x + e
+    if styles is not None:
+        z = z * styles[:, :, None, None]
+    if residual is not None:
+        z = z + residual
+    left, right, top, bottom = pad
+    y = np.pad(z, ((0, 0), (0, 0), (top, bottom), (left, right)), "reflect" if mode == "reflect" else "constant")
+    if mode != "instance":
+        return y
+    if border.ndim == 4:
+        top, left = (border.shape[2] - h - 2) // 2, (border.shape[3] - w - 2) // 2
+        around = border[:, :, top : top + h + 2, left : left + w + 2].copy()
+    else:
+        around = np.zeros_like(y)
+        around[:, :, 0], around[:, :, -1] = border[:, :, : w + 2], border[:, :, w + 2 : 2 * w + 4]
+        around[:, :, 1:-1, 0] = border[:, :, 2 * w + 4 : 2 * w + 4 + h]
+        around[:, :, 1:-1, -1] = border[:, :, 2 * w + 4 + h :]
+    around[:, :, 1:-1, 1:-1] = z
+    return around

@@ -1,0 +1,277 @@
+// CUDA kernel of prologue2d and the geometry of its launch. No torch; compiles for the host too (host_device.h).
+#pragma once
+
+#include "elements.cuh"
+#include "prologue2d.h"
+
+namespace posgan_fast {
+
+template <typename T>
+struct Prologue2dPointers {
+  const T *x, *residual, *border;  // null where there is none
+  const acc_t<T>*styles, *columns, *rows;
+  T* y;
+};
+
+// y in memory order: lines along its innermost dimension, W or C.
+struct Prologue2dShape {
+  int64_t numel;
+  bool aligned;                  // y starts at a multiple of 16 bytes
+  bool whole;                    // every vector of y comes from one vector of x and one of the residual
+  bool narrow;                   // 32-bit positions
+  Divider inner, middle, outer;  // W, H, C or C, W, H of y
+};
+
+// One element of y.
+struct Prologue2dPlace {
+  int64_t n, c, oy, ox;
+};
+
+template <bool kChannelsLast>
+PF_DEVICE Prologue2dPlace prologue2d_place(int64_t position, const Prologue2dParams& p, const Prologue2dShape& s) {
+  int64_t at[4];
+  if (s.narrow) {
+    uint32_t rest = uint32_t(position);
+    const auto split = [&](const Divider& d) {
+      const uint32_t q = d.quotient(rest), r = rest - q * d.divisor;
+      rest = q;
+      return r;
+    };
+    at[0] = split(s.inner), at[1] = split(s.middle), at[2] = split(s.outer), at[3] = rest;
+  } else {
+    int64_t rest = position;
+    const auto split = [&](int64_t size) {
+      const int64_t q = rest / size, r = rest - q * size;
+      rest = q;
+      return r;
+    };
+    at[0] = split(kChannelsLast ? p.out_c : p.out_w);
+    at[1] = split(kChannelsLast ? p.out_w : p.out_h);
+    at[2] = split(kChannelsLast ? p.out_h : p.out_c);
+    at[3] = rest;
+  }
+  if constexpr (kChannelsLast) return {at[3], at[0], at[2], at[1]};
+  return {at[3], at[2], at[1], at[0]};
+}
+
+// What the elements of a line share. Pointers stand at its first element.
+template <typename T, bool kChannelsLast>
+struct Prologue2dLine {
+  using A = acc_t<T>;
+
+  int64_t n, c, oy, ox;  // of y; c or ox is that of the element
+  int64_t i, j;          // of z; -1: the whole line lies outside; j in channels_last alone
+  const T *x, *residual;
+  EncodedChannel encoded;  // in NCHW
+  A style, row;            // in NCHW: its style, and the encoding by its row
+
+  PF_DEVICE Prologue2dLine(const Prologue2dPlace& at, const Prologue2dParams& p, const Prologue2dPointers<T>& t)
+      : n(at.n),
+        c(at.c),
+        oy(at.oy),
+        ox(at.ox),
+        x(nullptr),
+        residual(nullptr),
+        encoded{Encoding::kNone, 0},
+        style(1),
+        row(0) {
+    i = source_place(p.border, oy - p.top, p.h);
+    j = kChannelsLast ? source_place(p.border, ox - p.left, p.w) : 0;
+    if (i < 0 || j < 0) return;
+    const auto at_line = [&](const Prologue2dParams::Strides& stride) {
+      return n * stride.n + i * stride.h + (kChannelsLast ? j * stride.w : c * stride.c);
+    };
+    if (kChannelsLast ? p.c > 0 : c < p.c) x = t.x + at_line(p.x);
+    if (t.residual != nullptr) residual = t.residual + at_line(p.residual);
+    if constexpr (!kChannelsLast) {
+      if (t.styles != nullptr) style = t.styles[n * p.out_c + c];
+      encoded = encoded_channel(p, c);
+      if (encoded.table == Encoding::kRows) row = t.rows[encoded.k * p.rows.channel + i * p.rows.place];
+    }
+  }
+
+  PF_DEVICE bool inside() const { return i >= 0 && j >= 0; }
+
+  // Where an element of the border comes from; null: it is zero.
+  PF_DEVICE const T* on_ring(const Prologue2dParams& p, const Prologue2dPointers<T>& t) const {
+    if (p.border != Border::kInstance) return nullptr;
+    return t.border + n * p.ring.stride_n + c * p.ring.stride_c + ring_offset(p.ring, oy, ox, p.h);
+  }
+
+  // What is added and multiplied at channel `channel`, column `column` of z.
+  PF_DEVICE A encoding(int64_t channel, int64_t column, const Prologue2dParams& p,
+                       const Prologue2dPointers<T>& t) const {
+    const EncodedChannel e = kChannelsLast ? encoded_channel(p, channel) : encoded;
+    if (e.table == Encoding::kColumns) return t.columns[e.k * p.columns.channel + column * p.columns.place];
+    if constexpr (kChannelsLast) {
+      return e.table == Encoding::kRows ? t.rows[e.k * p.rows.channel + i * p.rows.place] : A(0);
+    }
+    return row;
+  }
+};
+
+// One vector of y, all of it in one line and on one side of every boundary.
+template <typename T, bool kChannelsLast>
+PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParams& p, const Prologue2dPointers<T>& t,
+                                acc_t<T> (&z)[kVectorSize<T>]) {
+  using A = acc_t<T>;
+  constexpr int kSize = kVectorSize<T>, kWide = kVectorSize<A>;
+  const Prologue2dLine<T, kChannelsLast> line(at, p, t);
+  const int64_t first = kChannelsLast ? at.c : at.ox;
+#pragma unroll
+  for (A& value : z) value = 0;
+  if (!line.inside()) {
+    if (const T* from = line.on_ring(p, t); from != nullptr) {
+#pragma unroll
+      for (int e = 0; e < kSize; ++e) z[e] = widen(from[e * p.ring.stride_c]);
+    }
+    return;
+  }
+  A residual[kSize] = {};
+  if (line.x != nullptr && (!kChannelsLast || first < p.c)) widen(load_pack<kSize>(line.x + first), z);
+  if (line.residual != nullptr) widen(load_pack<kSize>(line.residual + first), residual);
+  if (p.half > 0) {
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      z[e] += line.encoding(kChannelsLast ? first + e : at.c, kChannelsLast ? line.j : first + e, p, t);
+    }
+  }
+  if constexpr (kChannelsLast) {
+    if (t.styles != nullptr) {
+      const A* const styles = t.styles + line.n * p.out_c + first;
+#pragma unroll
+      for (int e = 0; e < kSize; e += kWide) {
+        A factors[kWide];
+        widen(load_pack_readonly<kWide>(styles + e), factors);
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) z[e + k] *= factors[k];
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) z[e] = z[e] * line.style + residual[e];
+}
+
+// Elements one by one, from however many lines; all loads before the first use.
+template <typename T, bool kChannelsLast>
+PF_DEVICE void prologue2d_mixed(const Prologue2dPlace& first, int count, const Prologue2dParams& p,
+                                const Prologue2dPointers<T>& t, acc_t<T> (&z)[kVectorSize<T>]) {
+  using A = acc_t<T>;
+  constexpr int kSize = kVectorSize<T>;
+  Prologue2dPlace at = first;
+  Prologue2dLine<T, kChannelsLast> line(at, p, t);
+  T values[kSize], residual[kSize];
+  A encoding[kSize], style[kSize];
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) {
+    values[e] = residual[e] = T{};
+    encoding[e] = 0;
+    style[e] = 1;
+    if (e >= count) continue;
+    line.c = at.c;
+    line.ox = at.ox;
+    const int64_t column = kChannelsLast ? line.j : line.i < 0 ? -1 : source_place(p.border, at.ox - p.left, p.w);
+    const int64_t place = kChannelsLast ? at.c : column;
+    if (line.i >= 0 && column >= 0) {
+      if (line.x != nullptr && at.c < p.c) values[e] = line.x[place];
+      if (line.residual != nullptr) residual[e] = line.residual[place];
+      if (p.half > 0) encoding[e] = line.encoding(at.c, column, p, t);
+      style[e] = kChannelsLast && t.styles != nullptr ? t.styles[line.n * p.out_c + at.c] : line.style;
+    } else if (const T* from = line.on_ring(p, t); from != nullptr) {
+      values[e] = *from;
+    }
+    int64_t& inner = kChannelsLast ? at.c : at.ox;
+    if (++inner < (kChannelsLast ? p.out_c : p.out_w) || e + 1 >= count) continue;
+    inner = 0;
+    int64_t& middle = kChannelsLast ? at.ox : at.oy;
+    if (++middle == (kChannelsLast ? p.out_w : p.out_h)) {
+      middle = 0;
+      int64_t& outer = kChannelsLast ? at.oy : at.c;
+      if (++outer == (kChannelsLast ? p.out_h : p.out_c)) {
+        outer = 0;
+        ++at.n;
+      }
+    }
+    line = Prologue2dLine<T, kChannelsLast>(at, p, t);
+  }
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) z[e] = (widen(values[e]) + encoding[e]) * style[e] + widen(residual[e]);
+}
+
+// A thread writes one vector of y.
+template <typename T, bool kChannelsLast, bool kWhole>
+__global__ void __launch_bounds__(256)
+    prologue2d_kernel(Prologue2dPointers<T> t, Prologue2dParams p, Prologue2dShape s) {
+  constexpr int kSize = kVectorSize<T>;
+  const int64_t position = (int64_t(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) * kSize;
+  if (position >= s.numel) return;
+  const Prologue2dPlace at = prologue2d_place<kChannelsLast>(position, p, s);
+  acc_t<T> z[kSize];
+  if constexpr (kWhole) {
+    prologue2d_whole<T, kChannelsLast>(at, p, t, z);
+  } else {
+    const int64_t left = s.numel - position;
+    prologue2d_mixed<T, kChannelsLast>(at, left < kSize ? int(left) : kSize, p, t, z);
+  }
+  write_vector(t.y, position, s.numel, s.aligned, narrow<T, kSize>(z));
+}
+
+template <typename T>
+Prologue2dShape prologue2d_shape(const Prologue2dPointers<T>& t, const Prologue2dParams& p) {
+  constexpr int64_t kSize = kVectorSize<T>, kLimit = int64_t(1) << 31;
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  const auto vectors = [&](const T* from, const Prologue2dParams::Strides& stride) {
+    const int64_t line = p.channels_last ? stride.w : stride.c;
+    return aligned(from) && stride.n % kSize == 0 && stride.h % kSize == 0 && line % kSize == 0;
+  };
+  Prologue2dShape s;
+  s.numel = p.n * p.out_c * p.out_h * p.out_w;
+  s.aligned = aligned(t.y);
+  s.whole = p.channels_last ? p.out_c % kSize == 0 && (!p.concat || p.c % kSize == 0) && aligned(t.styles)
+                            : p.w % kSize == 0 && p.out_w == p.w;
+  s.whole = s.whole && (p.c == 0 || vectors(t.x, p.x)) && (t.residual == nullptr || vectors(t.residual, p.residual));
+  s.narrow = s.numel < kLimit;
+  const auto divider = [&](int64_t size) { return Divider::by(s.narrow ? size : 1); };
+  s.inner = divider(p.channels_last ? p.out_c : p.out_w);
+  s.middle = divider(p.channels_last ? p.out_w : p.out_h);
+  s.outer = divider(p.channels_last ? p.out_h : p.out_c);
+  return s;
+}
+
+struct Prologue2dTableRow {
+  int sm;         // from this compute capability on
+  int64_t numel;  // from this many elements on
+  int threads;    // of a block
+  const char* measured;
+};
+
+// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
+constexpr Prologue2dTableRow kPrologue2dTable[] = {
+    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
+    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
+    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
+};
+
+inline int prologue2d_threads(int sm, int64_t numel) {
+  int threads = 0;
+  for (const Prologue2dTableRow& row : kPrologue2dTable) {
+    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
+  }
+  return threads;
+}
+
+// Calls launch(blocks, kernel, arguments...). Returns whether vectors were read whole.
+template <typename T, typename Launch>
+bool run_prologue2d(const Prologue2dPointers<T>& t, const Prologue2dParams& p, int threads, const Launch& launch) {
+  const Prologue2dShape s = prologue2d_shape(t, p);
+  const int64_t chunk = int64_t(threads) * kVectorSize<T>;
+  const auto run = [&](auto kernel) { launch((s.numel + chunk - 1) / chunk, kernel, t, p, s); };
+  if (p.channels_last) {
+    s.whole ? run(prologue2d_kernel<T, true, true>) : run(prologue2d_kernel<T, true, false>);
+  } else {
+    s.whole ? run(prologue2d_kernel<T, false, true>) : run(prologue2d_kernel<T, false, false>);
+  }
+  return s.whole;
+}
+
+}  // namespace posgan_fast
