@@ -18,6 +18,10 @@ TOLERANCES = {
     ("bias_act", torch.float32): (1e-6, 1e-6),
     ("bias_act", torch.float16): (1e-3, 1e-3),
     ("bias_act", torch.bfloat16): (6e-3, 8e-3),
+    ("epilogue2d", torch.float64): (1e-14, 1e-13),
+    ("epilogue2d", torch.float32): (1e-6, 1e-6),
+    ("epilogue2d", torch.float16): (1e-3, 1e-3),
+    ("epilogue2d", torch.bfloat16): (6e-3, 8e-3),
 }
 
 
