@@ -80,7 +80,10 @@ Lanes<A, kCount> every_second(Lanes<A, kCount> a, Lanes<A, kCount> b) {
 
 template <int kHalf, typename A, int kCount>
 Lanes<A, kCount> interleave(Lanes<A, kCount> a, Lanes<A, kCount> b) {
-  return pick(a, b, [](int i) { return (i + kHalf * kCount) / 2 + (i % 2) * kCount; });
+  return pick(a, b, [](int i) {
+    const int place = i + kHalf * kCount;
+    return place / 2 + place % 2 * kCount;
+  });
 }
 
 // Calls block(i) for blocks of kCount that cover [0, n), n >= kCount. The last one overlaps its neighbour, so a block

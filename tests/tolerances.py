@@ -27,6 +27,10 @@ TOLERANCES = {
     ("prologue2d", torch.float32): (1e-6, 1e-6),
     ("prologue2d", torch.float16): (5e-4, 5e-4),
     ("prologue2d", torch.bfloat16): (4e-3, 4e-3),
+    ("epilogue2d", torch.float64): (1e-14, 1e-13),
+    ("epilogue2d", torch.float32): (1e-6, 1e-6),
+    ("epilogue2d", torch.float16): (1e-3, 1e-3),
+    ("epilogue2d", torch.bfloat16): (6e-3, 8e-3),
 }
 
 

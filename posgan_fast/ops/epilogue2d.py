@@ -122,6 +122,8 @@ def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, ac
         pad = _check.padding(padding)
         if (up, down, pad) != ((1, 1), (1, 1), (0, 0, 0, 0)):
             raise ValueError(f"f: expected a filter to resample with, got None with {up=}, {down=}, padding={pad}")
+        if _check.flag(flip_filter, "flip_filter") or _check.real(filter_gain, "filter_gain") != 1:
+            raise ValueError(f"f: expected a filter, got None with {flip_filter=}, {filter_gain=}")
         out_size = x.shape[2:]
     else:
         up, down, pad = upfirdn2d.check(x, f, up, down, padding, flip_filter, filter_gain)
@@ -164,15 +166,10 @@ def reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain
     z = x.to(acc)
     if f is not None:
         z = upfirdn2d.reference(z, f, up, down, padding, flip_filter, filter_gain)
-    z = _affine(z, scale, noise)
+    z = z if scale is None else z * scale[:, :, None, None]
+    z = z if noise is None else z + noise
     b = None if b is None else b.to(acc)
     return bias_act.reference(z, b, None, None, 1, 0, act, alpha, gain, clamp)
-
-
-def _affine(z, scale, noise):
-    if scale is not None:
-        z = z * scale[:, :, None, None]
-    return z if noise is None else z + noise
 
 
 def _setup_context(ctx, inputs, output):
@@ -195,15 +192,14 @@ def _backward(ctx, dy):
         (ref,) = rest
     elif ctx.kind == "input":
         noise, b = rest
-        z = x.to(_check.arithmetic(x.dtype))
-        z = z if f is None else torch.ops.posgan_fast.upfirdn2d(z, f, *ctx.resample, ctx.activation[-1])
-        ref = _affine(z, scale, noise).to(x.dtype)
+        linear = ("linear", 0.0, 1.0, -1.0, ctx.activation[-1])
+        ref = torch.ops.posgan_fast.epilogue2d(x, f, scale, noise, None, *ctx.resample, *linear)
     g = bias_act.gradient(dy, ref, b, ctx.activation)  # of z * scale + noise + b, [N, C, H', W']
     wanted = ctx.needs_input_grad
     d_b = g.sum((0, 2, 3)) if ctx.has_bias and wanted[4] else None
     d_noise = d_scale = dx = None
     if ctx.noise_shape is not None and wanted[3]:
-        d_noise = g.to(_check.arithmetic(g.dtype)).sum(1, keepdim=True)
+        d_noise = g.sum(1, keepdim=True, dtype=_check.arithmetic(g.dtype))
         d_noise = d_noise.sum(0, keepdim=True) if ctx.noise_shape[0] == 1 else d_noise
     if wanted[0] or (scale is not None and wanted[2]):
         v = g if f is None else _transposed(ctx, g, f)  # [N, C, H, W]
@@ -223,7 +219,7 @@ def _transposed(ctx, g, f):
 torch.library.register_autograd("posgan_fast::epilogue2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
 
 
-def _run_native(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
+def _run_cpu(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
     index = bias_act.ACTIVATIONS[act].index
     torch.ops.posgan_fast_native.epilogue2d(
         x, None, f, scale, noise, b, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter,
@@ -231,13 +227,31 @@ def _run_native(x, f, scale, noise, b, up, down, padding, flip_filter, filter_ga
     )  # fmt: skip
 
 
+def _run_cuda(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
+    """The two kernels that there are, the second in place."""
+    if f is not None:
+        torch.ops.posgan_fast_native.upfirdn2d(
+            x, f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, filter_gain
+        )
+        if scale is noise is b is None and (act, gain) == ("linear", 1) and clamp < 0:
+            return
+    x = _dense(x, y) if f is None else y
+    _run_cpu(x, None, scale, noise, b, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0, act, alpha, gain, clamp, y)
+
+
 def _run_triton(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
     from ..kernels import epilogue2d as kernel
 
+    x = x if f is not None else _dense(x, y)
     pad = padding[0], padding[2]
     kernel.epilogue2d(
         x, f, scale, noise, b, y, tuple(up), tuple(down), pad, flip_filter, filter_gain, act, alpha, gain, clamp
     )
+
+
+def _dense(x, y):
+    """``x`` if it has the strides of ``y``, else ``y`` with the values of ``x``, to be written over."""
+    return x if x.stride() == y.stride() else y.copy_(x)
 
 
 def _run_reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
@@ -245,8 +259,8 @@ def _run_reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter
 
 
 IMPLS = (
-    _backend.Impl("cuda", _backend.cuda_can_run, _run_native),
-    _backend.Impl("cpu", _backend.cpu_can_run, _run_native),
+    _backend.Impl("cuda", _backend.cuda_can_run, _run_cuda),
+    _backend.Impl("cpu", _backend.cpu_can_run, _run_cpu),
     _backend.Impl("triton", _backend.triton_can_run, _run_triton),
     _backend.Impl("reference", _backend.reference_can_run, _run_reference),
 )
@@ -259,7 +273,11 @@ def _dispatch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, 
 
 
 def _dispatch_(x, scale, noise, b, act, alpha, gain, clamp, backend):
-    _launch(x, None, scale, noise, b, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0, act, alpha, gain, clamp, x, backend)
+    dense = any(x.is_contiguous(memory_format=m) for m in (torch.contiguous_format, torch.channels_last))
+    y = x if dense else _layout.empty(x, x.shape)
+    _launch(x, None, scale, noise, b, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0, act, alpha, gain, clamp, y, backend)
+    if not dense:
+        x.copy_(y)
 
 
 _LIBRARY.impl("epilogue2d", _dispatch, "CompositeExplicitAutograd")
