@@ -52,13 +52,17 @@ struct WeightPlace {
   int64_t stride;
 };
 
-// One work item is one filter [I, taps].
+// One work item is a group of filters [kFilterGroup, I, taps].
+constexpr int kFilterGroup = 16;
 struct ModulatedWeightTask {
-  Type type;                      // of the places; weight, styles and squares are of its arithmetic type
-  const void *weight, *styles;    // styles [I], null for none
-  void* squares;                  // [O, I], null for none
-  int64_t channels, taps, count;  // I, kh * kw, places
-  const WeightPlace* places;
+  Type type;                        // of the results; weight, styles and squares are of its arithmetic type
+  const void *weight, *styles;      // styles [I], null for none
+  void* squares;                    // [O, I], null for none
+  int64_t filters, channels, taps;  // O, I, kh * kw
+  const WeightPlace* places;        // where filters keep their channels side by side, or null:
+  int64_t count;
+  void* transposed;  // [I, taps, O]
+  bool flip;         // of transposed
 };
 
 // One work item is one output row of one plane (NCHW) or of one image (channels_last).

@@ -316,13 +316,15 @@ void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::option
   spread(kernels().bias_act, task, x.numel(), int64_t(1) << 15);
 }
 
-// out takes the kernel as it is (or flipped), or with odd the kernel of the even rows (modulated_conv2d.h).
+// out is [O, I, kh, kw] or [I, O, kh, kw] for a transposed convolution, or with odd the kernel of the even rows
+// (modulated_conv2d.h); always with its second dimension innermost.
 void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles, const std::optional<Tensor>& squares,
-                      const Tensor& out, const std::optional<Tensor>& odd, bool flip) {
+                      const Tensor& out, const std::optional<Tensor>& odd, bool transposed, bool flip) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.numel() > 0,
                   "modulated_weight: weight must be dense");
   const int64_t filters = weight.size(0), channels = weight.size(1), height = weight.size(2), width = weight.size(3);
-  ModulatedWeightTask task;
+  const int taps = int(height * width);
+  ModulatedWeightTask task = {};
   task.type = type_of(out);
   const Type arithmetic = task.type == Type::kDouble ? Type::kDouble : Type::kFloat;
   const bool typed = type_of(weight) == arithmetic && (!styles || type_of(*styles) == arithmetic) &&
@@ -332,22 +334,22 @@ void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles,
                   "modulated_weight: styles must be [I]");
   STD_TORCH_CHECK(!squares || (squares->numel() == filters * channels && squares->is_contiguous()),
                   "modulated_weight: squares must be [O, I]");
-  auto dense = [&](const Tensor& t, int64_t o, int64_t h, int64_t w) {
-    return t.dim() == 4 && t.size(0) == o && t.size(1) == channels && t.size(2) == h && t.size(3) == w &&
-           (channels == 1 || t.stride(1) == 1) && (w == 1 || t.stride(3) == channels) &&
-           (h == 1 || t.stride(2) == w * channels) && (o == 1 || t.stride(0) == h * w * channels);
+  auto check_dense = [&](const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w) {
+    const bool fits = t.dim() == 4 && t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w;
+    STD_TORCH_CHECK(fits && (c == 1 || t.stride(1) == 1) && (w == 1 || t.stride(3) == c) &&
+                        (h == 1 || t.stride(2) == w * c) && (n == 1 || t.stride(0) == h * w * c),
+                    "modulated_weight: results must be dense, with the second dimension innermost");
   };
   std::vector<WeightPlace> places;
-  const int64_t bytes = bytes_of(task.type);
   auto place = [&](const Tensor& t, int tap, int64_t filter, int64_t position) {
     const int64_t stride = t.size(2) * t.size(3) * channels;
-    char* data = static_cast<char*>(t.mutable_data_ptr()) + (filter * stride + position * channels) * bytes;
-    places.push_back({tap, data, stride});
+    const int64_t offset = (filter * stride + position * channels) * bytes_of(task.type);
+    places.push_back({tap, static_cast<char*>(t.mutable_data_ptr()) + offset, stride});
   };
-  const int taps = int(height * width);
   if (odd) {
     STD_TORCH_CHECK(height == 3 && width == 3, "modulated_weight: phases need a 3x3 kernel");
-    STD_TORCH_CHECK(dense(out, 2 * filters, 2, 2) && dense(*odd, 2 * filters, 1, 2), "modulated_weight: wrong phases");
+    check_dense(out, 2 * filters, channels, 2, 2);
+    check_dense(*odd, 2 * filters, channels, 1, 2);
     auto tap = [&](int r, int dy, int q, int dx) {
       const int ky = phase_tap(r, dy), kx = phase_tap(q, dx);
       return ky < 0 || kx < 0 ? -1 : tap_index(3 * ky + kx, taps, !flip);
@@ -358,18 +360,24 @@ void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles,
         place(*odd, tap(1, 1, q, dx), q * filters, dx);
       }
     }
+  } else if (transposed) {
+    check_dense(out, channels, filters, height, width);
+    task.transposed = out.mutable_data_ptr();
   } else {
-    STD_TORCH_CHECK(dense(out, filters, height, width), "modulated_weight: out must be a dense channels_last tensor");
+    check_dense(out, filters, channels, height, width);
     for (int k = 0; k < taps; ++k) place(out, tap_index(k, taps, !flip), 0, k);
   }
   task.weight = weight.const_data_ptr();
   task.styles = styles ? styles->const_data_ptr() : nullptr;
   task.squares = squares ? squares->mutable_data_ptr() : nullptr;
+  task.filters = filters;
   task.channels = channels;
   task.taps = taps;
-  task.count = int64_t(places.size());
   task.places = places.data();
-  spread(kernels().modulated_weight, task, filters, (int64_t(1) << 14) / (channels * taps));
+  task.count = int64_t(places.size());
+  task.flip = flip;
+  const int64_t groups = (filters + kFilterGroup - 1) / kFilterGroup;
+  spread(kernels().modulated_weight, task, groups, (int64_t(1) << 14) / (kFilterGroup * channels * taps));
 }
 
 void prologue2d(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& styles,

@@ -8,12 +8,36 @@ namespace {
 
 constexpr int kBlock = 512;  // input channels at a time
 
+// Filters innermost: one channel and tap of a whole group at a time.
+template <typename T>
+void transpose(const ModulatedWeightTask& task, int64_t first, int n) {
+  using A = acc_t<T>;
+  const int64_t pitch = task.channels * task.taps;
+  const A* w = static_cast<const A*>(task.weight) + first * pitch;
+  T* out = static_cast<T*>(task.transposed) + first;
+  for (int64_t i = 0; i < task.channels; ++i) {
+    const A factor = task.styles != nullptr ? static_cast<const A*>(task.styles)[i] : A(1);
+    for (int64_t k = 0; k < task.taps; ++k) {
+      const A* from = w + i * task.taps + (task.flip ? task.taps - 1 - k : k);
+      T* to = out + (i * task.taps + k) * task.filters;
+      for (int o = 0; o < n; ++o) store(to + o, from[o * pitch] * factor);
+    }
+  }
+}
+
 template <typename T>
 void filters(const ModulatedWeightTask& task, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const int64_t channels = task.channels, taps = task.taps;
   const A* styles = static_cast<const A*>(task.styles);
-  for (int64_t o = begin; o < end; ++o) {
+  if (task.transposed != nullptr) {
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = group * kFilterGroup, left = task.filters - first;
+      transpose<T>(task, first, int(left < kFilterGroup ? left : kFilterGroup));
+    }
+  }
+  const int64_t last = end * kFilterGroup < task.filters ? end * kFilterGroup : task.filters;
+  for (int64_t o = begin * kFilterGroup; o < last; ++o) {
     for (int64_t first = 0; first < channels; first += kBlock) {
       const int n = int(channels - first < kBlock ? channels - first : kBlock);
       const A* w = static_cast<const A*>(task.weight) + (o * channels + first) * taps;

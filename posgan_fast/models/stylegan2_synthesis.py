@@ -142,7 +142,8 @@ class HeadBlock(torch.nn.Module):
 
     def forward(self, ws, features, pad_map, noise_mode, noise, scale):
         """Features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
-        x = self._features(len(ws), scale, features)
+        # Every later layer keeps the format, in which convolutions and epilogues run fastest.
+        x = self._features(len(ws), scale, features).contiguous(memory_format=torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         return x, None if self.torgb is None else _image(self.torgb(x, ws[:, 1]))
 

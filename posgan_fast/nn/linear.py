@@ -47,7 +47,7 @@ class EqualLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight.to(x.dtype) * self.weight_gain
+            weight, x = self.weight.to(x.dtype), x * self.weight_gain  # which is smaller than the weight
             bias = None if self.bias is None else self.bias.to(x.dtype)
             if bias is not None and self.lr_multiplier != 1:
                 bias = bias * self.lr_multiplier

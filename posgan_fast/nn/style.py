@@ -241,7 +241,9 @@ class StyleConv(torch.nn.Module):
                 noise = torch.randn(x.shape[0], 1, h, w, device=x.device, dtype=strength.dtype)
             else:
                 rows, columns = self.noise_const.shape
-                noise = self.noise_const.repeat(-(-h // rows), -(-w // columns))[:h, :w]
+                noise = self.noise_const
+                if (rows, columns) != (h, w):
+                    noise = noise.repeat(-(-h // rows), -(-w // columns))[:h, :w]
         if noise.ndim == 2:
             noise = noise[None, None]
         return noise * strength

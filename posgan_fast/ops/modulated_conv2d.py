@@ -208,7 +208,9 @@ def _stages(
     noise, bias, activation = _cast(noise, acc), _cast(bias, x.dtype), (act, alpha, gain, clamp, backend)
     if up > 1:
         z = prologue2d.prologue2d(x, styles, backend=backend)
-        y, *resample = _enlarge(z, weight, up, padding, pad_map, f, flip, backend)
+        if weight.shape[2:] != (1, 1):
+            weight = (weight.flip((2, 3)) if flip else weight).transpose(0, 1)
+        y, *resample = _enlarge(z, weight, up, padding, pad_map, f, backend)
     else:
         y = _convolve(x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend)
         f, resample = None, _NO_RESAMPLING
@@ -232,13 +234,13 @@ def _convolve(x, w, styles, down, padding, pad_map, f, backend):
     return F.conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding)
 
 
-def _enlarge(z, w, up, padding, pad_map, f, flip, backend):
-    """Transposed convolution, and the arguments of the filter behind it; a 1x1 kernel commutes with the insertion."""
+def _enlarge(z, w, up, padding, pad_map, f, backend):
+    """Transposed convolution with w [I, O, kh, kw], and the arguments of the filter behind it. A 1x1 kernel commutes
+    with the insertion of zeros: a plain convolution with w [O, I, 1, 1]."""
     pad, cut = _up_padding(w, up, padding, f)
     gain = float(up * up)
     if w.shape[2:] == (1, 1):
         return F.conv2d(z, w), (up, up), (1, 1), pad, False, gain
-    w = (w.flip((2, 3)) if flip else w).transpose(0, 1)
     y = F.conv_transpose2d(z, w, stride=up, padding=cut)
     if pad_map is not None:
         y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
@@ -289,8 +291,8 @@ def _infer_cpu(
     styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
     fold = x.shape[0] == 1 and (pad_map is None or up > 1)
     phases = up == 2 and weight.shape[2:] == (3, 3) and x.dtype == torch.bfloat16 and padding == 1 and pad_map is None
-    flipped = flip if up > 1 else not flip  # from the stored kernel to what torch correlates or transposes
-    squares, w, odd = _prepared(weight.to(acc), styles if fold else None, x.dtype, demodulate, flipped, phases)
+    folded = styles if fold else None
+    squares, w, odd = _prepared(weight.to(acc), folded, x.dtype, demodulate, flip, up > 1, phases)
     scale = _demodulation(squares, styles, eps) if demodulate else None
     styles = None if fold else styles
     activation = (act, alpha, gain, clamp, "cpu")
@@ -308,7 +310,7 @@ def _infer_cpu(
             bias_act.ACTIVATIONS[act].index, alpha, gain, bias_act.round_to(clamp, x.dtype),
         )  # fmt: skip
         return y
-    y, *resample = _enlarge(z, w, up, padding, pad_map, f, False, "cpu")
+    y, *resample = _enlarge(z, w, up, padding, pad_map, f, "cpu")
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation)
 
 
@@ -316,17 +318,23 @@ def _cast(t, dtype):
     return None if t is None else t.to(dtype)
 
 
-def _prepared(weight, styles, dtype, squared, flip, phases):
-    """Sums of squares [O, I], the weight in channels_last, and with phases that of the even and of the odd rows."""
+def _prepared(weight, styles, dtype, squared, flip, up, phases):
+    """Sums of squares [O, I], the weight as torch's plain or transposed convolution of channels_last tensors reads it
+    fastest, and with phases that of the even and of the odd rows."""
     o, i, kh, kw = weight.shape
 
-    def empty(o, kh, kw):
-        return weight.new_empty((o, kh, kw, i), dtype=dtype).permute(0, 3, 1, 2)
+    def empty(n, c, kh, kw):
+        return weight.new_empty((n, kh, kw, c), dtype=dtype).permute(0, 3, 1, 2)
 
-    squares = weight.new_empty((o, i)) if squared else None
-    w, odd = (empty(2 * o, 2, 2), empty(2 * o, 1, 2)) if phases else (empty(o, kh, kw), None)
+    squares, odd = weight.new_empty((o, i)) if squared else None, None
+    transposed = up and not phases and (kh, kw) != (1, 1)
+    if phases:
+        w, odd = empty(2 * o, i, 2, 2), empty(2 * o, i, 1, 2)
+    else:
+        w = empty(i, o, kh, kw) if transposed else empty(o, i, kh, kw)
     styles = None if styles is None else styles[0].contiguous()
-    torch.ops.posgan_fast_native.modulated_weight(weight.contiguous(), styles, squares, w, odd, flip)
+    flipped = flip if up else not flip  # from the stored kernel to what torch correlates or transposes
+    torch.ops.posgan_fast_native.modulated_weight(weight.contiguous(), styles, squares, w, odd, transposed, flipped)
     return squares, w, odd
 
 
