@@ -15,10 +15,11 @@ import pytest
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
-from posgan_fast.kernels import bias_act, upfirdn2d
+from posgan_fast.kernels import bias_act, epilogue2d, upfirdn2d
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MODULES = {"upfirdn2d": upfirdn2d, "bias_act": bias_act, "epilogue2d": epilogue2d}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -36,7 +37,7 @@ class Build(NamedTuple):
         return f"{self.op}-{self.row}-{self.dtype}-sm{self.arch}-" + ",".join(f"{k}={v}" for k, v in spec if v)
 
     def parts(self):
-        module = {"upfirdn2d": upfirdn2d, "bias_act": bias_act}[self.op]
+        module = MODULES[self.op]
         return module, module.TABLE[self.row], module.Spec(*self.spec)
 
 
@@ -86,7 +87,23 @@ def _bias_act_builds():
             yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, True), dtype, 90)
 
 
-BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds()]
+def _epilogue2d_builds():
+    for i, row in enumerate(epilogue2d.TABLE):
+        for dtype, itemsize in ITEMSIZE.items():
+            if itemsize != row.itemsize:
+                continue
+            vec = 16 // itemsize
+            for channels_last in (False, True):
+                # everything there is, vectors and not, in both widths of offsets
+                full = ("lrelu", channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, True)
+                yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in ARCHS)
+                if dtype != "bf16":
+                    yield Build("epilogue2d", i, ("swish", *full[1:], 1, True), dtype, 90)
+                    one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, False)
+                    yield Build("epilogue2d", i, one, dtype, 90)
+
+
+BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds(), *_epilogue2d_builds()]
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +136,9 @@ def test_every_row_serves_a_call():
     for b in BUILDS:
         module, row, spec = b.parts()
         size = ITEMSIZE[b.dtype]
-        served.add(module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40)))
-    assert served == {*upfirdn2d.TABLE, *bias_act.TABLE}
+        chosen = module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40))
+        served.add((b.op, chosen))
+    assert served == {(op, row) for op, module in MODULES.items() for row in module.TABLE}
 
 
 def _build(build: Build) -> Result | str:
@@ -133,7 +151,12 @@ def _build(build: Build) -> Result | str:
     if build.op == "upfirdn2d":
         kernel, constants, options = module.KERNELS[row.kernel], spec.constants(row), row.options(ITEMSIZE[build.dtype])
     else:
-        absent = [name for name, there in (("b", spec.bias), ("ref", spec.order), ("dy", spec.order == 2)) if not there]
+        parts = {"b": spec.bias}
+        if build.op == "bias_act":
+            parts |= {"ref": spec.order, "dy": spec.order == 2}
+        else:
+            parts |= {"scale": spec.scale, "noise": spec.noise}
+        absent = [name for name, there in parts.items() if not there]
         kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
     signature = {name: _type(name, constants, build.dtype) for name in kernel.arg_names}
     index = kernel.arg_names.index
@@ -156,7 +179,7 @@ def _build(build: Build) -> Result | str:
 def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
     if name in constants:
         return "constexpr"
-    if name == "f":
+    if name in ("f", "scale", "noise"):
         return "*fp64" if dtype == "fp64" else "*fp32"
     if name in ("x", "y", "b", "ref", "dy", "out"):
         return f"*{dtype}"
