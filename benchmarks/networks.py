@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import resource
 import statistics
@@ -113,13 +114,11 @@ def _layer(args, device, nvlabs) -> Iterator[Row]:
             s, noise = torch.rand(args.batch[0], i, device=device) + 0.5, torch.randn(1, 1, r, r, device=device)
             f = PF.setup_filter([1, 3, 3, 1], device=device)
 
-            def call(backend, x=x, w=w, b=b, s=s, noise=noise, f=f, up=up):
-                return PF.modulated_conv2d(
-                    x, w, s, up=up, padding=1, resample_filter=f, flip_weight=up == 1, noise=noise, bias=b, act="lrelu",
-                    clamp=256, backend=backend,
-                )  # fmt: skip
-
-            calls = {OURS: lambda call=call: call(None), REFERENCE: lambda call=call: call("reference")}
+            call = functools.partial(
+                PF.modulated_conv2d, x, w, s, up=up, padding=1, resample_filter=f, flip_weight=up == 1, noise=noise,
+                bias=b, act="lrelu", clamp=256,
+            )  # fmt: skip
+            calls: dict[str, Callable[[], Any]] = {OURS: call, REFERENCE: functools.partial(call, backend="reference")}
             if nvlabs is not None:
                 calls[NVLABS] = _nvlabs_layer(nvlabs, x.contiguous(), w, b, s, noise, f, up)
             yield _measured("layer", f"{i} to {o} at {r}{' up' if up == 2 else ''}, float32", calls, args.rounds)

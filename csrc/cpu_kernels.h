@@ -55,11 +55,14 @@ struct WeightPlace {
 // One work item is a group of filters [kFilterGroup, I, taps].
 constexpr int kFilterGroup = 16;
 struct ModulatedWeightTask {
-  Type type;                        // of the results; weight, styles and squares are of its arithmetic type
-  const void *weight, *styles;      // styles [I], null for none
-  void* squares;                    // [O, I], null for none
-  int64_t filters, channels, taps;  // O, I, kh * kw
-  const WeightPlace* places;        // where filters keep their channels side by side, or null:
+  Type type;                           // of the results; weight, styles and scale are of its arithmetic type
+  const void *weight, *styles;         // styles [N, I]
+  void* scale;                         // [N, O], null for none
+  double eps;                          // of scale
+  int64_t samples, filters, channels;  // N, O, I
+  int64_t taps;                        // kh * kw
+  bool fold;                           // the styles of the single sample into the results
+  const WeightPlace* places;           // where filters keep their channels side by side, or
   int64_t count;
   void* transposed;  // [I, taps, O]
   bool flip;         // of transposed

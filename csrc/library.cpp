@@ -318,8 +318,8 @@ void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::option
 
 // out is [O, I, kh, kw] or [I, O, kh, kw] for a transposed convolution, or with odd the kernel of the even rows
 // (modulated_conv2d.h); always with its second dimension innermost.
-void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles, const std::optional<Tensor>& squares,
-                      const Tensor& out, const std::optional<Tensor>& odd, bool transposed, bool flip) {
+void modulated_weight(const Tensor& weight, const Tensor& styles, const std::optional<Tensor>& scale, const Tensor& out,
+                      const std::optional<Tensor>& odd, double eps, bool fold, bool transposed, bool flip) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.numel() > 0,
                   "modulated_weight: weight must be dense");
   const int64_t filters = weight.size(0), channels = weight.size(1), height = weight.size(2), width = weight.size(3);
@@ -327,13 +327,14 @@ void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles,
   ModulatedWeightTask task = {};
   task.type = type_of(out);
   const Type arithmetic = task.type == Type::kDouble ? Type::kDouble : Type::kFloat;
-  const bool typed = type_of(weight) == arithmetic && (!styles || type_of(*styles) == arithmetic) &&
-                     (!squares || type_of(*squares) == arithmetic) && (!odd || type_of(*odd) == task.type);
-  STD_TORCH_CHECK(typed, "modulated_weight: weight, styles and squares must be of the arithmetic type");
-  STD_TORCH_CHECK(!styles || (styles->numel() == channels && styles->is_contiguous()),
-                  "modulated_weight: styles must be [I]");
-  STD_TORCH_CHECK(!squares || (squares->numel() == filters * channels && squares->is_contiguous()),
-                  "modulated_weight: squares must be [O, I]");
+  const bool typed = type_of(weight) == arithmetic && type_of(styles) == arithmetic &&
+                     (!scale || type_of(*scale) == arithmetic) && (!odd || type_of(*odd) == task.type);
+  STD_TORCH_CHECK(typed, "modulated_weight: weight, styles and scale must be of the arithmetic type");
+  STD_TORCH_CHECK(styles.dim() == 2 && styles.size(1) == channels && styles.is_contiguous(),
+                  "modulated_weight: styles must be [N, I]");
+  STD_TORCH_CHECK(!scale || (scale->numel() == styles.size(0) * filters && scale->is_contiguous()),
+                  "modulated_weight: scale must be [N, O]");
+  STD_TORCH_CHECK(!fold || styles.size(0) == 1, "modulated_weight: only the styles of one sample go into a weight");
   auto check_dense = [&](const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w) {
     const bool fits = t.dim() == 4 && t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w;
     STD_TORCH_CHECK(fits && (c == 1 || t.stride(1) == 1) && (w == 1 || t.stride(3) == c) &&
@@ -368,13 +369,16 @@ void modulated_weight(const Tensor& weight, const std::optional<Tensor>& styles,
     for (int k = 0; k < taps; ++k) place(out, tap_index(k, taps, !flip), 0, k);
   }
   task.weight = weight.const_data_ptr();
-  task.styles = styles ? styles->const_data_ptr() : nullptr;
-  task.squares = squares ? squares->mutable_data_ptr() : nullptr;
+  task.styles = styles.const_data_ptr();
+  task.scale = scale ? scale->mutable_data_ptr() : nullptr;
+  task.eps = eps;
+  task.samples = styles.size(0);
   task.filters = filters;
   task.channels = channels;
   task.taps = taps;
   task.places = places.data();
   task.count = int64_t(places.size());
+  task.fold = fold;
   task.flip = flip;
   const int64_t groups = (filters + kFilterGroup - 1) / kFilterGroup;
   spread(kernels().modulated_weight, task, groups, (int64_t(1) << 14) / (kFilterGroup * channels * taps));

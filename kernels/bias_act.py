@@ -123,11 +123,12 @@ class Spec(NamedTuple):
 
 @functools.lru_cache(4096)
 def select(arch: int, itemsize: int, cols: int) -> Row:
-    """The first row for this architecture, else for any, that serves the call."""
+    """The row of the launch table for a call."""
     return first_row(TABLE, arch, itemsize, cols)
 
 
 def first_row(table: tuple[Row, ...], arch: int, itemsize: int, cols: int) -> Row:
+    """The first row for this architecture, else for any, that serves the call."""
     rows = [row for row in table if row.itemsize == itemsize and cols <= row.limit]
     return next((row for row in rows if row.arch == arch), None) or next(row for row in rows if row.arch is None)
 

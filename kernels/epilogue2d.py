@@ -109,7 +109,7 @@ class Spec(NamedTuple):
 
 @functools.lru_cache(4096)
 def select(arch: int, itemsize: int, cols: int) -> Row:
-    """The first row for this architecture, else for any, that serves the call."""
+    """The row of the launch table for a call."""
     return first_row(TABLE, arch, itemsize, cols)
 
 

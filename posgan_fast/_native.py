@@ -26,8 +26,8 @@ _SCHEMAS = (
     " bool flip, float gain) -> ()",
     "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int order, int act, float alpha,"
     " float gain, float clamp) -> ()",
-    "modulated_weight(Tensor weight, Tensor? styles, Tensor(a!)? squares, Tensor(b!) out, Tensor(c!)? odd,"
-    " bool transposed, bool flip) -> ()",
+    "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? scale, Tensor(b!) out, Tensor(c!)? odd, float eps,"
+    " bool fold, bool transposed, bool flip) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
     "epilogue2d(Tensor x, Tensor? odd, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"

@@ -131,6 +131,7 @@ def test_the_library_links_and_registers_without_a_cuda_build_of_torch(folder: P
         "import sys, torch; from posgan_fast import _native;"
         "_native._define_schemas(); torch.ops.load_library(sys.argv[1]);"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key;"
-        "assert all(has('posgan_fast_native::' + op, 'CUDA') for op in ('upfirdn2d', 'bias_act', 'prologue2d'))"
+        "ops = ('upfirdn2d', 'bias_act', 'prologue2d', 'epilogue2d');"
+        "assert all(has('posgan_fast_native::' + op, 'CUDA') for op in ops)"
     )
     subprocess.run([sys.executable, "-c", check, str(library)], check=True, cwd=ROOT)

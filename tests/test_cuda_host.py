@@ -47,7 +47,7 @@ def run_cases(variant: str, group: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_compiler
-@pytest.mark.parametrize("group", ["fir4", "any", "bias_act", "prologue2d"])
+@pytest.mark.parametrize("group", ["fir4", "any", "bias_act", "prologue2d", "epilogue2d"])
 @pytest.mark.parametrize("variant", ["plain", "asan", "tsan"])
 def test_kernels_agree_with_float64(variant: str, group: str) -> None:
     result = run_cases(variant, f"{group}:quick" if variant == "tsan" else group)
@@ -112,9 +112,11 @@ def test_launch_table_fits_the_device(harness: ModuleType, sm: int, channels_las
 
 @needs_compiler
 def test_launch_tables_say_where_they_were_measured(harness: ModuleType) -> None:
-    for row in [*harness.upfirdn2d_table(), *harness.bias_act_table(), *harness.prologue2d_table()]:
-        assert row[-1].strip(), row
-    for table in (harness.upfirdn2d_table(), harness.bias_act_table(), harness.prologue2d_table()):
+    tables = (
+        harness.upfirdn2d_table(), harness.bias_act_table(), harness.prologue2d_table(), harness.epilogue2d_table()
+    )  # fmt: skip
+    for table in tables:
+        assert all(row[-1].strip() for row in table), table
         assert [row[0] for row in table] == sorted(row[0] for row in table), "the most specific row comes last"
 
 

@@ -260,10 +260,10 @@ def test_in_place(view, dtype, backend):
     x = view(torch.randn(2, 5, 8, 9, generator=torch.manual_seed(5)).to(dtype))
     _, call = operands(x.shape, dtype, LAYOUTS[0], {})
     expected = answer(x, "lrelu", clamp=1.0, **call)
-    strides, version = x.stride(), x._version
+    strides = x.stride()
     torch.ops.posgan_fast.epilogue2d_(x, call["scale"], call["noise"], call["b"], "lrelu", 0.2, 2**0.5, 1.0, backend)
     assert_close(x, expected, "epilogue2d", dtype)
-    assert x.stride() == strides and x._version >= version
+    assert x.stride() == strides
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

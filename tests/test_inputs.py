@@ -86,6 +86,42 @@ BIAS_ACT = [
     (dict(clamp=True), TypeError, "clamp"),
     (dict(backend="numpy"), ValueError, "backend"),
 ]
+EPILOGUE2D = [
+    (dict(x=None), TypeError, "x"),
+    (dict(x=X[0]), ValueError, "x"),
+    (dict(x=X.int()), TypeError, "x"),
+    (dict(f=F4.int()), TypeError, "f"),
+    (dict(f=F4.clone().requires_grad_()), ValueError, "f"),
+    (dict(f=torch.ones(9)), ValueError, "padding"),
+    (dict(up=2), ValueError, "f"),
+    (dict(down=[1, 2]), ValueError, "f"),
+    (dict(padding=1), ValueError, "f"),
+    (dict(flip_filter=True), ValueError, "f"),
+    (dict(filter_gain=4), ValueError, "f"),
+    (dict(up=0), ValueError, "up"),
+    (dict(flip_filter=1), TypeError, "flip_filter"),
+    (dict(filter_gain=NAN), ValueError, "filter_gain"),
+    (dict(f=F4, padding=2, filter_gain=NAN), ValueError, "filter_gain"),
+    (dict(f=F4, padding=2, filter_gain="4"), TypeError, "filter_gain"),
+    (dict(scale=1.0), TypeError, "scale"),
+    (dict(scale=torch.ones(2)), ValueError, "scale"),
+    (dict(scale=torch.ones(1, 2).int()), TypeError, "scale"),
+    (dict(scale=torch.ones(1, 2, device="meta")), ValueError, "scale"),
+    (dict(noise=0), TypeError, "noise"),
+    (dict(noise=torch.zeros(4, 4)), ValueError, "noise"),
+    (dict(noise=torch.zeros(1, 2, 4, 4)), ValueError, "noise"),
+    (dict(noise=torch.zeros(1, 1, 4, 4), f=F4, padding=3), ValueError, "noise"),
+    (dict(noise=torch.zeros(2, 1, 4, 4)), ValueError, "noise"),
+    (dict(noise=torch.zeros(1, 1, 4, 4, device="meta")), ValueError, "noise"),
+    (dict(b=[0.0, 0.0]), TypeError, "b"),
+    (dict(b=torch.zeros(3)), ValueError, "b"),
+    (dict(b=torch.zeros(2, device="meta")), ValueError, "b"),
+    (dict(act="gelu"), ValueError, "act"),
+    (dict(alpha="0.2"), TypeError, "alpha"),
+    (dict(gain=INF), ValueError, "gain"),
+    (dict(clamp=-1), ValueError, "clamp"),
+    (dict(backend="numpy"), ValueError, "backend"),
+]
 SETUP_FILTER = [
     (dict(f="1331"), TypeError, "f"),
     (dict(f=[]), ValueError, "f"),
@@ -224,6 +260,11 @@ def test_resampling(name, change, error, argument):
 @pytest.mark.parametrize("function", [PF.bias_act, PF.bias_act_])
 def test_bias_act(function, change, error, argument):
     _raises(function, dict(x=X.clone(), b=torch.zeros(2)) | change, error, argument)
+
+
+@pytest.mark.parametrize("change,error,argument", EPILOGUE2D, ids=_identify)
+def test_epilogue2d(change, error, argument):
+    _raises(PF.epilogue2d, dict(x=X) | change, error, argument)
 
 
 @pytest.mark.parametrize("change,error,argument", SETUP_FILTER, ids=_identify)

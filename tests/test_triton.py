@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: triton_interpreter*.py, each in a process that sets TRITON_INTERPRET=1 first."""
+"""The Triton kernels without a GPU: triton_interpreter*.py in processes whose TRITON_INTERPRET=1 precedes imports."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import pytest
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
 
-@pytest.mark.parametrize("name", ["triton_interpreter.py", "triton_interpreter_prologue2d.py"])
-def test_interpreted(tmp_path, name):
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("triton_interpreter*.py")), ids=lambda p: p.stem)
+def test_interpreted(file, tmp_path):
     report = tmp_path / "report.xml"
-    tests = str(Path(__file__).with_name(name))
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", tests],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(file)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-    assert int(suite.get("tests")) > 100 and int(suite.get("skipped")) == 0
+    assert int(suite.get("tests")) >= 50 and int(suite.get("skipped")) == 0

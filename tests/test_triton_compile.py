@@ -15,10 +15,11 @@ import pytest
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
-from posgan_fast.kernels import bias_act, prologue2d, upfirdn2d
+from posgan_fast.kernels import bias_act, epilogue2d, prologue2d, upfirdn2d
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MODULES = {"upfirdn2d": upfirdn2d, "bias_act": bias_act, "prologue2d": prologue2d, "epilogue2d": epilogue2d}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -36,7 +37,7 @@ class Build(NamedTuple):
         return f"{self.op}-{self.row}-{self.dtype}-sm{self.arch}-" + ",".join(f"{k}={v}" for k, v in spec if v)
 
     def parts(self):
-        module = {"upfirdn2d": upfirdn2d, "bias_act": bias_act, "prologue2d": prologue2d}[self.op]
+        module = MODULES[self.op]
         return module, module.TABLE[self.row], module.Spec(*self.spec)
 
 
@@ -105,7 +106,23 @@ def _prologue2d_builds():
             yield Build("prologue2d", i, ("zeros", True, False, 2, False, False, False, 1, False), dtype, 90)
 
 
-BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds(), *_prologue2d_builds()]
+def _epilogue2d_builds():
+    for i, row in enumerate(epilogue2d.TABLE):
+        for dtype, itemsize in ITEMSIZE.items():
+            if itemsize != row.itemsize:
+                continue
+            vec = 16 // itemsize
+            for channels_last in (False, True):
+                # everything there is, vectors and not, in both widths of offsets
+                full = ("lrelu", channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, True)
+                yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in ARCHS)
+                if dtype != "bf16":
+                    yield Build("epilogue2d", i, ("swish", *full[1:], 1, True), dtype, 90)
+                    one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, False)
+                    yield Build("epilogue2d", i, one, dtype, 90)
+
+
+BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds(), *_prologue2d_builds(), *_epilogue2d_builds()]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +155,9 @@ def test_every_row_serves_a_call():
     for b in BUILDS:
         module, row, spec = b.parts()
         size = ITEMSIZE[b.dtype]
-        served.add(module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40)))
-    assert served == {*upfirdn2d.TABLE, *bias_act.TABLE, *prologue2d.TABLE}
+        chosen = module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40))
+        served.add((b.op, chosen))
+    assert served == {(op, row) for op, module in MODULES.items() for row in module.TABLE}
 
 
 def _build(build: Build) -> Result | str:
@@ -157,7 +175,12 @@ def _build(build: Build) -> Result | str:
         absent = [name for name, there in given.items() if not there]
         kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
     else:
-        absent = [name for name, there in (("b", spec.bias), ("ref", spec.order), ("dy", spec.order == 2)) if not there]
+        parts = {"b": spec.bias}
+        if build.op == "bias_act":
+            parts |= {"ref": spec.order, "dy": spec.order == 2}
+        else:
+            parts |= {"scale": spec.scale, "noise": spec.noise}
+        absent = [name for name, there in parts.items() if not there]
         kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
     signature = {name: _type(name, constants, build.dtype) for name in kernel.arg_names}
     index = kernel.arg_names.index
@@ -180,7 +203,7 @@ def _build(build: Build) -> Result | str:
 def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
     if name in constants:
         return "constexpr"
-    if name in ("f", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
+    if name in ("f", "scale", "noise", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
         return "*fp64" if dtype == "fp64" else "*fp32"
     if name in ("x", "y", "b", "ref", "dy", "out", "residual", "border"):
         return f"*{dtype}"

@@ -117,12 +117,14 @@ _LIBRARY.define(
 def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp):
     """Validate a call and return the arguments of the op up to the backend."""
     _check.tensor(x, "x", ndim=4)
+    _check.flag(flip_filter, "flip_filter")
+    filter_gain = _check.real(filter_gain, "filter_gain")
     if f is None:
         up, down = _check.pair(up, "up", minimum=1), _check.pair(down, "down", minimum=1)
         pad = _check.padding(padding)
         if (up, down, pad) != ((1, 1), (1, 1), (0, 0, 0, 0)):
             raise ValueError(f"f: expected a filter to resample with, got None with {up=}, {down=}, padding={pad}")
-        if _check.flag(flip_filter, "flip_filter") or _check.real(filter_gain, "filter_gain") != 1:
+        if flip_filter or filter_gain != 1:
             raise ValueError(f"f: expected a filter, got None with {flip_filter=}, {filter_gain=}")
         out_size = x.shape[2:]
     else:
@@ -147,7 +149,7 @@ def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, ac
         _check.tensor(b, "b", shape=(c,))
         b = b.to(x.dtype)
     b, _, alpha, gain, clamp = bias_act.check(x, b, 1, act, alpha, gain, clamp)
-    return x, f, scale, noise, b, up, down, pad, flip_filter, float(filter_gain), act, alpha, gain, clamp
+    return x, f, scale, noise, b, up, down, pad, flip_filter, filter_gain, act, alpha, gain, clamp
 
 
 @torch.library.register_fake("posgan_fast::epilogue2d", lib=_LIBRARY)

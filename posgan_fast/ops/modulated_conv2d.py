@@ -103,7 +103,7 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) 
 
     ``weight`` [O, I, kh, kw] and ``styles`` [N, I] are float32 or float64.
     """
-    return _demodulation(weight.square().sum((2, 3)), styles, eps)
+    return (styles.square() @ weight.square().sum((2, 3)).t() + eps).rsqrt()
 
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
@@ -272,10 +272,6 @@ def _in_range(weight, styles, scale, pad_map, up):
     return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, pad_map
 
 
-def _demodulation(squares, styles, eps):
-    return (styles.square() @ squares.t() + eps).rsqrt()
-
-
 def _run_cpu(x, *call):
     # float16 needs care with its range, and no CPU is fast in it.
     return _stages(*[x, *call, "cpu"]) if x.dtype == torch.float16 else _infer_cpu(x, *call)
@@ -291,9 +287,8 @@ def _infer_cpu(
     styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
     fold = x.shape[0] == 1 and (pad_map is None or up > 1)
     phases = up == 2 and weight.shape[2:] == (3, 3) and x.dtype == torch.bfloat16 and padding == 1 and pad_map is None
-    folded = styles if fold else None
-    squares, w, odd = _prepared(weight.to(acc), folded, x.dtype, demodulate, flip, up > 1, phases)
-    scale = _demodulation(squares, styles, eps) if demodulate else None
+    flipped = flip if up > 1 else not flip  # from the stored kernel to what torch transposes or correlates
+    scale, w, odd = _prepared(weight.to(acc), styles, x.dtype, demodulate, eps, fold, up > 1, phases, flipped)
     styles = None if fold else styles
     activation = (act, alpha, gain, clamp, "cpu")
     if up == 1:
@@ -318,24 +313,23 @@ def _cast(t, dtype):
     return None if t is None else t.to(dtype)
 
 
-def _prepared(weight, styles, dtype, squared, flip, up, phases):
-    """Sums of squares [O, I], the weight as torch's plain or transposed convolution of channels_last tensors reads it
-    fastest, and with phases that of the even and of the odd rows."""
+def _prepared(weight, styles, dtype, demodulate, eps, fold, up, phases, flip):
+    """The demodulation coefficients [N, O], the weight as torch's plain or transposed convolution of channels_last
+    tensors reads it fastest, and with phases that of the even and of the odd rows."""
     o, i, kh, kw = weight.shape
 
     def empty(n, c, kh, kw):
         return weight.new_empty((n, kh, kw, c), dtype=dtype).permute(0, 3, 1, 2)
 
-    squares, odd = weight.new_empty((o, i)) if squared else None, None
+    scale, odd = weight.new_empty((styles.shape[0], o)) if demodulate else None, None
     transposed = up and not phases and (kh, kw) != (1, 1)
     if phases:
         w, odd = empty(2 * o, i, 2, 2), empty(2 * o, i, 1, 2)
     else:
         w = empty(i, o, kh, kw) if transposed else empty(o, i, kh, kw)
-    styles = None if styles is None else styles[0].contiguous()
-    flipped = flip if up else not flip  # from the stored kernel to what torch correlates or transposes
-    torch.ops.posgan_fast_native.modulated_weight(weight.contiguous(), styles, squares, w, odd, transposed, flipped)
-    return squares, w, odd
+    weight, styles = weight.contiguous(), styles.contiguous()
+    torch.ops.posgan_fast_native.modulated_weight(weight, styles, scale, w, odd, eps, fold, transposed, flip)
+    return scale, w, odd
 
 
 def _run_staged(backend: str) -> Callable[..., torch.Tensor]:

@@ -294,6 +294,53 @@ def run_prologue2d(rng, shape, dtype, layout, mode, join, given, height_first, o
     return whole
 
 
+def epilogue2d_group(rng, quick):
+    shapes = [  # N, C, H, W; elements before the start
+        ((2, 3, 8, 5), 0),  # whole vectors along a plane
+        ((2, 16, 3, 5), 0),  # and along the channels
+        ((2, 3, 7, 5), 0),  # a plane and a pixel end inside a vector
+        ((2, 8, 2, 4), 1),  # misaligned
+        ((1, 13, 1, 1), 0),  # a tail only
+        ((3, 1, 1, 1), 0),
+    ]
+    cases = itertools.product(oracle.ACTS, STORAGE, ("nchw", "nhwc"), (True, False), (0, 1, 2))
+    for i, (act, dtype, layout, scaled, noises) in enumerate(cases):
+        if quick and i % 7:
+            continue
+        shape, offset = shapes[i % len(shapes)]
+        run_epilogue2d(rng, act, dtype, layout, shape, offset, scaled, noises, i % 3 > 0, (-1.0, 0.5)[i % 2])
+    for dtype, layout, (shape, offset) in itertools.product(STORAGE, ("nchw", "nhwc"), shapes):
+        run_epilogue2d(rng, "lrelu", dtype, layout, shape, offset, True, 2, True, 0.7)
+    shape = (2**9, 2**11 + 5, 2**11 + 1, 3)
+    for last, i in itertools.product((False, True), (0, 2**31 - 1, 2**31, 2**32 + 77, 2**33 + 12345)):
+        n, rest = divmod(i, shape[1] * shape[2] * shape[3])
+        c, pixel = reversed(divmod(rest, shape[1])) if last else divmod(rest, shape[2] * shape[3])
+        assert tuple(harness.epilogue2d_place(i, shape, last, False)) == (n, c, pixel), (i, last)
+    for last, narrow in itertools.product((False, True), (False, True)):
+        for i in range(2 * 3 * 5 * 2):
+            n, rest = divmod(i, 30)
+            c, pixel = reversed(divmod(rest, 3)) if last else divmod(rest, 10)
+            assert tuple(harness.epilogue2d_place(i, (2, 3, 5, 2), last, narrow)) == (n, c, pixel), (i, last)
+
+
+def run_epilogue2d(rng, act, dtype, layout, shape, offset, scaled, noises, biased, clamp):
+    n, c, h, w = shape
+    acc = np.float64 if dtype == "float64" else np.float32
+    x = store(2 * rng.standard_normal(shape), dtype)
+    scale = rng.uniform(0.5, 1.5, (n, c)).astype(acc) if scaled else None
+    noise = rng.standard_normal((n if noises == 2 else 1, 1, h, w)).astype(acc) if noises else None
+    b = store(rng.standard_normal(c), dtype) if biased else None
+    v = load(x, dtype) * (1 if scale is None else scale.astype(np.float64)[:, :, None, None])
+    v = v + (0 if noise is None else noise.astype(np.float64))
+    bias = 0.0 if b is None else load(b, dtype)[:, None, None]
+    want = oracle.bias_act(v, bias, 0, 0, 0, act, 0.2, 1.3, clamp)
+    x = place(x, layout, offset)
+    y = x if offset == 0 else place(store(np.full(shape, np.nan), dtype), layout, offset)  # in place and not
+    call = (layout == "nhwc", oracle.ACTS.index(act) + 1, 0.2, 1.3, clamp, dtype, 8)
+    harness.epilogue2d(x, scale, noise, b, y, *call)
+    compare(y, want, dtype, f"epilogue2d {act} {dtype} {layout} {shape} {offset} {scaled} {noises} {biased} {clamp}")
+
+
 def missing_barrier(rng, quick):
     """Run under ThreadSanitizer with one barrier left out: each of these must be reported."""
     kind, index = GROUP.split(":")[1:]
@@ -338,6 +385,7 @@ def far(rng, quick):
 
 GROUPS = {"fir4": upfirdn2d_fir4, "any": upfirdn2d_any, "bias_act": bias_act_group, "far": far}
 GROUPS |= {"prologue2d": prologue2d_group}
+GROUPS |= {"epilogue2d": epilogue2d_group}
 GROUPS |= {"missing": missing_barrier, "overrun": overrun}
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bias_act.cuh"
+#include "epilogue2d.cuh"
 #include "prologue2d.cuh"
 #include "upfirdn2d.cuh"
 
@@ -181,6 +182,37 @@ bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py
   return whole;
 }
 
+// x and y: dense [N, C, H, W], in channels_last if so said. noise: [1, 1, H, W] or [N, 1, H, W].
+void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::array> noise, std::optional<py::array> b,
+                py::array y, bool channels_last, int act, double alpha, double gain, double clamp,
+                const std::string& dtype, int threads) {
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    const auto data = [](const std::optional<py::array>& a, size_t itemsize) -> const void* {
+      if (a && size_t(a->itemsize()) != itemsize) throw py::value_error("item size");
+      return a ? a->data() : nullptr;
+    };
+    const int64_t n = y.shape(0), c = y.shape(1), h = y.shape(2), w = y.shape(3);
+    const Epilogue2dParams p{n, c, h, w, noise && noise->shape(0) > 1 ? h * w : 0, channels_last, alpha, gain, clamp};
+    run_epilogue2d(static_cast<const T*>(data(x, sizeof(T))),
+                   static_cast<const acc_t<T>*>(data(scale, sizeof(acc_t<T>))),
+                   static_cast<const acc_t<T>*>(data(noise, sizeof(acc_t<T>))),
+                   static_cast<const T*>(data(b, sizeof(T))), static_cast<T*>(y.mutable_data()), p, Act(act), threads,
+                   [&](int64_t blocks, auto kernel, const auto&... arguments) {
+                     host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
+                   });
+  });
+}
+
+// Sample, channel and pixel of element i.
+std::array<int64_t, 3> epilogue2d_where(int64_t i, std::array<int64_t, 4> shape, bool channels_last, bool narrow) {
+  const Epilogue2dParams p{shape[0], shape[1], shape[2], shape[3], 0, channels_last, 0, 1, -1};
+  Epilogue2dShape s = epilogue2d_shape<float>(nullptr, nullptr, nullptr, nullptr, nullptr, p);
+  if (s.narrow && !narrow) s.narrow = false;
+  const Epilogue2dPlace at = epilogue2d_place(i, p, s);
+  return {at.n, at.c, at.pixel};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(harness, m) {
@@ -201,6 +233,15 @@ PYBIND11_MODULE(harness, m) {
     py::list rows;
     for (const Prologue2dTableRow& r : kPrologue2dTable)
       rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    return rows;
+  });
+  m.def("epilogue2d", &epilogue2d);
+  m.def("epilogue2d_place", &epilogue2d_where);
+  m.def("epilogue2d_table", [] {
+    py::list rows;
+    for (const Epilogue2dTableRow& r : kEpilogue2dTable) {
+      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    }
     return rows;
   });
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
