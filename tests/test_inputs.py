@@ -122,6 +122,55 @@ EPILOGUE2D = [
     (dict(clamp=-1), ValueError, "clamp"),
     (dict(backend="numpy"), ValueError, "backend"),
 ]
+WEIGHT, STYLES = torch.ones(3, 2, 3, 3), torch.ones(1, 2)
+MODULATED_CONV2D = [
+    (dict(x=None), TypeError, "x"),
+    (dict(x=X[0]), ValueError, "x"),
+    (dict(x=X.int()), TypeError, "x"),
+    (dict(weight=[1.0]), TypeError, "weight"),
+    (dict(weight=WEIGHT[None]), ValueError, "weight"),
+    (dict(weight=WEIGHT[:, :1]), ValueError, "weight"),
+    (dict(weight=WEIGHT[:0]), ValueError, "weight"),
+    (dict(weight=WEIGHT.to("meta")), ValueError, "weight"),
+    (dict(weight=WEIGHT.int()), TypeError, "weight"),
+    (dict(styles=None), TypeError, "styles"),
+    (dict(styles=STYLES[0]), ValueError, "styles"),
+    (dict(styles=torch.ones(2, 2)), ValueError, "styles"),
+    (dict(styles=STYLES.to("meta")), ValueError, "styles"),
+    (dict(up=0), ValueError, "up"),
+    (dict(up=[2, 2]), TypeError, "up"),
+    (dict(down=1.0), TypeError, "down"),
+    (dict(up=2, down=2), ValueError, "down"),
+    (dict(padding=-1), ValueError, "padding"),
+    (dict(padding=[1, 1]), TypeError, "padding"),
+    (dict(weight=torch.ones(3, 2, 7, 7)), ValueError, "padding"),
+    (dict(pad_map=torch.ones(1, 2, 6, 6), padding=0), ValueError, "pad_map"),
+    (dict(pad_map=torch.ones(1, 2, 6, 6), down=2), ValueError, "pad_map"),
+    (dict(pad_map=torch.ones(1, 2, 11, 11), up=2, weight=torch.ones(3, 2, 1, 1)), ValueError, "pad_map"),
+    (dict(pad_map=torch.ones(1, 2, 5, 6)), ValueError, "pad_map"),
+    (dict(pad_map=torch.ones(1, 3, 6, 6)), ValueError, "pad_map"),
+    (dict(pad_map=torch.ones(1, 2, 19)), ValueError, "pad_map"),
+    (dict(pad_map=torch.ones(1, 2, 11, 11), up=2), ValueError, "pad_map"),
+    (dict(pad_map=1.0), TypeError, "pad_map"),
+    (dict(resample_filter=[1, 3, 3, 1]), TypeError, "resample_filter"),
+    (dict(resample_filter=torch.ones(1, 1, 1), up=2), ValueError, "resample_filter"),
+    (dict(resample_filter=F4.clone().requires_grad_(), up=2), ValueError, "resample_filter"),
+    (dict(demodulate=1), TypeError, "demodulate"),
+    (dict(flip_weight=None), TypeError, "flip_weight"),
+    (dict(noise=1.0), TypeError, "noise"),
+    (dict(noise=torch.ones(5, 4)), ValueError, "noise"),
+    (dict(noise=torch.ones(1, 3, 4, 4)), ValueError, "noise"),
+    (dict(noise=torch.ones(4, 4), up=2), ValueError, "noise"),
+    (dict(bias=torch.ones(2)), ValueError, "bias"),
+    (dict(bias=torch.ones(3).to("meta")), ValueError, "bias"),
+    (dict(act="gelu"), ValueError, "act"),
+    (dict(act=None), TypeError, "act"),
+    (dict(gain=INF), ValueError, "gain"),
+    (dict(clamp=-1), ValueError, "clamp"),
+    (dict(eps=-1e-8), ValueError, "eps"),
+    (dict(eps="0"), TypeError, "eps"),
+    (dict(backend="gpu"), ValueError, "backend"),
+]
 SETUP_FILTER = [
     (dict(f="1331"), TypeError, "f"),
     (dict(f=[]), ValueError, "f"),
@@ -267,6 +316,11 @@ def test_epilogue2d(change, error, argument):
     _raises(PF.epilogue2d, dict(x=X) | change, error, argument)
 
 
+@pytest.mark.parametrize("change,error,argument", MODULATED_CONV2D, ids=_identify)
+def test_modulated_conv2d(change, error, argument):
+    _raises(PF.modulated_conv2d, dict(x=X, weight=WEIGHT, styles=STYLES, padding=1) | change, error, argument)
+
+
 @pytest.mark.parametrize("change,error,argument", SETUP_FILTER, ids=_identify)
 def test_setup_filter(change, error, argument):
     _raises(PF.setup_filter, dict(f=[1, 3, 3, 1]) | change, error, argument)
@@ -315,6 +369,7 @@ def test_other_entrances():
 
 def test_the_tables_are_not_thinned():
     assert len(UPFIRDN2D) + len(BIAS_ACT) + len(SETUP_FILTER) >= 70
+    assert len(MODULATED_CONV2D) >= 40
     assert len(PROLOGUE2D) + len(INSTANCE_PAD2D) + len(SINUSOIDAL_ENCODING2D) >= 70
 
 
