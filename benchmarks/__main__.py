@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
-        return _in_children(wanted, sys.argv[1:] if argv is None else argv)
+        return _in_children(wanted, sys.argv[1:] if argv is None else argv, args.name if args.both else None)
     begin = time.perf_counter()
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads:
@@ -115,11 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _in_children(wanted: list[str], argv: list[str]) -> int:
+def _in_children(wanted: list[str], argv: list[str], name: str | None) -> int:
     """The allocator reads its settings when a process starts."""
     kept = [a for a in argv if a not in ("--both", "--tune-allocator", "--as-started")]
-    command = [sys.executable, "-m", "benchmarks", *kept]
-    return max(subprocess.run(command, env=harness.environment_for(setting)).returncode for setting in wanted)
+    codes = []
+    for setting in wanted:
+        apart = ["--name", f"{name}-{setting.replace(' ', '-')}"] if name else []
+        command = [sys.executable, "-m", "benchmarks", *kept, *apart]
+        codes.append(subprocess.run(command, env=harness.environment_for(setting)).returncode)
+    return max(codes)
 
 
 def _build() -> dict[str, Any]:
