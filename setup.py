@@ -21,6 +21,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
+
+# Without build isolation pip does not see to the version that pyproject.toml asks for.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(f"posgan_fast: setuptools {setuptools.__version__} is too old: pip install -U 'setuptools>=77'")
+
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel, get_platform
 from setuptools.command.build_py import build_py
@@ -155,7 +161,7 @@ def find_torch() -> dict:
         reason = "not built: the build saw no torch (pip's build isolation hides an installed one)"
         if "No module named 'torch'" not in result.stderr:
             reason = f"not built: torch does not import: {result.stderr.strip().splitlines()[-1]}"
-        raise Unavailable(reason, f"pip install torch setuptools && {REINSTALL}")
+        raise Unavailable(reason, f"pip install -U torch 'setuptools>=77' && {REINSTALL}")
     found = json.loads(result.stdout.splitlines()[-1])
     if tuple(int(v) for v in found["version"].split("+")[0].split(".")[:2]) < (2, 10):
         raise Unavailable(
