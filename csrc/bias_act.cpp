@@ -138,16 +138,7 @@ void elements(const BiasActTask& task, int64_t begin, int64_t end) {
 }  // namespace
 
 void bias_act(const BiasActTask& task, int64_t begin, int64_t end) {
-  switch (task.type) {
-    case Type::kHalf:
-      return elements<Half>(task, begin, end);
-    case Type::kBFloat16:
-      return elements<BFloat16>(task, begin, end);
-    case Type::kFloat:
-      return elements<float>(task, begin, end);
-    case Type::kDouble:
-      return elements<double>(task, begin, end);
-  }
+  with_scalar(task.type, [&](auto scalar) { elements<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

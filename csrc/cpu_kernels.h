@@ -21,6 +21,15 @@ namespace posgan_fast {
 
 enum class Type { kHalf, kBFloat16, kFloat, kDouble };
 
+// Calls body with a value of the storage type.
+template <typename Body>
+static inline void with_scalar(Type type, const Body& body) {
+  if (type == Type::kHalf) return body(Half());
+  if (type == Type::kBFloat16) return body(BFloat16());
+  if (type == Type::kFloat) return body(float());
+  body(double());
+}
+
 // One work item is one output row of one plane (NCHW) or of one image (channels_last).
 struct Upfirdn2dTask {
   Upfirdn2dParams params;

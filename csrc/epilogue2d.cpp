@@ -194,16 +194,7 @@ void items(const Epilogue2dTask& task, int64_t begin, int64_t end) {
 }  // namespace
 
 void epilogue2d(const Epilogue2dTask& task, int64_t begin, int64_t end) {
-  switch (task.fir.type) {
-    case Type::kHalf:
-      return items<Half>(task, begin, end);
-    case Type::kBFloat16:
-      return items<BFloat16>(task, begin, end);
-    case Type::kFloat:
-      return items<float>(task, begin, end);
-    case Type::kDouble:
-      return items<double>(task, begin, end);
-  }
+  with_scalar(task.fir.type, [&](auto scalar) { items<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

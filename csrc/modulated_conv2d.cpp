@@ -106,16 +106,7 @@ void filters(const ModulatedWeightTask& task, int64_t begin, int64_t end) {
 }  // namespace
 
 void modulated_weight(const ModulatedWeightTask& task, int64_t begin, int64_t end) {
-  switch (task.type) {
-    case Type::kHalf:
-      return filters<Half>(task, begin, end);
-    case Type::kBFloat16:
-      return filters<BFloat16>(task, begin, end);
-    case Type::kFloat:
-      return filters<float>(task, begin, end);
-    case Type::kDouble:
-      return filters<double>(task, begin, end);
-  }
+  with_scalar(task.type, [&](auto scalar) { filters<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

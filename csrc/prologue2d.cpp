@@ -256,16 +256,7 @@ void rows(const Prologue2dTask& task, int64_t begin, int64_t end) {
 }  // namespace
 
 void prologue2d(const Prologue2dTask& task, int64_t begin, int64_t end) {
-  switch (task.type) {
-    case Type::kHalf:
-      return rows<Half>(task, begin, end);
-    case Type::kBFloat16:
-      return rows<BFloat16>(task, begin, end);
-    case Type::kFloat:
-      return rows<float>(task, begin, end);
-    case Type::kDouble:
-      return rows<double>(task, begin, end);
-  }
+  with_scalar(task.type, [&](auto scalar) { rows<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA
