@@ -1,8 +1,9 @@
 """python -m benchmarks.networks: StyleGAN2 layers, generators, discriminators and training steps.
 
-Ours against the reference backend, its compiled form and NVlabs' own networks with the same weights; generators also
-against their floor: as many plain convolutions of the same sizes, and nothing else. Interleaved rounds, medians; prints
-a table and every case where ours is slower; writes JSON with its provenance, and a plot.
+Ours against the reference backend and NVlabs' own networks with the same weights, in float32 and eager unless named
+otherwise; generators also against their floor: as many plain convolutions of the same sizes, and nothing else.
+Interleaved rounds, medians; prints a table and every case where ours is slower; writes JSON with its provenance, and a
+plot.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from posgan_fast.models.stylegan2 import Discriminator, Generator
 from . import harness, peers
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
-OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "reference, compiled", "nvlabs", "floor", "zeros"
+OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "nvlabs, compiled", "nvlabs", "floor", "zeros"
 
 
 @dataclass
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer", type=Path, metavar="PATH", help="checkout of NVlabs stylegan2-ada-pytorch or stylegan3"
     )
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of the reference")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of the peer")
     parser.add_argument("--rounds", type=int, default=7)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned")
@@ -135,9 +136,9 @@ def _generator(args, device, nvlabs) -> Iterator[Row]:
                     calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))  # noqa: B023
                 if peer is not None:
                     calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")  # noqa: B023
-                if args.compile and dtype == "float32":
-                    compiled = torch.compile(g.synthesis)
-                    calls[COMPILED] = lambda: _on_reference(lambda: compiled(ws))  # noqa: B023
+                if args.compile and peer is not None and dtype == "float32":
+                    compiled = torch.compile(peer.synthesis)
+                    calls[COMPILED] = lambda: compiled(ws, noise_mode="const")  # noqa: B023
                 calls[FLOOR] = _floor(size, n, dtype, device)
                 yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
 
@@ -300,7 +301,7 @@ def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator")
         return ours, None
     if kind == "Generator":
         options = dict(num_fp16_res=0, conv_clamp=None)
-        key = "synthesis_kwargs" if "ada" in nvlabs.__file__ else None
+        key = "synthesis_kwargs" if nvlabs.__name__ == "training.networks" else None
         extra = {key: options} if key else options
         peer = nvlabs.Generator(512, 0, 512, size, 3, mapping_kwargs=dict(num_layers=8), **extra)
     else:

@@ -100,7 +100,8 @@ def _example(name: str, device: str) -> tuple[tuple, dict]:
         return (x, values(2, 8, 20, 20)), {}
     if name == "modulated_conv2d":
         finish = dict(bias=values(4), act="lrelu", clamp=1.0)
-        return (x, values(4, 8, 3, 3), values(2, 8)), dict(padding=1, pad_map=values(2, 8, 18, 18), **finish)
+        filtered = dict(up=2, padding=1, resample_filter=torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8)
+        return (x[:1], values(4, 8, 3, 3), values(1, 8)), filtered | finish
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8
     if name == "epilogue2d":
         return (x, taps), dict(padding=2, noise=values(2, 1, 17, 17), b=values(8), act="lrelu", clamp=1.0)

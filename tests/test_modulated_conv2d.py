@@ -228,6 +228,25 @@ def test_autocast_computes_the_layer_in_half_precision_and_its_factors_not(layer
     assert_close(y, rounded, "modulated_conv2d", torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("up", [1, 2])
+def test_views(up, dtype):
+    """Expanded noise, transposed weights and strided biases are as good as dense ones."""
+    layer = Layer("", up=up, flip_weight=False)
+    x, weight, styles, noise, bias, _ = tensors(layer, h=6, w=6, dtype=dtype)
+    expected = run(layer, x, weight, styles, noise.expand(2, -1, -1, -1).contiguous(), bias, None)
+    views = (weight.transpose(2, 3).contiguous().transpose(2, 3), styles.expand(2, -1), noise.expand(2, -1, -1, -1))
+    assert torch.equal(run(layer, x, *views, torch.stack([bias, bias], 1)[:, 0], None), expected)
+    assert torch.equal(run(layer, x, weight, styles, noise.mT.contiguous().mT, bias, None), expected)
+
+
+def test_a_map_for_another_batch_is_refused_in_every_dtype():
+    for dtype, up in product(DTYPES, (1, 2)):
+        x, weight, styles, *_ = tensors(LAYERS[0], dtype=dtype)
+        with pytest.raises(ValueError, match="^pad_map: "):
+            PF.modulated_conv2d(x, weight, styles, up=up, padding=1, pad_map=torch.zeros(1, 8, 30, 30))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     layer=st.sampled_from(LAYERS), n=st.integers(0, 3), i=st.integers(1, 20), o=st.integers(1, 20),

@@ -262,3 +262,11 @@ def test_setup_filter_follows_the_default_device():
         assert PF.setup_filter([1, 3, 3, 1]).is_meta
         assert PF.setup_filter(torch.ones(2, device="cpu")).device.type == "cpu"
         assert PF.setup_filter([1, 3, 3, 1], device="cpu").sum() == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_leaves_the_arithmetic_alone(backend):
+    x, f = torch.randn(1, 2, 9, 9, generator=torch.manual_seed(3)), PF.setup_filter([1, 3, 3, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = PF.upsample2d(x, f, backend=backend)
+    assert torch.equal(y, PF.upsample2d(x, f, backend=backend))

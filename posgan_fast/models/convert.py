@@ -173,6 +173,8 @@ class _Conversion:
         for name, value in state.items():
             if not isinstance(name, str) or not isinstance(value, torch.Tensor):
                 raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(f"state: {name:.80} is larger than its own storage")
         known = family or family_of(state, network)
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")

@@ -208,9 +208,7 @@ def _constructor_facts(module: PickledModule, report: LoadReport) -> dict[str, A
         attributes = layer.attributes if layer is not None else {}
         for name, expected in usual.items():
             if type(value := attributes.get(name, expected)) is not type(expected) or value != expected:
-                raise CheckpointError(
-                    f"{path}.{name}: expected {expected}, got a {type(value).__name__}, {value!s:.40}"
-                )
+                raise CheckpointError(f"{path}.{name}: expected {expected}, got another {type(value).__name__}")
     blocks = {2**i: module.submodule(f"{'synthesis.' if generator else ''}b{2**i}") for i in range(2, MAX_LOG2 + 1)}
     half = [str(r) for r, block in blocks.items() if block is not None and block.attributes.get("use_fp16") is True]
     if half:

@@ -117,10 +117,10 @@ def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: 
         raise CheckpointError("a tensor without a storage")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or len(size) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in numbers):
-        raise CheckpointError(f"a tensor of size {size!r:.80} and stride {stride!r:.80}")
+        raise CheckpointError("a tensor whose size and stride are no matching lists of counts")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > storage.numel() or (0 not in size and last >= storage.numel()):
-        raise CheckpointError(f"a tensor of size {size!r:.80} in a storage of {storage.numel()} elements")
+        raise CheckpointError(f"a tensor that is larger than its storage of {storage.numel()} elements")
     return storage.as_strided(size, stride, offset)
 
 
@@ -133,17 +133,17 @@ def _parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
 class Dtype:
     """A numpy.dtype of plain numbers, as "f8" and a byte order."""
 
-    def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = str(code), "<"
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = code if isinstance(code, str) else "", "<"
 
     def __setstate__(self, state: Any) -> None:
-        if state[1] not in ("<", ">", "|", "="):
-            raise CheckpointError(f"numpy.dtype: byte order {state[1]!r:.20}")
+        if not isinstance(state[1], str) or state[1] not in ("<", ">", "|", "="):
+            raise CheckpointError("numpy.dtype: expected a byte order")
         self.order = state[1]
 
     def values(self, data: bytes) -> tuple:
         if self.code not in _FORMATS:
-            raise CheckpointError(f"numpy.dtype: expected plain numbers, got {self.code!r}")
+            raise CheckpointError(f"numpy.dtype: expected plain numbers, got {self.code[:20]!r}")
         order = ">" if self.order == ">" else "<"
         return tuple(value for (value,) in struct.iter_unpack(order + _FORMATS[self.code], data))
 
@@ -177,6 +177,8 @@ def _array(*_: Any) -> _Array:
 
 
 def _array_from_buffer(data: bytes, dtype: Dtype, shape: tuple, *_: Any) -> _Array:
+    if not isinstance(dtype, Dtype) or not isinstance(data, (bytes, bytearray)):
+        raise CheckpointError("numpy array: expected a dtype and bytes")
     return _Array(shape, dtype.values(bytes(data)))
 
 
@@ -195,7 +197,7 @@ GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _Global(_parameter),
     "torch.storage._load_from_bytes": _Global(_storage),
     "torch.Size": _Global(tuple),
-    "torch.device": _Global(lambda *place: ":".join(map(str, place))),
+    "torch.device": _Global(lambda *_: None),  # where a tensor was; ours are on the CPU
     "collections.OrderedDict": _DICT,
     "dnnlib.util.EasyDict": _DICT,
     "builtins.set": _Global(lambda items=(): {_key(item) for item in items}),
@@ -311,9 +313,11 @@ class _Machine:
         self.stack[-1].update(map(_key, items))
 
     def find(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnsafeFileError("refused, asks for something that has no name")
         full = f"{module}.{name}"
-        if not isinstance(module, str) or not isinstance(name, str) or full not in GLOBALS:
-            raise UnsafeFileError(f"refused, asks for {full!r}, which weights have no need of")
+        if full not in GLOBALS:
+            raise UnsafeFileError(f"refused, asks for {full[:200]!r}, which weights have no need of")
         self.push(GLOBALS[full])
 
     def reduce(self, new: bool) -> None:

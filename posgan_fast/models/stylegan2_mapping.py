@@ -81,7 +81,7 @@ class Mapping(torch.nn.Module):
             if truncation_psi != 1:
                 raise ValueError(f"truncation_psi: expected 1 without an average of w, got {truncation_psi}")
             return x
-        if self.training and not skip_w_avg_update:
+        if self.training and not skip_w_avg_update and len(x):
             self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
         if truncation_psi == 1:

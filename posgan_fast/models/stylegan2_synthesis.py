@@ -158,7 +158,7 @@ class HeadBlock(torch.nn.Module):
         """What the first convolution reads, [N, I, h, w]."""
         h, w = self.size(scale)
         if given is not None:
-            return _centre(given, (n, self.in_channels, h, w))
+            return _centre(given, (n, self.in_channels, h, w)).to(self.conv1.weight.dtype)
         like = self.conv1.weight
         if self.head == "constant":
             x = self.const[None]
@@ -240,6 +240,8 @@ def _both(scale: int | tuple[int, int]) -> tuple[int, int]:
 def _centre(pad_map: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tensor:
     """The centre crop of ``shape``, its offset rounded down."""
     n, c, h, w = shape
+    if not isinstance(pad_map, torch.Tensor):
+        raise TypeError(f"pad_maps[0]: expected a torch.Tensor, got {type(pad_map).__name__}")
     if pad_map.ndim != 4 or pad_map.shape[:2] != (n, c) or pad_map.shape[2] < h or pad_map.shape[3] < w:
         raise ValueError(f"pad_maps[0]: expected [{n}, {c}, >= {h}, >= {w}], got shape {tuple(pad_map.shape)}")
     y, x = (pad_map.shape[2] - h) // 2, (pad_map.shape[3] - w) // 2

@@ -120,9 +120,11 @@ class PositionalNoise2d(torch.nn.Module):
             raise ValueError(f"noise: expected 1 or {self.channels} channels, got shape {tuple(noise.shape)}")
         styles = None
         if isinstance(weight, torch.Tensor):
+            if weight.numel() != 1:
+                raise ValueError(f"weight: expected a number or a tensor of one, got shape {tuple(weight.shape)}")
             styles = weight.reshape(1, 1).expand(1, self.channels)
         elif weight != 1:
-            styles = torch.full((1, self.channels), float(weight), device=noise.device)
+            styles = torch.full((1, self.channels), float(weight), dtype=torch.float64, device=noise.device)
         return PF.prologue2d(
             noise,
             styles,

@@ -27,7 +27,7 @@ class MinibatchStd(torch.nn.Module):
             ValueError: N is no multiple of the group, or C none of ``num_channels``.
         """
         n, c, h, w = x.shape
-        group = n if self.group_size is None else min(self.group_size, n)
+        group = max(n if self.group_size is None else min(self.group_size, n), 1)
         if n % group:
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
         if c % self.num_channels:

@@ -8,7 +8,8 @@ With the optional parts left out where they are not given::
 Shapes: ``x`` [N, C, H, W]; ``f`` as in :mod:`posgan_fast.ops.upfirdn2d`; ``scale`` [N, C] (the demodulation
 coefficients); ``noise`` [N, 1, H', W'] or [1, 1, H', W'], its strength included; ``b`` [C]; result [N, C, H', W'] in
 the dtype and memory format of ``x``. Activations, ``alpha``, ``gain`` and ``clamp``: :mod:`posgan_fast.ops.bias_act`.
-Dtypes: float16 and bfloat16 compute in float32; ``scale`` is float32 beside them (float64 beside float64).
+Dtypes: float16 and bfloat16 compute in float32 (CUDA and Triton round the resampled image in between); ``scale`` is
+float32 beside them (float64 beside float64). Under autocast the op runs in the dtype of ``x``.
 Derivatives: as bias_act, in ``x``, ``scale``, ``noise`` and ``b``; none in ``f``.
 
 Source: the synthesis layer of StyleGAN2 (NVlabs stylegan2-ada), whose steps from the FIR on this is.
@@ -67,39 +68,6 @@ def epilogue2d(
     """
     arguments = check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp)
     return torch.ops.posgan_fast.epilogue2d(*arguments, _backend.resolve(NAME, IMPLS, x, backend))
-
-
-def epilogue2d_(
-    x: torch.Tensor,
-    scale: torch.Tensor | None = None,
-    noise: torch.Tensor | None = None,
-    b: torch.Tensor | None = None,
-    *,
-    act: str = "linear",
-    alpha: float | None = None,
-    gain: float | None = None,
-    clamp: float | None = None,
-    backend: str | None = None,
-) -> torch.Tensor:
-    """:func:`epilogue2d` without resampling, written over ``x``, which must be dense. Returns ``x``. Inference only.
-
-    Raises:
-        TypeError, ValueError, BackendError: as :func:`epilogue2d`.
-        ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for.
-    """
-    x, _, scale, noise, b, *_, act, alpha, gain, clamp = check(
-        x, None, scale, noise, b, 1, 1, 0, False, 1.0, act, alpha, gain, clamp
-    )
-    if not _layout.is_dense(x):
-        raise ValueError(
-            f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
-        )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, noise, b)):
-        raise ValueError("x: expected no gradient to be asked for where x is written over; use epilogue2d")
-    torch.ops.posgan_fast.epilogue2d_(
-        x, scale, noise, b, act, alpha, gain, clamp, _backend.resolve(NAME, IMPLS, x, backend)
-    )
-    return x
 
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")

@@ -15,7 +15,9 @@ not convolved. With ``down`` the filter precedes a convolution of that stride. P
 ``padding`` counts pixels of the upsampled image, the filter's own are added.
 
 Shapes: ``x`` [N, I, H, W], ``weight`` [O, I, kh, kw], ``styles`` [N, I]; result [N, O, H', W'] in the dtype and memory
-format of ``x``, H' = (H * up + 2 * padding - kh + 1) / down rounded up for odd kernels.
+format of ``x``, H' = (H * up + 2 * padding - kh) // down + 1 for the filters of StyleGAN2, of an even number of taps.
+Where a derivative is asked for, the memory format is that of torch's convolution. Under autocast the layer runs in
+autocast's dtype, unless ``x`` is float64.
 Dtypes: of ``x``; the factors are computed in float32 (float64). float16 activations are kept in range by scaling the
 weight per filter, the styles and the map per sample, which the coefficients undo: the result is that of float32.
 Derivatives: as epilogue2d, in ``x``, ``weight``, ``styles``, ``pad_map``, ``noise`` and ``bias``.
@@ -146,6 +148,13 @@ def check(
             f"padding: expected an input of at least the size of the kernel, got {h} x {w} with {up=}, {down=},"
             f" {padding=} and a kernel {kh} x {kw}"
         )
+    if pad_map is not None:
+        if up == 1:
+            prologue2d.check_border(pad_map, x, c, h, w)
+        else:
+            _, cut = _up_padding(weight, up, padding, f)
+            around = ((s - 1) * up + k - 2 * p for s, k, p in zip((h, w), (kh, kw), cut, strict=True))
+            prologue2d.check_border(pad_map, x, weight.shape[0], *around)
     if noise is not None:
         _check.tensor(noise, "noise")
         _check.same_device(noise, "noise", x)
@@ -194,9 +203,9 @@ def _call(x, *call):
 
 def _stages(
     x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain, clamp,
-    backend,
+    backend, inplace=False,
 ):  # fmt: skip
-    """Prologue, convolution, epilogue: three differentiable ops."""
+    """Prologue, convolution, epilogue: three differentiable ops; ``inplace`` where no derivative is asked for."""
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
@@ -214,6 +223,9 @@ def _stages(
     else:
         y = _convolve(x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend)
         f, resample = None, _NO_RESAMPLING
+    if inplace and f is None:
+        torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
+        return y
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation).to(dtype)
 
 
@@ -274,7 +286,7 @@ def _in_range(weight, styles, scale, pad_map, up):
 
 def _run_cpu(x, *call):
     # float16 needs care with its range, and no CPU is fast in it.
-    return _stages(*[x, *call, "cpu"]) if x.dtype == torch.float16 else _infer_cpu(x, *call)
+    return _stages(*[x, *call, "cpu", True]) if x.dtype == torch.float16 else _infer_cpu(x, *call)
 
 
 def _infer_cpu(
@@ -285,6 +297,7 @@ def _infer_cpu(
     acc = _check.arithmetic(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
+    noise, bias = (None if t is None else t.contiguous() for t in (noise, bias))
     fold = x.shape[0] == 1 and (pad_map is None or up > 1)
     phases = up == 2 and weight.shape[2:] == (3, 3) and x.dtype == torch.bfloat16 and padding == 1 and pad_map is None
     flipped = flip if up > 1 else not flip  # from the stored kernel to what torch transposes or correlates
@@ -334,7 +347,7 @@ def _prepared(weight, styles, dtype, demodulate, eps, fold, up, phases, flip):
 
 def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
     def run(*call):
-        return _stages(*[*call, backend])
+        return _stages(*[*call, backend, backend != "reference"])
 
     return run
 
@@ -350,8 +363,8 @@ IMPLS = (
 def _dispatch(x, *arguments):
     y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
-    out = _empty_output(x, weight, up, down, padding, f)
-    return y if y.stride() == out.stride() else out.copy_(y)
+    strides = _empty_output(x.to("meta"), weight, up, down, padding, f).stride()
+    return y if y.stride() == strides else _empty_output(x, weight, up, down, padding, f).copy_(y)
 
 
 _LIBRARY.impl("modulated_conv2d", _dispatch, "CompositeExplicitAutograd")

@@ -12,6 +12,7 @@ map [N, C', h, w] with h >= H + 2 and w >= W + 2 (the ring of its centre crop) o
 [N, C', 2 * (H + W) + 4]: top row (W + 2), bottom row (W + 2), left column (H), right column (H). It is taken as it is,
 after scaling.
 Dtypes: float16 and bfloat16 compute in float32 and round once; ``styles`` may be float32 beside them.
+Under autocast the op runs in the dtype of ``x``.
 Derivatives: any order in ``x``, ``styles``, ``residual`` and the border; that of a map is zero off its ring.
 
 Source: PadInv ("High-fidelity GAN Inversion with Padding Space", ECCV 2022) for the border, which its code writes into
@@ -97,7 +98,10 @@ def prologue2d(
         _check.tensor(residual, "residual", shape=(n, c, h, w))
         _check.same_device(residual, "residual", x)
         residual = residual.to(x.dtype)
-    border = None if pad_map is None else _check_border(pad_map, x, c, h, w)
+    border = None
+    if pad_map is not None:
+        check_border(pad_map, x, c, h, w)
+        border = pad_map.to(x.dtype)
     if styles is None and residual is None and columns is None and not any(pad):
         return x
     name = _backend.resolve(NAME, IMPLS, x, backend)
@@ -171,8 +175,8 @@ _LIBRARY.define(
 )
 
 
-def _check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> torch.Tensor:
-    """Validate a map or ring around ``h`` x ``w`` pixels of ``c`` channels and return it in the dtype of ``x``."""
+def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
+    """Validate a map or ring around ``h`` x ``w`` pixels of ``c`` channels."""
     _check.tensor(border, "pad_map")
     _check.same_device(border, "pad_map", x)
     ring = 2 * (h + w) + 4
@@ -185,7 +189,6 @@ def _check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> torch
         raise ValueError(f"pad_map: expected a ring of {ring} values around {h} x {w}, got shape {tuple(border.shape)}")
     if border.ndim == 4 and (border.shape[2] < h + 2 or border.shape[3] < w + 2):
         raise ValueError(f"pad_map: expected at least {h + 2} x {w + 2} pixels, got shape {tuple(border.shape)}")
-    return border.to(x.dtype)
 
 
 def _check_input(x: Any) -> None:

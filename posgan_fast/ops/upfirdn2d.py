@@ -219,6 +219,11 @@ def _fake(x, f, up, down, padding, flip_filter, gain, backend):
 
 def reference(x, f, up, down, padding, flip_filter, gain):
     """The definition in plain torch: insert zeros, pad, correlate, decimate."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _reference(x, f, up, down, padding, flip_filter, gain)
+
+
+def _reference(x, f, up, down, padding, flip_filter, gain):
     n, c, h, w = x.shape
     acc = _check.arithmetic(x.dtype)
     g = f if flip_filter else f.flip(list(range(f.ndim)))
