@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="NAME=PATH",
         help="checkout of a peer project to run against: nvlabs=PATH (stylegan3 or stylegan2-ada), rosinality=PATH, "
-        "mmgeneration=PATH, hammer=PATH (or padinv) or genforce=PATH",
+        "mmgeneration=PATH, padinv=PATH, hammer=PATH (or that of padinv) or genforce=PATH",
     )
 
 
@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if name not in _PEER_NAMES or not Path(path).is_dir():
             raise pytest.UsageError(f"--peer: expected NAME=DIRECTORY of {', '.join(_PEER_NAMES)}, got {entry!r}")
         peers[name] = Path(path).resolve()
+    if "padinv" in peers:
+        peers.setdefault("hammer", peers["padinv"])  # which contains Hammer's networks
     config.stash[_PEERS] = peers
 
 
@@ -65,5 +67,5 @@ class _Peers(dict):
         pytest.skip(f"no checkout given (--peer {name}=PATH)")
 
 
-_PEER_NAMES = ("nvlabs", "rosinality", "mmgeneration", "hammer", "genforce")
+_PEER_NAMES = ("nvlabs", "rosinality", "mmgeneration", "padinv", "hammer", "genforce")
 _PEERS = pytest.StashKey[dict]()

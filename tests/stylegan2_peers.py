@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -36,6 +36,65 @@ def checkout(path: Path, extra: dict[str, ModuleType] | None = None) -> Iterator
             if name not in before and ours:
                 del sys.modules[name]
 
+
+class Family(NamedTuple):
+    """The generator of a family: its making, its image, and its style layer ``n``, 0 at 4 pixels, odd: enlarging."""
+
+    generator: Callable[[Path, int], torch.nn.Module]  # of a checkout and the side
+    image: Callable[[Any, torch.Tensor], torch.Tensor]
+    layer: Callable[[Any, int, torch.Tensor, torch.Tensor], torch.Tensor]
+    extra: Callable[[Path], dict[str, ModuleType]] = lambda path: {}
+
+
+def nvlabs(path: Path) -> ModuleType:
+    """The networks of stylegan3 or stylegan2-ada-pytorch."""
+    stylegan3 = (path / "training" / "networks_stylegan2.py").is_file()
+    return importlib.import_module("training.networks_stylegan2" if stylegan3 else "training.networks")
+
+
+def conv(synthesis: torch.nn.Module, n: int) -> torch.nn.Module:
+    """Layer ``n`` under NVlabs' names, which are ours."""
+    return synthesis.get_submodule(f"b{4 * 2 ** ((n + 1) // 2)}.conv{1 - n % 2}")
+
+
+def _layer_of_lists(generator: Any, n: int) -> torch.nn.Module:
+    return generator.convs[n - 1] if n else generator.conv1
+
+
+def _stylegan2_generator(path: Path, size: int) -> torch.nn.Module:
+    return importlib.import_module("models.stylegan2_generator").StyleGAN2Generator(resolution=size)
+
+
+FAMILIES = {  # in the published width, with constant noise and without truncation
+    "nvlabs": Family(
+        lambda path, size: nvlabs(path).Generator(512, 0, 512, size, 3),
+        lambda g, z: g(z, None, noise_mode="const", force_fp32=True),
+        lambda g, n, x, w: conv(g.synthesis, n)(x, w, noise_mode="const"),
+    ),
+    "rosinality": Family(
+        lambda path, size: importlib.import_module("model").Generator(size, 512, 8),
+        lambda g, z: g([z], randomize_noise=False)[0],
+        lambda g, n, x, w: _layer_of_lists(g, n)(x, w, noise=getattr(g.noises, f"noise_{n}")),
+    ),
+    "mmgeneration": Family(
+        lambda path, size: mmgeneration()[1].StyleGANv2Generator(size, 512),
+        lambda g, z: g(z, randomize_noise=False),
+        lambda g, n, x, w: _layer_of_lists(g, n)(x, w, noise=getattr(g, f"injected_noise_{n}")),
+        lambda path: mmcv(path),
+    ),
+    "hammer": Family(
+        _stylegan2_generator,
+        lambda g, z: g(z, impl="ref")["image"],
+        lambda g, n, x, w: g.synthesis.get_submodule(f"layer{n}")(x, w, impl="ref")[0],
+        lambda path: package("models", path),
+    ),
+    "genforce": Family(
+        _stylegan2_generator,
+        lambda g, z: g(z)["image"],
+        lambda g, n, x, w: g.synthesis.get_submodule(f"layer{n}")(x, w)[0],
+        lambda path: package("models", path),
+    ),
+}
 
 _STANDINS = {"pkg_resources": standins.pkg_resources, "distutils.util": standins.distutils_util}
 _STANDINS |= {name: lambda name=name: module(name) for name in ("requests", "cv2")}

@@ -1,28 +1,30 @@
 """Networks of other projects and what is loaded from them: the same images, the same judgement.
 
-Small networks with random weights; the other project's own modules run beside. Skipped without --peer.
+Random weights; the other project's own modules run beside. Skipped without --peer.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pickle
 
 import pytest
 import torch
-from stylegan2_peers import checkout, mmcv, mmgeneration, package, scrambled
+from stylegan2_peers import FAMILIES, checkout, conv, mmcv, mmgeneration, nvlabs, package, scrambled
 from test_loading import assert_accounted
 
-from posgan_fast import use_backend
+from posgan_fast import nn, use_backend
 from posgan_fast.models import convert_discriminator, convert_generator, load_discriminator, load_generator
 
 SIZE = 32
+BACKENDS = ("reference", "cpu")
 
 
 @pytest.fixture(autouse=True)
-def reference():
-    """The weights are what is tested here, not the kernels."""
-    with use_backend("reference"), torch.no_grad():
+def seeded():
+    torch.manual_seed(1)  # 0 would make weights of the very numbers that the loader averages latents over
+    with torch.no_grad():
         yield
 
 
@@ -42,6 +44,12 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert theirs.std() > 0.01
 
 
+def near(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Images whose contrast is that of [-1, 1] or more."""
+    assert theirs.std() > 0.3
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
 def compare(generator, theirs, z, discriminator, images, scores) -> None:
     """A generator and a discriminator, every tensor accounted for."""
     for module, convert in ((generator, convert_generator), (discriminator, convert_discriminator)):
@@ -51,15 +59,78 @@ def compare(generator, theirs, z, discriminator, images, scores) -> None:
     close(load_discriminator(discriminator.state_dict())(images), scores)
 
 
+BATCH = {64: 2, 256: 1}
+
+
+@pytest.mark.parametrize("size", BATCH)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generators(peers, z, family, size):
+    """In the published width, on every backend."""
+    there, z = FAMILIES[family], z[: BATCH[size]]
+    path = peers[family]
+    with checkout(path, there.extra(path)):
+        generator = scrambled(there.generator(path, size))
+        theirs = there.image(generator, z)
+    ours = load_generator(generator.state_dict())
+    for backend in BACKENDS:
+        with use_backend(backend):
+            near(ours(z), theirs)
+
+
+@pytest.mark.parametrize("n", [0, 3, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_single_layers(peers, family, n):
+    """At 4 pixels, enlarging 8 to 16 pixels, and at 16."""
+    there = FAMILIES[family]
+    path = peers[family]
+    side = {0: 4, 3: 8, 4: 16}[n]
+    x, w = torch.randn(2, 512, side, side), torch.randn(2, 512)
+    with checkout(path, there.extra(path)):
+        generator = scrambled(there.generator(path, 16))
+        theirs = there.layer(generator, n, x, w)
+    ours = conv(load_generator(generator.state_dict()).synthesis, n)
+    assert isinstance(ours, nn.StyleConv) and ours.up == (2 if n % 2 else 1)
+    for backend in BACKENDS:
+        with use_backend(backend):
+            error = ours(x, w) - theirs
+        assert error.norm() <= 1e-5 * theirs.norm()
+        assert error.abs().max() <= 1e-5 * theirs.abs().max()
+
+
+RELEASED = dict.fromkeys((0, 1, 3, 5, 7), 34)  # index in the list: side of the map, as the encoder of PadInv makes them
+EVERY = RELEASED | {2: 11, 4: 19, 6: 35, 8: 67, 9: 66}
+
+
+@pytest.mark.parametrize("size, sides", [(64, RELEASED), (64, EVERY), (256, RELEASED)], ids=["64", "64, all", "256"])
+def test_padding_maps(peers, size, sides):
+    """Against PadInv's own generator, which writes into the maps: it gets copies."""
+    path = peers["padinv"]
+    with checkout(path, package("models", path)):
+        make = importlib.import_module("models.stylegan2_generator_padinv").StyleGAN2GeneratorPadInv
+        generator = scrambled(make(resolution=size))
+        n, layers = BATCH[size], range(generator.num_layers)
+        ws = torch.randn(n, len(layers), 512)
+        maps = [torch.randn(n, 512, sides[i], sides[i]) if i in sides else None for i in layers]
+        before = copy.deepcopy(maps)
+        theirs = generator.synthesis(ws, padding_maps=copy.deepcopy(maps), impl="ref")["image"]
+    ours = load_generator(generator.state_dict()).synthesis
+    for backend in BACKENDS:
+        with use_backend(backend):
+            image = ours(ws, pad_maps=maps)
+        near(image, theirs)
+    assert torch.equal(ours(ws, pad_maps=maps), image)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(maps, before, strict=True))
+    assert (ours(ws) - image).std() > 0.3
+
+
 @pytest.mark.parametrize("architecture", ["skip", "resnet"])
 @pytest.mark.parametrize("c_dim", [0, 5])
 def test_nvlabs(peers, tmp_path, images, architecture, c_dim):
     path = peers["nvlabs"]
     with checkout(path):
-        stylegan3 = (path / "training" / "networks_stylegan2.py").is_file()
-        networks = importlib.import_module("training.networks_stylegan2" if stylegan3 else "training.networks")
+        networks = nvlabs(path)
         facts = {"channel_base": 1024, "channel_max": 32, "conv_clamp": 2.0, "architecture": architecture}
-        synthesis = facts if stylegan3 else {"synthesis_kwargs": facts}
+        synthesis = {"synthesis_kwargs": facts} if networks.__name__ == "training.networks" else facts
         generator = scrambled(networks.Generator(24, c_dim, 16, SIZE, 3, mapping_kwargs={"num_layers": 3}, **synthesis))
         discriminator = scrambled(networks.Discriminator(c_dim, SIZE, 3, **facts))
         data = {"G": generator, "D": discriminator, "G_ema": generator, "augment_pipe": None}
@@ -154,20 +225,35 @@ CONFIGURATIONS = {  # of MS-PIE: arguments there, overrides here
 }
 
 
+def ms_pie(name: str, size: int):
+    """A generator of theirs, inside ``checkout``."""
+    arguments, _ = CONFIGURATIONS[name]
+    no_pad = arguments.get("no_pad", False)
+    resizing = {"up_config": UP, "up_after_conv": not no_pad, "interp_pad": 4 if no_pad else None}
+    make = mmgeneration()[0].MSStyleGANv2Generator
+    return scrambled(make(size, 512, num_mlps=2, deconv2conv=True, **resizing, **arguments))
+
+
+@pytest.mark.parametrize("size", BATCH)
+@pytest.mark.parametrize("name", ["f", "k"])
+def test_positional_generators(peers, z, name, size):
+    """With zero padding and without, in the published width, on every backend."""
+    path, z = peers["mmgeneration"], z[: BATCH[size]]
+    with checkout(path, mmcv(path)):
+        generator = ms_pie(name, size)
+        theirs = generator(z, randomize_noise=False)
+    ours = load_generator(generator.state_dict())
+    for backend in BACKENDS:
+        with use_backend(backend):
+            near(ours(z), theirs)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_positional_encodings(peers, z, images, name):
     path = peers["mmgeneration"]
-    there, overrides = CONFIGURATIONS[name]
-    no_pad = there.get("no_pad", False)
+    overrides = CONFIGURATIONS[name][1]
     with checkout(path, mmcv(path)):
-        mspie, _ = mmgeneration()
-        arguments = {
-            "deconv2conv": True,
-            "up_config": UP,
-            "up_after_conv": not no_pad,
-            "interp_pad": 4 if no_pad else None,
-        }
-        generator = scrambled(mspie.MSStyleGANv2Generator(16, 512, num_mlps=2, **arguments, **there))
+        generator = ms_pie(name, 16)
         theirs = generator(z, randomize_noise=False)
         ours = load_generator(generator.state_dict(), **overrides)
         state, report = convert_generator(generator.state_dict())
@@ -177,7 +263,7 @@ def test_positional_encodings(peers, z, images, name):
             noises = [torch.randn(1, 1, *size) for size in ours.synthesis.noise_sizes(scale)]
             there_ = generator(z, injected_noise=noises, chosen_scale=scale)
             close(ours(z, noises=noises, scale=scale), there_)
-        discriminator = scrambled(mspie.MSStyleGAN2Discriminator(SIZE, with_adaptive_pool=True))
+        discriminator = scrambled(mmgeneration()[0].MSStyleGAN2Discriminator(SIZE, with_adaptive_pool=True))
         judge = load_discriminator(discriminator.state_dict())
         larger = torch.randn(2, 3, 48, 48) * torch.tensor([1.0, 4.0]).reshape(2, 1, 1, 1)
         close(judge(larger), discriminator(larger))

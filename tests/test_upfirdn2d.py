@@ -228,6 +228,17 @@ def test_setup_filter():
     assert PF.setup_filter(taps, separable=False, normalize=False)[7, 7] == 64
 
 
+def test_values_of_the_usual_filter():
+    assert PF.setup_filter([1, 3, 3, 1], separable=True).tolist() == [0.125, 0.375, 0.375, 0.125]
+    f, up = PF.setup_filter([1, 3, 3, 1]), PF.setup_filter([1, 3, 3, 1], gain=4)
+    assert (f[0, 0], f[3, 3], f[1, 1], f[1, 2], f.sum()) == (1 / 64, 1 / 64, 9 / 64, 9 / 64, 1)
+    assert (up[0, 0], up[3, 3], up[1, 1], up[1, 2], up.sum()) == (1 / 16, 1 / 16, 9 / 16, 9 / 16, 4)
+    pixel = torch.zeros(1, 1, 3, 3)
+    pixel[:, :, 1, 1] = 1
+    for backend in BACKENDS:
+        assert torch.equal(PF.upsample2d(pixel, f, backend=backend)[0, 0, 1:5, 1:5], up)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_opcheck(layout):
     x = torch.randn(2, 3, 6, 7).contiguous(memory_format=layout).requires_grad_()
