@@ -182,7 +182,7 @@ def _training(args, device, nvlabs) -> Iterator[Row]:
     }
     if peer_g is not None:
         calls[NVLABS] = lambda: _iteration(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
-    yield _measured("training", f"{size}, N={n}, float32, R1 and path length", calls, args.rounds, grad=True)
+    yield _measured("training", f"{size}, N={n}, float32, R1 and path length", calls, max(3, args.rounds // 2), grad=True)
 
 
 def _memory(args, device, nvlabs) -> Iterator[Row]:
