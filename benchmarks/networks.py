@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import functools
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -182,7 +181,9 @@ def _training(args, device, nvlabs) -> Iterator[Row]:
     }
     if peer_g is not None:
         calls[NVLABS] = lambda: _iteration(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
-    yield _measured("training", f"{size}, N={n}, float32, R1 and path length", calls, max(3, args.rounds // 2), grad=True)
+    yield _measured(
+        "training", f"{size}, N={n}, float32, R1 and path length", calls, max(3, args.rounds // 2), grad=True
+    )
 
 
 def _memory(args, device, nvlabs) -> Iterator[Row]:
@@ -213,9 +214,16 @@ def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
     g, peer = _pair(size, torch.device("cpu"), _nvlabs(checkout) if who == NVLABS else None)
     with torch.no_grad():
         ws = g.mapping(torch.randn(n, 512))
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+        before = _resident("VmRSS")
         g.synthesis(ws) if who == OURS else peer.synthesis(ws, noise_mode="const", fused_modconv=True)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _resident("VmHWM") - before
+
+
+def _resident(key: str) -> int:
+    """Bytes of physical memory, now (VmRSS) or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
 def _iteration(g, d, z, real, label=()) -> torch.Tensor:

@@ -228,6 +228,15 @@ def test_autocast_computes_the_layer_in_half_precision_and_its_factors_not(layer
     assert_close(y, rounded, "modulated_conv2d", torch.bfloat16)
 
 
+@pytest.mark.parametrize("demodulate", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_filters_of_a_batch(dtype, demodulate):
+    """Features to images, which the CPU computes as one product for each sample."""
+    layer = Layer("", (1, 1), padding=0, demodulate=demodulate)
+    given = tensors(layer, n=3, i=40, o=3, dtype=dtype)
+    assert_close(run(layer, *given, backend="cpu"), expected_of(layer, *given), "modulated_conv2d", dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("up", [1, 2])
 def test_views(up, dtype):

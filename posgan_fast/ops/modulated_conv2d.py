@@ -298,12 +298,15 @@ def _infer_cpu(
     x = x.contiguous(memory_format=torch.channels_last)
     styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
     noise, bias = (None if t is None else t.contiguous() for t in (noise, bias))
+    activation = (act, alpha, gain, clamp, "cpu")
     fold = x.shape[0] == 1 and (pad_map is None or up > 1)
     phases = up == 2 and weight.shape[2:] == (3, 3) and x.dtype == torch.bfloat16 and padding == 1 and pad_map is None
+    few = weight.shape[2:] == (1, 1) and 4 * weight.shape[0] <= x.shape[1]
+    if few and up * down == 1 and padding == 0 and not fold:
+        return _few_filters_cpu(x, weight.to(acc), styles, demodulate, eps, noise, bias, activation)
     flipped = flip if up > 1 else not flip  # from the stored kernel to what torch transposes or correlates
     scale, w, odd = _prepared(weight.to(acc), styles, x.dtype, demodulate, eps, fold, up > 1, phases, flipped)
     styles = None if fold else styles
-    activation = (act, alpha, gain, clamp, "cpu")
     if up == 1:
         y = _convolve(x, w, styles, down, padding, pad_map, f, "cpu")
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
@@ -320,6 +323,17 @@ def _infer_cpu(
         return y
     y, *resample = _enlarge(z, w, up, padding, pad_map, f, "cpu")
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation)
+
+
+def _few_filters_cpu(x, weight, styles, demodulate, eps, noise, bias, activation):
+    """Features to an image: the weight of every sample is smaller than a scaled copy of the features would be."""
+    (n, _, h, w), o = x.shape, weight.shape[0]
+    scale = demodulation(weight, styles, eps) if demodulate else None
+    per_sample = (weight[:, :, 0, 0] * styles[:, None]).to(x.dtype)  # [N, O, I]
+    y = x.permute(0, 2, 3, 1).reshape(n, h * w, -1) @ per_sample.mT  # [N, H * W, O]
+    y = y.reshape(n, h, w, o).permute(0, 3, 1, 2)
+    torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
+    return y
 
 
 def _cast(t, dtype):
