@@ -97,7 +97,7 @@ def prologue2d(
         _check.tensor(residual, "residual", shape=(n, c, h, w))
         _check.same_device(residual, "residual", x)
         residual = residual.to(x.dtype)
-    border = None if pad_map is None else _check_border(pad_map, x, c, h, w)
+    border = None if pad_map is None else check_border(pad_map, x, c, h, w)
     if styles is None and residual is None and columns is None and not any(pad):
         return x
     name = _backend.resolve(NAME, IMPLS, x, backend)
@@ -171,7 +171,7 @@ _LIBRARY.define(
 )
 
 
-def _check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> torch.Tensor:
+def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> torch.Tensor:
     """Validate a map or ring around ``h`` x ``w`` pixels of ``c`` channels and return it in the dtype of ``x``."""
     _check.tensor(border, "pad_map")
     _check.same_device(border, "pad_map", x)
