@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
 
-@pytest.mark.parametrize("name", ["triton_interpreter.py", "triton_interpreter_prologue2d.py"])
+@pytest.mark.parametrize(
+    "name", ["triton_interpreter.py", "triton_interpreter_prologue2d.py", "triton_interpreter_modulated_conv2d.py"]
+)
 def test_interpreted(tmp_path, name):
     report = tmp_path / "report.xml"
     tests = str(Path(__file__).with_name(name))
