@@ -242,9 +242,9 @@ def kernel(
     if RESIDUAL:
         z += tl.load(residual + r_at, mask=inside, other=0.0).to(math_t)
     if MODE == "instance":
-        beside = tl.where(ox == 0, left_at + (oy - 1) * left_step, right_at + (oy - 1) * right_step)
-        beyond = tl.where(oy == 0, top_at + ox * top_step, bottom_at + ox * bottom_step)
-        on_ring = tl.where((oy == 0) | (oy == h + 1), beyond, beside)
+        on_ring = _on_ring(
+            oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
+        )
         outside = ((row_ok & column_ok) == 0) & line_ok & place_ok
         ring = tl.load(border + n * ring_n + channel * ring_c + on_ring, mask=outside, other=0.0).to(math_t)
         z = tl.where(inside, z, ring)
@@ -260,3 +260,11 @@ def _source(i, size, MODE: tl.constexpr):
         i = tl.where(i < 0, -i, i)
         i = tl.where(i >= size, 2 * (size - 1) - i, i)
     return i
+
+
+@triton.jit
+def _on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step):
+    """Where a map or ring holds the border's pixel in row oy and column ox of the padded image."""
+    beside = tl.where(ox == 0, left_at + (oy - 1) * left_step, right_at + (oy - 1) * right_step)
+    beyond = tl.where(oy == 0, top_at + ox * top_step, bottom_at + ox * bottom_step)
+    return tl.where((oy == 0) | (oy == h + 1), beyond, beside)

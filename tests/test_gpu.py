@@ -6,6 +6,7 @@ import itertools
 
 import cases
 import pytest
+import test_modulated_conv2d
 import test_prologue2d
 import torch
 from tolerances import assert_close
@@ -84,6 +85,34 @@ def test_prologue2d_gradients(backend):
         results.append(torch.autograd.grad(y.square().sum(), (x, *values)))
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected, "prologue2d", torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("border", ["", "map", "ring"])
+@pytest.mark.parametrize("resolution,side", [(256, 3), (512, 3), (1024, 3), (8, 1), (64, 1), (1024, 1)])
+def test_fused_modulated_conv2d(resolution, side, border, dtype, monkeypatch):
+    """The layers of StyleGAN2 that the launch table lists, in float64 on the same device; RGB where only that is."""
+    kernel = pytest.importorskip("posgan_fast.kernels.modulated_conv2d")
+    calls, launch = [], kernel.modulated_conv2d
+    monkeypatch.setattr(kernel, "modulated_conv2d", lambda *args: calls.append(args) or launch(*args))
+    i = min(cases.channels(resolution), 64) if side == 3 else cases.channels(resolution)
+    o = i if side == 3 and dtype != torch.float32 else 3
+    border = border if side == 3 else ""
+    layer = test_modulated_conv2d.Layer("", (side, side), padding=side // 2, border=border, demodulate=side == 3)
+    x, *rest = test_modulated_conv2d.tensors(layer, 2, i, o, 4, 4, dtype)
+    size = (resolution - 3, resolution)  # rows of tiles that end early
+    x = _like((2, i, *size), dtype, torch.channels_last, 0)
+    rest[2] = _like((1, 1, *size), torch.float32, torch.contiguous_format, 1)
+    if border:
+        shape = (2, i, 2 * sum(size) + 4) if border == "ring" else (2, i, *(s + 2 for s in size))
+        rest[4] = _like(shape, dtype, torch.contiguous_format, 2)
+    x, *rest = (None if t is None else t.to(DEVICE) for t in (x, *rest))
+    y = test_modulated_conv2d.run(layer, x, *rest, backend="triton")
+    expected = test_modulated_conv2d.run(
+        layer, *(None if t is None else t.double() for t in (x, *rest)), backend="reference"
+    )
+    assert len(calls) == 1 and y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, expected, "modulated_conv2d", dtype)
 
 
 @each_backend

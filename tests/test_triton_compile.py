@@ -15,11 +15,17 @@ import pytest
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
-from posgan_fast.kernels import bias_act, epilogue2d, prologue2d, upfirdn2d
+from posgan_fast.kernels import bias_act, epilogue2d, modulated_conv2d, prologue2d, upfirdn2d
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-MODULES = {"upfirdn2d": upfirdn2d, "bias_act": bias_act, "prologue2d": prologue2d, "epilogue2d": epilogue2d}
+MODULES = {
+    "upfirdn2d": upfirdn2d,
+    "bias_act": bias_act,
+    "prologue2d": prologue2d,
+    "epilogue2d": epilogue2d,
+    "modulated_conv2d": modulated_conv2d,
+}
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -47,6 +53,7 @@ class Result(NamedTuple):
     local: int
     shared: int
     vectors: bool  # loads and stores of 16 bytes
+    tensor_cores: bool
 
 
 def _upfirdn2d_builds():
@@ -122,7 +129,31 @@ def _epilogue2d_builds():
                     yield Build("epilogue2d", i, one, dtype, 90)
 
 
-BUILDS = [*_upfirdn2d_builds(), *_bias_act_builds(), *_prologue2d_builds(), *_epilogue2d_builds()]
+def _modulated_conv2d_builds():
+    for i, row in enumerate(modulated_conv2d.TABLE):
+        for dtype, itemsize in ITEMSIZE.items():
+            if itemsize != row.itemsize:
+                continue
+            vec = 16 // itemsize
+            out_vec = vec if row.filters % vec == 0 else 1
+            noise = modulated_conv2d.NOISE_PER_SAMPLE
+            for border in (False, True)[: 1 if row.side == 1 else 2]:
+                layer = ("lrelu", row.side, border, True, noise, True, True)
+                yield from (Build("modulated_conv2d", i, (*layer, vec, out_vec, False), dtype, arch) for arch in ARCHS)
+                if dtype != "bf16":  # which differs from fp16 by its conversions only
+                    yield Build("modulated_conv2d", i, (*layer, vec, out_vec, True), dtype, 90)
+                    yield from (Build("modulated_conv2d", i, (*layer, 1, 1, False), dtype, arch) for arch in ARCHS)
+            bare = ("swish", row.side, False, False, modulated_conv2d.NO_NOISE, False, False, vec, out_vec, False)
+            yield Build("modulated_conv2d", i, bare, dtype, 90)
+
+
+BUILDS = [
+    *_upfirdn2d_builds(),
+    *_bias_act_builds(),
+    *_prologue2d_builds(),
+    *_epilogue2d_builds(),
+    *_modulated_conv2d_builds(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +176,10 @@ def test_fits(build, results):
     _, row, spec = build.parts()
     if build.op == "upfirdn2d":
         assert result.registers <= row.options(ITEMSIZE[build.dtype])["maxnreg"]
-    if spec.vec > 1 and row.cols * ITEMSIZE[build.dtype] >= 16 and getattr(row, "kernel", "full") == "full":
+    if build.op == "modulated_conv2d":
+        assert result.tensor_cores == (build.dtype != "fp32")
+        assert result.vectors == (spec.vec > 1 and spec.out_vec > 1)
+    elif spec.vec > 1 and row.cols * ITEMSIZE[build.dtype] >= 16 and getattr(row, "kernel", "full") == "full":
         assert result.vectors, "no accesses of 16 bytes"
 
 
@@ -155,7 +189,10 @@ def test_every_row_serves_a_call():
     for b in BUILDS:
         module, row, spec = b.parts()
         size = ITEMSIZE[b.dtype]
-        chosen = module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40))
+        if b.op == "modulated_conv2d":
+            chosen = module.select(b.arch, size, row.side, min(row.channels, 2**40), row.filters, row.pixels)
+        else:
+            chosen = module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40))
         served.add((b.op, chosen))
     assert served == {(op, row) for op, module in MODULES.items() for row in module.TABLE}
 
@@ -172,6 +209,10 @@ def _build(build: Build) -> Result | str:
     elif build.op == "prologue2d":
         given = dict(residual=spec.residual, styles=spec.styles, border=spec.mode == "instance")
         given |= dict.fromkeys(("columns", "rows"), spec.encoding > 0)
+        absent = [name for name, there in given.items() if not there]
+        kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
+    elif build.op == "modulated_conv2d":
+        given = dict(border=spec.border, scale=spec.scale, noise=spec.noise, b=spec.bias)
         absent = [name for name, there in given.items() if not there]
         kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
     else:
@@ -196,8 +237,11 @@ def _build(build: Build) -> Result | str:
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-    vectors = all(re.search(rf"{access}\.global\.(v4\.b32|v2\.b64)", binary.asm["ptx"]) for access in ("ld", "st"))
-    return Result(registers, stack, local, binary.metadata.shared, vectors)
+    ptx = binary.asm["ptx"]
+    loads, stores = (re.search(rf"{access}\.global\.(v4\.b32|v2\.b64)", ptx) for access in ("ld", "st"))
+    loads = loads or re.search(r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10", ptx)
+    tensor_cores = re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx) is not None
+    return Result(registers, stack, local, binary.metadata.shared, bool(loads and stores), tensor_cores)
 
 
 def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
@@ -205,6 +249,6 @@ def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
         return "constexpr"
     if name in ("f", "scale", "noise", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
         return "*fp64" if dtype == "fp64" else "*fp32"
-    if name in ("x", "y", "b", "ref", "dy", "out", "residual", "border"):
+    if name in ("x", "y", "b", "ref", "dy", "out", "residual", "border", "weight"):
         return f"*{dtype}"
     return "fp64" if name in ("alpha", "gain", "clamp") else "i32"

@@ -169,23 +169,9 @@ def check(
     _, _, alpha, gain, clamp = bias_act.check(x, None, 1, act, alpha, gain, clamp)
     eps = _check.real(eps, "eps", minimum=0)
     return (
-        weight,
-        styles,
-        up,
-        down,
-        padding,
-        pad_map,
-        f,
-        demodulate,
-        flip_weight,
-        eps,
-        noise,
-        bias,
-        act,
-        alpha,
-        gain,
+        weight, styles, up, down, padding, pad_map, f, demodulate, flip_weight, eps, noise, bias, act, alpha, gain,
         clamp,
-    )
+    )  # fmt: skip
 
 
 @torch.library.register_fake("posgan_fast::modulated_conv2d", lib=_LIBRARY)
@@ -209,11 +195,7 @@ def _stages(
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
-    weight, styles = weight.to(acc), styles.to(acc)
-    scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
-    if demodulate and x.dtype == torch.float16:
-        weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
-    weight = weight.to(x.dtype)
+    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, demodulate, eps)
     noise, bias, activation = _cast(noise, acc), _cast(bias, x.dtype), (act, alpha, gain, clamp, backend)
     if up > 1:
         z = prologue2d.prologue2d(x, styles, backend=backend)
@@ -227,6 +209,16 @@ def _stages(
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
         return y
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation).to(dtype)
+
+
+def _factors(x, weight, styles, pad_map, up, demodulate, eps):
+    """The weight in the dtype of x, styles and coefficients in its arithmetic type, the map: all in range."""
+    acc = _check.arithmetic(x.dtype)
+    weight, styles = weight.to(acc), styles.to(acc)
+    scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
+    if demodulate and x.dtype == torch.float16:
+        weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
+    return weight.to(x.dtype), styles, scale, pad_map
 
 
 _NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
@@ -359,6 +351,30 @@ def _prepared(weight, styles, dtype, demodulate, eps, fold, up, phases, flip):
     return scale, w, odd
 
 
+def _run_triton(x, *call):
+    from ..kernels import modulated_conv2d as kernel
+
+    weight, _, up, down, padding = call[:5]
+    if up == down == 1 and kernel.serves(x, weight, padding):
+        return _infer_triton(kernel.modulated_conv2d, x, *call)
+    return _stages(*[x, *call, "triton", True])
+
+
+def _infer_triton(
+    kernel, x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain,
+    clamp,
+):  # fmt: skip
+    """Inference in one kernel."""
+    y = _empty_output(x, weight, up, down, padding, f)
+    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, demodulate, eps)
+    border = None if pad_map is None else pad_map.to(x.dtype)
+    noise, bias = _cast(noise, styles.dtype), _cast(bias, x.dtype)
+    styles, scale, noise, bias = (None if t is None else t.contiguous() for t in (styles, scale, noise, bias))
+    weight, clamp = weight.contiguous(memory_format=torch.channels_last), bias_act.round_to(clamp, x.dtype)
+    kernel(x, weight, styles, border, scale, noise, bias, y, flip, act, alpha, gain, clamp)
+    return y
+
+
 def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
     def run(*call):
         return _stages(*[*call, backend, backend != "reference"])
@@ -369,7 +385,7 @@ def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
 IMPLS = (
     _backend.Impl("cuda", _backend.cuda_can_run, _run_staged("cuda")),
     _backend.Impl("cpu", _backend.cpu_can_run, _run_cpu),
-    _backend.Impl("triton", _backend.triton_can_run, _run_staged("triton")),
+    _backend.Impl("triton", _backend.triton_can_run, _run_triton),
     _backend.Impl("reference", _backend.reference_can_run, _run_staged("reference")),
 )
 
