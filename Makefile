@@ -12,8 +12,9 @@ CONSTRAINTS := constraints.txt
 demo: setup
 	$(BIN)/python -m posgan_fast demo
 
+# Files side by side; the threads that torch starts in each must not spin while they wait for a core.
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -102,9 +102,9 @@ def _prologue2d_builds():
             vec = 16 // itemsize
             # everything at once, the hungriest; padding alone; an encoding alone
             everything = [("instance", last, True, 2, False, True, True, vec if last else 1) for last in (False, True)]
-            for arch in ARCHS:
+            for arch in (90,) if dtype == "bf16" else ARCHS:  # bf16 differs from fp16 by its conversions only
                 yield from (Build("prologue2d", i, (*spec, False), dtype, arch) for spec in everything)
-            if dtype == "bf16":  # which differs from fp16 by its conversions only
+            if dtype == "bf16":
                 continue
             yield from (Build("prologue2d", i, (*spec, True), dtype, 90) for spec in everything)
             yield Build("prologue2d", i, ("reflect", False, True, 1, True, True, False, 1, False), dtype, 90)
@@ -122,7 +122,8 @@ def _epilogue2d_builds():
             for channels_last in (False, True):
                 # everything there is, vectors and not, in both widths of offsets
                 full = ("lrelu", channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, True)
-                yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in ARCHS)
+                archs = (90,) if dtype == "bf16" else ARCHS  # bf16 differs from fp16 by its conversions only
+                yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in archs)
                 if dtype != "bf16":
                     yield Build("epilogue2d", i, ("swish", *full[1:], 1, True), dtype, 90)
                     one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, False)
