@@ -401,7 +401,7 @@ def test_positional_noise2d(encode, channels, mode, weight):
     elif encode == "spe":
         grid = PF.sinusoidal_encoding2d(7, 8, 8, dtype=torch.float64)
     module = nn.PositionalNoise2d(channels, encode=encode, padding=5, mode=mode)
-    z = (noise.expand(-1, channels, -1, -1) + grid) * torch.tensor(float(weight)).double()
+    z = (noise.expand(-1, channels, -1, -1) + grid) * float(weight)
     kind = "constant" if mode == "zeros" else mode
     torch.testing.assert_close(module(noise, image, weight), F.pad(z + image, (5,) * 4, kind), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(module(noise, None, weight), F.pad(z, (5,) * 4, kind), rtol=1e-12, atol=1e-12)

@@ -218,7 +218,7 @@ def test_tensors_stay_inside_their_storage(offset, size, stride, tmp_path):
     _, (data,) = torch.zeros(4)._typed_storage().__reduce__()
     call = Call("torch.storage._load_from_bytes", data)
     tensor = Call("torch._utils._rebuild_tensor_v2", call, offset, size, stride, False, {})
-    refused(pickled(tensor), tmp_path, "a tensor of size", CheckpointError)
+    refused(pickled(tensor), tmp_path, "a tensor (that is larger|whose size)", CheckpointError)
     whole = Call("torch._utils._rebuild_tensor_v2", call, 0, (2, 2), (1, 2), False, {})
     assert read_pickle(io.BytesIO(pickled(whole))).shape == (2, 2)
 
