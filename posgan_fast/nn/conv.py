@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from .. import functional as PF
-from ..ops import _check
+from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
 from .resample import TAPS
 
@@ -53,14 +52,15 @@ class EqualConv2d(torch.nn.Module):
             raise ValueError(f"down: expected 1 beside up={up}, got {down}")
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
         self.clamp = clamp
+        self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = torch.nn.Parameter(torch.randn(shape, device=device, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         """[N, I, H, W] to [N, O, H * up / down, W * up / down]; ``gain`` multiplies the result and the clamp."""
+        if _check.tensor(x, "x", ndim=4).shape[1] != self.weight.shape[1]:
+            raise ValueError(f"x: expected {self.weight.shape[1]} channels, got shape {tuple(x.shape)}")
         weight = (self.weight * self.weight_gain).to(x.dtype)
         finish: dict[str, Any] = dict(
             b=self.bias,
@@ -68,18 +68,12 @@ class EqualConv2d(torch.nn.Module):
             gain=ACTIVATIONS[self.act].gain * gain,
             clamp=None if self.clamp is None else self.clamp * gain,
         )
+        f, k = self.resample_filter, weight.shape[2]
         if self.up > 1:
-            y, resample = self._enlarge(x, weight)
-            return PF.epilogue2d(y, self.resample_filter, filter_gain=self.up**2, **resample, **finish)
-        padding = weight.shape[2] // 2
-        if self.down == 1:
-            return PF.epilogue2d(F.conv2d(x, weight, padding=padding), **finish)
-        if weight.shape[2] == 1:  # commutes with the decimation
-            y = F.conv2d(PF.downsample2d(x, self.resample_filter, self.down), weight)
-        else:
-            pad = [padding + (t - self.down + i) // 2 for t in self._taps() for i in (1, 0)]
-            y = F.conv2d(PF.upfirdn2d(x, self.resample_filter, padding=pad), weight, stride=self.down)
-        return PF.epilogue2d(y, **finish)
+            w = weight if k == 1 else weight.transpose(0, 1)
+            y, (up, _, padding, _, filter_gain) = _conv2d.enlarge(x, w, self.up, k // 2, None, f, None)
+            return PF.epilogue2d(y, f, up=up, padding=padding, filter_gain=filter_gain, **finish)
+        return PF.epilogue2d(_conv2d.convolve(x, weight, None, self.down, k // 2, None, f, None), **finish)
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
@@ -88,18 +82,9 @@ class EqualConv2d(torch.nn.Module):
             f" bias={self.bias is not None}"
         )
 
-    def _enlarge(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The transposed convolution, and how the filter resamples it."""
-        k, up = weight.shape[2], self.up
-        sides = [(t + up - 1) // 2 for t in self._taps()], [(t - up) // 2 for t in self._taps()]  # before, after
-        if k == 1:  # commutes with the insertion of zeros
-            pad = [p for side in zip(*sides, strict=True) for p in side]
-            return F.conv2d(x, weight), dict(up=up, padding=pad)
-        before, after = [k // 2 + p - k + 1 for p in sides[0]], [k // 2 + p - k + up for p in sides[1]]  # x, y
-        cut = [max(min(-b, -a), 0) for b, a in zip(before, after, strict=True)]
-        y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=up, padding=cut[::-1])
-        return y, dict(padding=[p + c for b, a, c in zip(before, after, cut, strict=True) for p in (b, a)])
 
-    def _taps(self) -> tuple[int, int]:
-        """Taps of the filter along x and y."""
-        return self.resample_filter.shape[-1], self.resample_filter.shape[0]
+def equal_kernel(in_channels, out_channels, kernel_size, device, dtype):
+    """A weight [O, I, k, k] of N(0, 1)."""
+    for value, name in ((in_channels, "in_channels"), (out_channels, "out_channels"), (kernel_size, "kernel_size")):
+        _check.integer(value, name, minimum=1)
+    return torch.randn(out_channels, in_channels, kernel_size, kernel_size, device=device, dtype=dtype)

@@ -25,52 +25,40 @@ class _Resample(torch.nn.Module):
         return f"taps={tuple(self.resample_filter.shape)}, gain={self.gain:g}"
 
 
-class Upsample2d(_Resample):
+class _ByFactor(_Resample):
+    def __init__(
+        self,
+        factor: int | Sequence[int] = 2,
+        resample_filter: Any = TAPS,
+        *,
+        gain: float = 1.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(resample_filter, gain, device)
+        self.factor = _check.pair(factor, "factor", minimum=1)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}, {super().extra_repr()}"
+
+
+class Upsample2d(_ByFactor):
     """[N, C, H, W] to [N, C, H * factor, W * factor]: :func:`posgan_fast.functional.upsample2d`.
 
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
     """
 
-    def __init__(
-        self,
-        factor: int | Sequence[int] = 2,
-        resample_filter: Any = TAPS,
-        *,
-        gain: float = 1.0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(resample_filter, gain, device)
-        self.factor = _check.pair(factor, "factor", minimum=1)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return PF.upsample2d(x, self.resample_filter, self.factor, gain=self.gain)
 
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}, {super().extra_repr()}"
 
-
-class Downsample2d(_Resample):
+class Downsample2d(_ByFactor):
     """[N, C, H, W] to [N, C, H / factor, W / factor]: :func:`posgan_fast.functional.downsample2d`.
 
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
     """
 
-    def __init__(
-        self,
-        factor: int | Sequence[int] = 2,
-        resample_filter: Any = TAPS,
-        *,
-        gain: float = 1.0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(resample_filter, gain, device)
-        self.factor = _check.pair(factor, "factor", minimum=1)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return PF.downsample2d(x, self.resample_filter, self.factor, gain=self.gain)
-
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}, {super().extra_repr()}"
 
 
 class Blur2d(_Resample):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .. import functional as PF
 from ..ops import _check
 from ..ops.bias_act import ACTIVATIONS
+from .conv import equal_kernel
 from .linear import EqualLinear
 from .resample import TAPS
 
@@ -48,11 +49,11 @@ class ModulatedConv2d(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.up, self.down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
         self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.demodulate = _check.flag(demodulate, "demodulate")
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel_size**2)
-        self.weight = torch.nn.Parameter(_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
 
     def forward(
@@ -142,6 +143,7 @@ class StyleConv(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.up = _check.integer(up, "up", minimum=1)
         self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.up_after_conv = None if up_after_conv is None else _check.flag(up_after_conv, "up_after_conv")
@@ -150,7 +152,6 @@ class StyleConv(torch.nn.Module):
             raise ValueError(f"interp_pad: expected 0 unless up_after_conv is True or False, got {interp_pad}")
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
         self.clamp = clamp
-        self.weight = torch.nn.Parameter(_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
         self.noise_strength: torch.nn.Parameter | None = None
         if use_noise:
@@ -180,6 +181,8 @@ class StyleConv(torch.nn.Module):
             noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
             gain: multiplies the result and the clamp.
         """
+        _check.tensor(x, "x", ndim=4)
+        _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
         noise = self._noise(x, noise_mode, noise)
         styles = self.affine(w)  # [N, I]
         finish: dict[str, Any] = dict(
@@ -244,7 +247,7 @@ class StyleConv(torch.nn.Module):
                 noise = self.noise_const
                 if (rows, columns) != (h, w):
                     noise = noise.repeat(-(-h // rows), -(-w // columns))[:h, :w]
-        if noise.ndim == 2:
+        if _check.tensor(noise, "noise").ndim == 2:
             noise = noise[None, None]
         return noise * strength
 
@@ -268,14 +271,16 @@ class ToRGB(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.clamp = clamp
         self.style_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.weight = torch.nn.Parameter(_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H, W] in the dtype of ``x`` (of autocast)."""
+        _check.tensor(x, "x", ndim=4)
+        _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
         return PF.modulated_conv2d(
             x,
             self.weight,
@@ -289,9 +294,3 @@ class ToRGB(torch.nn.Module):
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
         return f"{i}, {o}, kernel_size={k}, clamp={self.clamp}"
-
-
-def _kernel(in_channels, out_channels, kernel_size, device, dtype):
-    for value, name in ((in_channels, "in_channels"), (out_channels, "out_channels"), (kernel_size, "kernel_size")):
-        _check.integer(value, name, minimum=1)
-    return torch.randn(out_channels, in_channels, kernel_size, kernel_size, device=device, dtype=dtype)

@@ -20,9 +20,9 @@ def readable(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
     return x if unit else x.contiguous(memory_format=wanted)
 
 
-def empty(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor of another shape in the dtype, device and memory format of ``x``."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+def empty(x: torch.Tensor, shape: tuple[int, ...], device: str | None = None) -> torch.Tensor:
+    """A tensor of another shape in the dtype and memory format of ``x``, and on its device unless another is named."""
+    return torch.empty(shape, dtype=x.dtype, device=device or x.device, memory_format=memory_format(x))
 
 
 def is_dense(x: torch.Tensor) -> bool:

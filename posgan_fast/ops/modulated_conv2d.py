@@ -33,7 +33,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, _layout, bias_act, epilogue2d, prologue2d, upfirdn2d
+from . import _check, _conv2d, _layout, bias_act, prologue2d, upfirdn2d
 
 NAME = "modulated_conv2d"
 
@@ -142,7 +142,7 @@ def check(
         )
     upfirdn2d.check_filter(f, "resample_filter", x)
     f = None if up * down == 1 else upfirdn2d.taps_of(f, x)
-    size = tuple(_out_size(x, weight, up, down, padding, f))
+    size = tuple(_conv2d.out_size(x, weight, up, down, padding, f))
     if min(size) < 1:
         raise ValueError(
             f"padding: expected an input of at least the size of the kernel, got {h} x {w} with {up=}, {down=},"
@@ -152,7 +152,7 @@ def check(
         if up == 1:
             prologue2d.check_border(pad_map, x, c, h, w)
         else:
-            _, cut = _up_padding(weight, up, padding, f)
+            _, cut = _conv2d.up_padding(weight, up, padding, f)
             around = ((s - 1) * up + k - 2 * p for s, k, p in zip((h, w), (kh, kw), cut, strict=True))
             prologue2d.check_border(pad_map, x, weight.shape[0], *around)
     if noise is not None:
@@ -201,10 +201,10 @@ def _stages(
         z = prologue2d.prologue2d(x, styles, backend=backend)
         if weight.shape[2:] != (1, 1):
             weight = (weight.flip((2, 3)) if flip else weight).transpose(0, 1)
-        y, *resample = _enlarge(z, weight, up, padding, pad_map, f, backend)
+        y, resample = _conv2d.enlarge(z, weight, up, padding, pad_map, f, backend)
     else:
-        y = _convolve(x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend)
-        f, resample = None, _NO_RESAMPLING
+        y = _conv2d.convolve(x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend)
+        f, resample = None, _conv2d.NO_RESAMPLING
     if inplace and f is None:
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
         return y
@@ -219,48 +219,6 @@ def _factors(x, weight, styles, pad_map, up, demodulate, eps):
     if demodulate and x.dtype == torch.float16:
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
     return weight.to(x.dtype), styles, scale, pad_map
-
-
-_NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
-
-
-def _convolve(x, w, styles, down, padding, pad_map, f, backend):
-    """Scale, pad or filter, convolve; styles None: they are in the weight."""
-    if down > 1:  # a 1x1 kernel commutes with the decimation
-        fw, fh = f.shape[-1], f.shape[0]
-        pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
-        early = down if w.shape[2:] == (1, 1) else 1
-        z = epilogue2d.epilogue2d(x, f, styles, down=early, padding=pad, backend=backend)
-        return F.conv2d(z, w, stride=down // early)
-    if pad_map is not None:
-        z = prologue2d.prologue2d(x, styles, padding=1, mode="instance", pad_map=pad_map, backend=backend)
-        return F.conv2d(z, w)
-    return F.conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding)
-
-
-def _enlarge(z, w, up, padding, pad_map, f, backend):
-    """Transposed convolution with w [I, O, kh, kw], and the arguments of the filter behind it. A 1x1 kernel commutes
-    with the insertion of zeros: a plain convolution with w [O, I, 1, 1]."""
-    pad, cut = _up_padding(w, up, padding, f)
-    gain = float(up * up)
-    if w.shape[2:] == (1, 1):
-        return F.conv2d(z, w), (up, up), (1, 1), pad, False, gain
-    y = F.conv_transpose2d(z, w, stride=up, padding=cut)
-    if pad_map is not None:
-        y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
-        pad = [p - 1 for p in pad]
-    return y, (1, 1), (1, 1), pad, False, gain
-
-
-def _up_padding(w, up, padding, f):
-    """Padding of the filter [x0, x1, y0, y1], and what the transposed convolution leaves out [height, width]."""
-    (fw, fh), (kh, kw) = (f.shape[-1], f.shape[0]), w.shape[2:]
-    pad = [padding + p for t in (fw, fh) for p in ((t + up - 1) // 2, (t - up) // 2)]
-    if (kh, kw) == (1, 1):
-        return pad, [0, 0]
-    pad = [pad[0] - kw + 1, pad[1] - kw + up, pad[2] - kh + 1, pad[3] - kh + up]
-    cut = [max(min(-pad[2], -pad[3]), 0), max(min(-pad[0], -pad[1]), 0)]
-    return [pad[0] + cut[1], pad[1] + cut[1], pad[2] + cut[0], pad[3] + cut[0]], cut
 
 
 def _in_range(weight, styles, scale, pad_map, up):
@@ -300,12 +258,12 @@ def _infer_cpu(
     scale, w, odd = _prepared(weight.to(acc), styles, x.dtype, demodulate, eps, fold, up > 1, phases, flipped)
     styles = None if fold else styles
     if up == 1:
-        y = _convolve(x, w, styles, down, padding, pad_map, f, "cpu")
+        y = _conv2d.convolve(x, w, styles, down, padding, pad_map, f, "cpu")
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
         return y
     z = prologue2d.prologue2d(x, styles, backend="cpu")
     if phases:
-        pad, _ = _up_padding(weight, up, padding, f)
+        pad, _ = _conv2d.up_padding(weight, up, padding, f)
         y = x.new_empty((x.shape[0], *[s * up for s in x.shape[2:]], weight.shape[0])).permute(0, 3, 1, 2)
         even, odd = F.conv2d(z, w, padding=1), F.conv2d(z, odd, padding=(0, 1))
         torch.ops.posgan_fast_native.epilogue2d(
@@ -313,7 +271,7 @@ def _infer_cpu(
             bias_act.ACTIVATIONS[act].index, alpha, gain, bias_act.round_to(clamp, x.dtype),
         )  # fmt: skip
         return y
-    y, *resample = _enlarge(z, w, up, padding, pad_map, f, "cpu")
+    y, resample = _conv2d.enlarge(z, w, up, padding, pad_map, f, "cpu")
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation)
 
 
@@ -393,22 +351,12 @@ IMPLS = (
 def _dispatch(x, *arguments):
     y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
-    strides = _empty_output(x.to("meta"), weight, up, down, padding, f).stride()
-    return y if y.stride() == strides else _empty_output(x, weight, up, down, padding, f).copy_(y)
+    expected = _empty_output(x, weight, up, down, padding, f, "meta")
+    return y if y.stride() == expected.stride() else torch.empty_like(expected, device=x.device).copy_(y)
 
 
 _LIBRARY.impl("modulated_conv2d", _dispatch, "CompositeExplicitAutograd")
 
 
-def _empty_output(x, weight, up, down, padding, f):
-    return _layout.empty(x, (x.shape[0], weight.shape[0], *_out_size(x, weight, up, down, padding, f)))
-
-
-def _out_size(x, weight, up, down, padding, f):
-    """Height and width of the result."""
-    kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
-    if down == 1:  # upsampled, padded, filtered, convolved
-        grow = [2 * padding + (t + up - 1) // 2 + (t - up) // 2 - (t - 1) for t in taps]
-        return [s * up + g - k + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
-    grow = [2 * padding + (t - down + 1) // 2 + (t - down) // 2 - (t - 1) for t in taps]
-    return [(s + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
+def _empty_output(x, weight, up, down, padding, f, device=None):
+    return _layout.empty(x, (x.shape[0], weight.shape[0], *_conv2d.out_size(x, weight, up, down, padding, f)), device)

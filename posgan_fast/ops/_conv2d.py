@@ -1,0 +1,65 @@
+"""The convolution between the stages: plain, or resampled by a filter, with the paddings of the NVlabs code.
+
+``padding`` counts pixels of the upsampled image; the filter's own are added. Autograd, backends and dtypes are those of
+the ops that are called.
+"""
+
+from __future__ import annotations
+
+from torch.nn import functional as F
+
+from . import epilogue2d, prologue2d, upfirdn2d
+
+NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
+
+
+def convolve(x, w, styles, down, padding, pad_map, f, backend):
+    """Scale, pad or filter, convolve; styles None: they are in the weight."""
+    if down > 1:  # a 1x1 kernel commutes with the decimation
+        fw, fh = f.shape[-1], f.shape[0]
+        pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
+        early = down if w.shape[2:] == (1, 1) else 1
+        if styles is None:
+            z = upfirdn2d.upfirdn2d(x, f, down=early, padding=pad, backend=backend)
+        else:
+            z = epilogue2d.epilogue2d(x, f, styles, down=early, padding=pad, backend=backend)
+        return F.conv2d(z, w, stride=down // early)
+    if pad_map is not None:
+        z = prologue2d.prologue2d(x, styles, padding=1, mode="instance", pad_map=pad_map, backend=backend)
+        return F.conv2d(z, w)
+    return F.conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding)
+
+
+def enlarge(z, w, up, padding, pad_map, f, backend):
+    """Transposed convolution with w [I, O, kh, kw], and the arguments of the filter behind it. A 1x1 kernel commutes
+    with the insertion of zeros: a plain convolution with w [O, I, 1, 1]."""
+    pad, cut = up_padding(w, up, padding, f)
+    gain = float(up * up)
+    if w.shape[2:] == (1, 1):
+        return F.conv2d(z, w), ((up, up), (1, 1), pad, False, gain)
+    y = F.conv_transpose2d(z, w, stride=up, padding=cut)
+    if pad_map is not None:
+        y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
+        pad = [p - 1 for p in pad]
+    return y, ((1, 1), (1, 1), pad, False, gain)
+
+
+def up_padding(w, up, padding, f):
+    """Padding of the filter [x0, x1, y0, y1], and what the transposed convolution leaves out [height, width]."""
+    (fw, fh), (kh, kw) = (f.shape[-1], f.shape[0]), w.shape[2:]
+    pad = [padding + p for t in (fw, fh) for p in ((t + up - 1) // 2, (t - up) // 2)]
+    if (kh, kw) == (1, 1):
+        return pad, [0, 0]
+    pad = [pad[0] - kw + 1, pad[1] - kw + up, pad[2] - kh + 1, pad[3] - kh + up]
+    cut = [max(min(-pad[2], -pad[3]), 0), max(min(-pad[0], -pad[1]), 0)]
+    return [pad[0] + cut[1], pad[1] + cut[1], pad[2] + cut[0], pad[3] + cut[0]], cut
+
+
+def out_size(x, weight, up, down, padding, f):
+    """Height and width of the result."""
+    kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
+    if down == 1:  # upsampled, padded, filtered, convolved
+        grow = [2 * padding + (t + up - 1) // 2 + (t - up) // 2 - (t - 1) for t in taps]
+        return [s * up + g - k + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
+    grow = [2 * padding + (t - down + 1) // 2 + (t - down) // 2 - (t - 1) for t in taps]
+    return [(s + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
