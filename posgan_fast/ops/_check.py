@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -24,6 +25,10 @@ def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, 
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(value.shape)}")
     if shape is not None and tuple(value.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:  # it would be lost
+        raise NotImplementedError(
+            f"{name}: expected a tensor without a tangent, got a dual one; only reverse-mode derivatives exist"
+        )
     return value
 
 
