@@ -222,6 +222,11 @@ PROLOGUE2D = [
     (dict(encode="spe", join="concat", channels=6), ValueError, "channels"),
     (dict(encode="spe", join="concat", channels=0), ValueError, "channels"),
     (dict(encode="spe", join="concat", channels=8.0), TypeError, "channels"),
+    (dict(encode="csg", channels=8), ValueError, "channels"),
+    (dict(encode="csg", join="concat", channels=8), ValueError, "channels"),
+    (dict(x=X.expand(2, 2, 4, 4).reshape(1, 4, 4, 4), encode="spe", channels=8), ValueError, "channels"),
+    (dict(channels=8), ValueError, "encode"),
+    (dict(base_size=[4, 4]), ValueError, "encode"),
     (dict(encode="csg", layout="stylegan"), ValueError, "layout"),
     (dict(encode="csg", layout=None), TypeError, "layout"),
     (dict(encode="csg", div_half_dim=1), TypeError, "div_half_dim"),
@@ -365,6 +370,25 @@ def test_other_entrances():
         posgan_fast.explain("conv2d", X)
     with pytest.raises(TypeError, match="missing a required argument: 'f'"):
         posgan_fast.explain("upfirdn2d", X)
+
+
+FORWARD_MODE = {
+    "upfirdn2d": lambda t: PF.upfirdn2d(X + t, F4, padding=2),
+    "bias_act": lambda t: PF.bias_act(X, t.new_zeros(2) + t),
+    "prologue2d": lambda t: PF.prologue2d(X, t.new_ones(1, 2) * t, padding=1),
+    "instance_pad2d": lambda t: PF.instance_pad2d(X, RING + t),
+    "epilogue2d": lambda t: PF.epilogue2d(X, scale=t.new_ones(1, 2) * t),
+    "modulated_conv2d": lambda t: PF.modulated_conv2d(X, WEIGHT, STYLES * t, padding=1),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD_MODE)
+def test_a_tangent_is_refused_rather_than_lost(name):
+    t = torch.ones(())
+    with pytest.raises(NotImplementedError, match="expected a tensor without a tangent"):
+        torch.func.jvp(FORWARD_MODE[name], (t,), (t,))
+    with torch.autograd.forward_ad.dual_level():
+        FORWARD_MODE[name](t)
 
 
 def test_the_tables_are_not_thinned():

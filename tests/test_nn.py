@@ -431,6 +431,9 @@ def test_minibatch_std_of_small_and_odd_batches():
         module(randn(6, 2, 2, 2))
 
 
+X4, W5 = torch.zeros(1, 4, 6, 6), torch.zeros(1, 5)
+
+
 @pytest.mark.parametrize(
     "build, error, message",
     [
@@ -443,6 +446,24 @@ def test_minibatch_std_of_small_and_odd_batches():
         (lambda: nn.PositionalNoise2d(3, mode="instance"), ValueError, "^mode: expected one of"),
         (lambda: nn.Upsample2d("2"), TypeError, "^factor: expected an int, got str"),
         (lambda: nn.MinibatchStd(0), ValueError, "^group_size: expected an int >= 1, got 0"),
+        (lambda: nn.EqualConv2d("3", 4), TypeError, "^in_channels: expected an int, got str"),
+        (lambda: nn.ToRGB(3, 4, 5, kernel_size=0), ValueError, "^kernel_size: expected an int >= 1, got 0"),
+        (
+            lambda: nn.CartesianGrid2d(base_size=4),
+            TypeError,
+            r"^base_size: expected \[height, width\] or None, got int",
+        ),
+        (lambda: nn.PositionalNoise2d(2, base_size=[4]), ValueError, r"^base_size: expected .*, got 1 values"),
+        (lambda: nn.EqualConv2d(3, 4)(X4), ValueError, r"^x: expected 3 channels, got shape \(1, 4, 6, 6\)"),
+        (lambda: nn.EqualConv2d(3, 4)(None), TypeError, "^x: expected a torch.Tensor, got NoneType"),
+        (lambda: nn.EqualLinear(3, 4)(X4), ValueError, r"^x: expected shape \[\.\.\., 3\], got \(1, 4, 6, 6\)"),
+        (lambda: nn.StyleConv(4, 4, 5, 6)(X4, X4), ValueError, r"^w: expected shape \(1, 5\), got \(1, 4, 6, 6\)"),
+        (lambda: nn.StyleConv(4, 4, 5, 6)(X4, W5, noise=1.0), TypeError, "^noise: expected a torch.Tensor, got float"),
+        (lambda: nn.StyleConv(4, 4, 5, 6)(X4[0], W5), ValueError, "^x: expected 4 dimensions"),
+        (lambda: nn.ToRGB(4, 3, 5)(X4, None), TypeError, "^w: expected a torch.Tensor, got NoneType"),
+        (lambda: nn.SinusoidalEncoding2d(8)(None), TypeError, "^x: expected a torch.Tensor, got NoneType"),
+        (lambda: nn.PositionalNoise2d(3)([1.0]), TypeError, "^noise: expected a torch.Tensor, got list"),
+        (lambda: nn.MinibatchStd()(X4[0]), ValueError, "^x: expected 4 dimensions"),
     ],
 )
 def test_refusals_name_the_argument(build, error, message):

@@ -17,7 +17,7 @@ class _Encoding(torch.nn.Module):
         super().__init__()
         self.join = _check.choice(join, "join", prologue2d.JOINS)
         self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
-        self.base_size = None if base_size is None else tuple(base_size)
+        self.base_size = encodings2d.check_base(base_size)
 
     def extra_repr(self) -> str:
         return f"join={self.join!r}, layout={self.layout!r}, base_size={self.base_size}"
@@ -49,6 +49,7 @@ class SinusoidalEncoding2d(_Encoding):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to the same shape ("add", C = channels) or to [N, C + channels, H, W] ("concat")."""
+        _check.tensor(x, "x", ndim=4)
         if self.join == "add" and x.shape[1] != self.channels:
             raise ValueError(f"x: expected {self.channels} channels to add the encoding to, got {x.shape[1]}")
         return PF.prologue2d(
@@ -107,13 +108,14 @@ class PositionalNoise2d(torch.nn.Module):
         self.mode = _check.choice(mode, "mode", ("zeros", "reflect"))
         self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
         self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
-        self.base_size = None if base_size is None else tuple(base_size)
+        self.base_size = encodings2d.check_base(base_size)
 
     def forward(
         self, noise: torch.Tensor, image: torch.Tensor | None = None, weight: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """``noise`` [N, channels or 1, H, W], ``image`` [N, channels, H, W] or None and the noise's ``weight``, a
         number or a tensor [], to [N, channels, H + top + bottom, W + left + right]."""
+        _check.tensor(noise, "noise", ndim=4)
         if noise.shape[1] == 1:
             noise = noise.expand(-1, self.channels, -1, -1)
         elif noise.shape[1] != self.channels:

@@ -46,6 +46,8 @@ class EqualLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
+        if _check.tensor(x, "x").shape[-1:] != (self.in_features,):
+            raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
             weight, x = self.weight.to(x.dtype), x * self.weight_gain  # which is smaller than the weight
             bias = None if self.bias is None else self.bias.to(x.dtype)

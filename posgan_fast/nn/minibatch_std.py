@@ -26,7 +26,7 @@ class MinibatchStd(torch.nn.Module):
         Raises:
             ValueError: N is no multiple of the group, or C none of ``num_channels``.
         """
-        n, c, h, w = x.shape
+        n, c, h, w = _check.tensor(x, "x", ndim=4).shape
         group = max(n if self.group_size is None else min(self.group_size, n), 1)
         if n % group:
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")

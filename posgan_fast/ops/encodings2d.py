@@ -68,7 +68,8 @@ def tables(
     _check.choice(kind, "encode", KINDS)
     _check.choice(layout, "layout", LAYOUTS)
     _check.flag(div_half_dim, "div_half_dim")
-    base = size if base_size is None else list(_base(base_size))
+    given = check_base(base_size)
+    base = size if given is None else [given[1], given[0]]
     if kind == "csg":
         base = size if layout == "mmgen" else base  # linear between its ends at any size
         sides = [_coordinates(b, layout, device) for b in base]
@@ -86,13 +87,16 @@ def height_first(layout: str) -> bool:
     return layout == "paper"
 
 
-def _base(base_size: Any) -> tuple[int, int]:
+def check_base(base_size: Any) -> tuple[int, int] | None:
+    """A base size [height, width], or None."""
+    if base_size is None:
+        return None
     if not isinstance(base_size, Sequence) or isinstance(base_size, str):
         raise TypeError(f"base_size: expected [height, width] or None, got {type(base_size).__name__}")
     if len(base_size) != 2:
         raise ValueError(f"base_size: expected [height, width], got {len(base_size)} values")
-    height = _check.integer(base_size[0], "base_size[0]", minimum=1)
-    return _check.integer(base_size[1], "base_size[1]", minimum=1), height
+    height, width = (_check.integer(side, f"base_size[{i}]", minimum=1) for i, side in enumerate(base_size))
+    return height, width
 
 
 def _coordinates(size: int, layout: str, device: Any) -> torch.Tensor:

@@ -62,7 +62,7 @@ def prologue2d(
         pad_map: the map or the compact ring of the mode "instance".
         encode: "spe", "csg" or None.
         join: "add" the encoding (C' = C) or "concat" it behind x.
-        channels: of a concatenated "spe"; None: C. "csg" has two.
+        channels: of a concatenated "spe"; None: C. What is added has those of x, "csg" two.
         layout, div_half_dim, base_size: as in :func:`sinusoidal_encoding2d` and :func:`cartesian_grid2d`.
         backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
 
@@ -77,14 +77,7 @@ def prologue2d(
     _check_input(x)
     n, c, h, w = x.shape
     columns = rows = None
-    _check.choice(join, "join", JOINS)
-    if encode is not None:
-        total = c
-        if join == "concat":
-            total = c if channels is None else _check.integer(channels, "channels", minimum=1)
-        elif c % 4 if _check.choice(encode, "encode", encodings2d.KINDS) == "spe" else c != 2:
-            wanted = "a multiple of 4 channels" if encode == "spe" else "2 channels"
-            raise ValueError(f"x: expected {wanted} to add the encoding {encode!r} to, got {c}")
+    if (total := _encoded_channels(c, encode, join, channels, base_size)) is not None:
         columns, rows = encodings2d.tables(encode, h, w, total, layout, div_half_dim, base_size, x.dtype, x.device)
     concat = columns is not None and join == "concat"
     c += 0 if columns is None or join == "add" else 2 * columns.shape[0]
@@ -189,6 +182,25 @@ def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
         raise ValueError(f"pad_map: expected a ring of {ring} values around {h} x {w}, got shape {tuple(border.shape)}")
     if border.ndim == 4 and (border.shape[2] < h + 2 or border.shape[3] < w + 2):
         raise ValueError(f"pad_map: expected at least {h + 2} x {w + 2} pixels, got shape {tuple(border.shape)}")
+
+
+def _encoded_channels(c, encode, join, channels, base_size):
+    """Channels of the encoding to join to an input of ``c``; None: there is no encoding."""
+    _check.choice(join, "join", JOINS)
+    if encode is None:
+        if channels is not None or base_size is not None:
+            raise ValueError(f"encode: expected one of {encodings2d.KINDS} with channels or a base_size, got None")
+        return None
+    spe = _check.choice(encode, "encode", encodings2d.KINDS) == "spe"
+    total = c if spe else 2
+    if channels is not None and _check.integer(channels, "channels", minimum=1) != total:
+        if not spe or join == "add":
+            raise ValueError(f"channels: expected None or {total} to {join} {encode!r}, got {channels}")
+        total = channels
+    if join == "add" and (c % 4 if spe else c != 2):
+        wanted = "a multiple of 4 channels" if spe else "2 channels"
+        raise ValueError(f"x: expected {wanted} to add the encoding {encode!r} to, got {c}")
+    return total
 
 
 def _check_input(x: Any) -> None:
