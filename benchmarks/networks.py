@@ -244,7 +244,6 @@ def _iteration(g, d, z, real, label=()) -> torch.Tensor:
 
 def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds: int, grad: bool = False) -> Row:
     row = Row(what, case)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
     with contextlib.nullcontext() if grad else torch.no_grad():
         results = {name: call() for name, call in calls.items()}
         base = results.get(REFERENCE, results.get(NVLABS))
@@ -255,19 +254,21 @@ def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds:
             error = (results[OURS].clamp(-1, 1) - base.clamp(-1, 1)).square().mean()
             row.errors["PSNR, dB"] = (10 * torch.log10(4 / error)).item()
         del results
-        names = list(calls)
-        for r in range(rounds):
-            for name in names[r % len(names) :] + names[: r % len(names)]:
-                begin = time.perf_counter()
-                calls[name]()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                samples[name].append(time.perf_counter() - begin)
+        timers = {name: functools.partial(_seconds, call) for name, call in calls.items()}
+        samples = harness.interleave(timers, harness.Effort(rounds, rounds, 0.0, 0.0))
     for name, times in samples.items():
         row.medians[name] = statistics.median(times)
         low, _, high = statistics.quantiles(times, n=4)
         row.quartiles[name] = (low, high)
     return row
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], None]:
