@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 
@@ -9,6 +10,8 @@ import torch
 
 from . import _native, functional
 from .backend import BACKENDS, Choice
+
+_Example = tuple[tuple, dict]
 
 
 def main() -> int:
@@ -63,13 +66,19 @@ def verify() -> int:
 
 
 def _explain(name: str, device: str) -> Choice:
-    positional, keywords = _example(name, device)
+    positional, keywords = _examples(name, device)[0]
     return functional.explain(name, *positional, **keywords)
 
 
 def _error(name: str, device: str, backend: str, dtype: torch.dtype) -> float:
+    """Of the worst example; not a number if any is."""
+    errors = [_error_of(name, example, backend, dtype) for example in _examples(name, device)]
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+def _error_of(name: str, example: _Example, backend: str, dtype: torch.dtype) -> float:
     function = functional.OPS[name][0]
-    positional, keywords = _example(name, device)
+    positional, keywords = example
 
     def run(dtype: torch.dtype, backend: str) -> torch.Tensor:
         keyword = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
@@ -82,8 +91,8 @@ def _error(name: str, device: str, backend: str, dtype: torch.dtype) -> float:
     return ((run(dtype, backend) - expected).norm() / expected.norm()).item()
 
 
-def _example(name: str, device: str) -> tuple[tuple, dict]:
-    """Arguments of a call whose values are exact in every dtype, so that all of them have one result."""
+def _examples(name: str, device: str) -> list[_Example]:
+    """Arguments of calls whose values are exact in every dtype, so that all of them have one result."""
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape: int) -> torch.Tensor:
@@ -91,23 +100,29 @@ def _example(name: str, device: str) -> tuple[tuple, dict]:
 
     x = values(2, 8, 16, 16)
     if name == "sinusoidal_encoding2d":
-        return (9, 12, 16), dict(device=device, dtype=torch.float32)
+        return [((9, 12, 16), dict(device=device, dtype=torch.float32))]
     if name == "cartesian_grid2d":
-        return (9, 12), dict(device=device, dtype=torch.float32)
+        return [((9, 12), dict(device=device, dtype=torch.float32))]
     if name == "prologue2d":
-        return (x, values(2, 8)), dict(padding=2, mode="reflect")
+        return [((x, values(2, 8)), dict(padding=2, mode="reflect"))]
     if name == "instance_pad2d":
-        return (x, values(2, 8, 20, 20)), {}
+        return [((x, values(2, 8, 20, 20)), {})]
     if name == "modulated_conv2d":
         finish = dict(bias=values(4), act="lrelu", clamp=1.0)
         filtered = dict(up=2, padding=1, resample_filter=torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8)
-        return (x[:1], values(4, 8, 3, 3), values(1, 8)), filtered | finish
+        kernel, pixel, pad_map = values(4, 8, 3, 3), values(2, 8, 1, 1), values(2, 8, 18, 18)
+        return [
+            ((x[:1], kernel, values(1, 8)), filtered | finish),
+            ((x, kernel, values(2, 8)), filtered | finish),
+            ((x, kernel, values(2, 8)), dict(padding=1, pad_map=pad_map, noise=values(16, 16)) | finish),
+            ((x, pixel, values(2, 8)), dict(demodulate=False, bias=values(2))),
+        ]
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8
     if name == "epilogue2d":
-        return (x, taps), dict(padding=2, noise=values(2, 1, 17, 17), b=values(8), act="lrelu", clamp=1.0)
+        return [((x, taps), dict(padding=2, noise=values(2, 1, 17, 17), b=values(8), act="lrelu", clamp=1.0))]
     if name.startswith("bias_act"):
-        return (x, values(8)), dict(act="lrelu", clamp=1.0)
-    return (x, taps), {}
+        return [((x, values(8)), dict(act="lrelu", clamp=1.0))]
+    return [((x, taps), {})]
 
 
 def _cuda() -> str:
