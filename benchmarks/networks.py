@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import functools
 import os
 import statistics
@@ -31,6 +32,8 @@ from . import harness, peers
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
 OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "nvlabs, compiled", "nvlabs", "floor", "zeros"
+PREPACKED = "prepacked"
+NO_PEERS = (OURS, PREPACKED, FLOOR, ZEROS)
 
 
 @dataclass
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         for row in globals()[f"_{what}"](args, device, nvlabs):
             print(_line(row), flush=True)
             rows.append(row)
-    slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in (OURS, FLOOR, ZEROS) and r.ratio(n) < 1]
+    slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in NO_PEERS and r.ratio(n) < 1]
     for what, case, name in slower:
         print(f"slower than {name}: {what} {case}")
     name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
@@ -127,10 +130,12 @@ def _layer(args, device, nvlabs) -> Iterator[Row]:
 def _generator(args, device, nvlabs) -> Iterator[Row]:
     for size in args.size:
         g, peer = _pair(size, device, nvlabs)
+        packed = posgan_fast.nn.prepack(copy.deepcopy(g))
         for n in args.batch:
             ws = g.mapping(torch.randn(n, 512, generator=torch.Generator().manual_seed(0)).to(device))
             for dtype in args.dtype:
                 calls: dict[str, Callable[[], Any]] = {OURS: lambda: _in(dtype, lambda: g.synthesis(ws))}  # noqa: B023
+                calls[PREPACKED] = lambda: _in(dtype, lambda: packed.synthesis(ws))  # noqa: B023
                 if dtype == "float32":
                     calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))  # noqa: B023
                 if peer is not None:
@@ -353,13 +358,12 @@ def _plot(rows: list[Row], content: dict[str, Any], path: Path) -> None:
         print("no plot: matplotlib is not installed")
         return
     shown = [r for r in rows if r.what != "memory"]
-    names = [n for n in (OURS, NVLABS, REFERENCE, COMPILED, ZEROS, FLOOR) if any(n in r.medians for r in shown)]
-    colours = dict(zip((OURS, NVLABS, REFERENCE, COMPILED, ZEROS, FLOOR), _COLOURS, strict=True))
+    names = [n for n in _COLOURS if any(n in r.medians for r in shown)]
     figure, axis = pyplot.subplots(figsize=(9, 0.8 + 0.55 * len(shown)), layout="constrained")
     for k, name in enumerate(names):
         at = [(i, r.medians[name] / r.medians[OURS]) for i, r in enumerate(shown) if name in r.medians]
         height = 0.8 / len(names)
-        axis.barh([i + k * height for i, _ in at], [v for _, v in at], height, label=name, color=colours[name])
+        axis.barh([i + k * height for i, _ in at], [v for _, v in at], height, label=name, color=_COLOURS[name])
     axis.set_yticks([i + 0.4 for i in range(len(shown))], [f"{r.what} {r.case}" for r in shown])
     axis.invert_yaxis()
     axis.set_xlabel("time relative to ours")
@@ -374,7 +378,15 @@ def _plot(rows: list[Row], content: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-_COLOURS = ("#1b7f79", "#d1495b", "#8d99ae", "#5c677d", "#edae49", "#cccccc")
+_COLOURS = {
+    OURS: "#1b7f79",
+    PREPACKED: "#7fc8a9",
+    NVLABS: "#d1495b",
+    REFERENCE: "#8d99ae",
+    COMPILED: "#5c677d",
+    ZEROS: "#edae49",
+    FLOOR: "#cccccc",
+}
 
 
 if __name__ == "__main__":

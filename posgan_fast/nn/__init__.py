@@ -11,11 +11,12 @@ from .encoding import CartesianGrid2d, PositionalNoise2d, SinusoidalEncoding2d
 from .linear import EqualLinear
 from .minibatch_std import MinibatchStd
 from .padding import InstancePad2d, PaddingSpaceConv2d
+from .prepack import prepack
 from .resample import TAPS, Blur2d, Downsample2d, Upsample2d
 from .style import ModulatedConv2d, StyleConv, ToRGB
 
 __all__ = [
     "TAPS", "BiasAct", "Blur2d", "CartesianGrid2d", "Downsample2d", "EqualConv2d", "EqualLinear", "InstancePad2d",
     "MinibatchStd", "ModulatedConv2d", "PaddingSpaceConv2d", "PositionalNoise2d", "SinusoidalEncoding2d", "StyleConv",
-    "ToRGB", "Upsample2d",
+    "ToRGB", "Upsample2d", "prepack",
 ]  # fmt: skip

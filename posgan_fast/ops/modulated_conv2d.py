@@ -33,7 +33,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, _conv2d, _layout, bias_act, prologue2d, upfirdn2d
+from . import _check, _conv2d, _layout, _packed, bias_act, prologue2d, upfirdn2d
 
 NAME = "modulated_conv2d"
 
@@ -255,8 +255,16 @@ def _infer_cpu(
     if few and up * down == 1 and padding == 0 and not fold:
         return _few_filters_cpu(x, weight.to(acc), styles, demodulate, eps, noise, bias, activation)
     flipped = flip if up > 1 else not flip  # from the stored kernel to what torch transposes or correlates
-    scale, w, odd = _prepared(weight.to(acc), styles, x.dtype, demodulate, eps, fold, up > 1, phases, flipped)
-    styles = None if fold else styles
+    form = (x.dtype, up > 1, phases, flipped)
+    kept = None
+    if not fold or weight.numel() > x.numel():  # a small weight is prepared sooner than the features are scaled
+        kept = _packed.packed(weight, form, lambda: _pack(weight.detach().to(acc), *form))
+    if kept is not None:
+        squares, w, odd = kept
+        scale = (styles.square() @ squares + eps).rsqrt() if demodulate else None
+    else:
+        scale, w, odd = _prepared(weight.to(acc), styles, demodulate, eps, fold, *form)
+        styles = None if fold else styles
     if up == 1:
         y = _conv2d.convolve(x, w, styles, down, padding, pad_map, f, "cpu")
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
@@ -290,7 +298,14 @@ def _cast(t, dtype):
     return None if t is None else t.to(dtype)
 
 
-def _prepared(weight, styles, dtype, demodulate, eps, fold, up, phases, flip):
+def _pack(weight, *form):
+    """What of a weight no styles change: the sum of squares of each filter's channels [I, O], and the weights."""
+    ones = weight.new_ones((1, weight.shape[1]))
+    _, w, odd = _prepared(weight, ones, False, 0.0, False, *form)
+    return weight.square().sum((2, 3)).t().contiguous(), w, odd
+
+
+def _prepared(weight, styles, demodulate, eps, fold, dtype, up, phases, flip):
     """The demodulation coefficients [N, O], the weight as torch's plain or transposed convolution of channels_last
     tensors reads it fastest, and with phases that of the even and of the odd rows."""
     o, i, kh, kw = weight.shape

@@ -1,0 +1,45 @@
+"""Weights prepared once for inference on the CPU."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from ..ops import _packed
+from .style import ModulatedConv2d, StyleConv
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def prepack(module: M, enable: bool = True) -> M:
+    """Keep the weights of the modulated convolutions in ``module`` as inference on the CPU reads them.
+
+    Otherwise each call casts and reorders its weight, which below 64 pixels takes longer than the convolution. The
+    copies are made at the first call in each dtype and take as much memory as the weights in that dtype. A weight
+    written to by torch (an optimiser, ``load_state_dict``, ``to``) is prepared anew; one written to through ``.data``
+    is not noticed: call this again. Calls with gradients and other backends are not affected, nor are copies and
+    pickles of the module.
+
+    Args:
+        module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers count.
+        enable: False forgets the copies and keeps no more.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: a weight was created under ``torch.inference_mode``, where writes leave no trace.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
+    if any(weight.is_inference() for weight in weights):
+        raise ValueError("module: expected weights created outside of torch.inference_mode, got one created inside")
+    for weight in weights:
+        if enable:
+            _packed.keep(weight)
+        else:
+            _packed.forget(weight)
+    return module

@@ -1,0 +1,131 @@
+"""Prepacked weights: the same results, whatever happens to the weights in between."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+from tolerances import assert_close
+
+from posgan_fast import nn
+from posgan_fast.ops import _packed, modulated_conv2d
+
+LAYERS = {"plain": dict(), "enlarging": dict(up=2), "pixel": dict(kernel_size=1)}
+
+
+def _layer(**kwargs) -> nn.StyleConv:
+    torch.manual_seed(0)
+    module = nn.StyleConv(32, 24, 5, 8 * kwargs.get("up", 1), **kwargs)
+    torch.nn.init.constant_(module.noise_strength, 0.5)
+    return module
+
+
+def _inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 32, 8, 8, generator=generator), torch.randn(n, 5, generator=generator)
+
+
+@pytest.fixture
+def packing(monkeypatch):
+    """How often a weight was packed."""
+    count = []
+    pack = modulated_conv2d._pack
+    monkeypatch.setattr(modulated_conv2d, "_pack", lambda *form: count.append(form) or pack(*form))
+    return count
+
+
+@torch.no_grad()
+def _run(module: nn.StyleConv, n: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    x, w = _inputs(n)
+    return module(x.to(dtype), w)
+
+
+@pytest.mark.parametrize("kwargs", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 2])
+def test_results_are_the_same(kwargs, dtype, n, packing):
+    module = _layer(**kwargs)
+    expected = _run(copy.deepcopy(module).double(), n, torch.float64)
+    assert nn.prepack(module) is module
+    for _ in range(2):
+        assert_close(_run(module, n, dtype), expected, "modulated_conv2d", dtype)
+    small = n == 1 and kwargs.get("kernel_size") == 1  # than the features: not worth it
+    assert len(packing) == (0 if small else 1), "made once, used twice"
+
+
+def test_padding_maps_use_them_too(packing):
+    module, (x, w) = _layer(), _inputs(1)
+    pad_map = torch.randn(1, 32, 12, 12)
+    with torch.no_grad():
+        expected = module(x, w, pad_map=pad_map)
+        actual = nn.prepack(module)(x, w, pad_map=pad_map)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert packing
+
+
+def _through_data(module):
+    module.weight.data.add_(1)
+    nn.prepack(module)
+
+
+WRITES = {
+    "init": lambda module: torch.nn.init.ones_(module.weight),
+    "load_state_dict": lambda module: module.load_state_dict({k: v + 1 for k, v in module.state_dict().items()}),
+    "another tensor": lambda module: setattr(module.weight, "data", torch.ones_like(module.weight)),
+    "optimiser": lambda module: torch.optim.SGD([module.weight], 0.1).step(lambda: module.weight.sum().backward()),
+    "data, then prepack": _through_data,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_written_weight_is_prepared_anew(write):
+    module = nn.prepack(_layer())
+    before = _run(module)
+    write(module)
+    after = _run(module)
+    torch.testing.assert_close(after, _run(copy.deepcopy(module)), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_large_image_does_not_need_them(packing):
+    module = nn.prepack(_layer())
+    with torch.no_grad():
+        module(torch.randn(1, 32, 24, 24), torch.randn(1, 5), noise_mode="none")
+    assert not packing, "the features outnumber the weights"
+
+
+def test_gradients_and_other_backends_pass_them_by(packing):
+    module, (x, w) = nn.prepack(_layer()), _inputs(1)
+    module(x, w).sum().backward()
+    assert module.weight.grad is not None and not packing
+
+
+def test_neither_copied_nor_pickled_nor_kept_alive():
+    module = nn.prepack(_layer())
+    before = set(module.state_dict())
+    _run(module)
+    held = len(_packed._KEPT)
+    twins = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
+    assert len(_packed._KEPT) == held and set(module.state_dict()) == before
+    assert all(torch.equal(_run(twin), _run(twins[0])) for twin in twins)
+    del module
+    gc.collect()
+    assert len(_packed._KEPT) == held - 1
+
+
+def test_they_can_be_forgotten(packing):
+    module = nn.prepack(_layer())
+    _run(nn.prepack(module, False))
+    assert not packing
+
+
+def test_refusals():
+    with pytest.raises(TypeError, match="^module: expected a torch.nn.Module, got Tensor"):
+        nn.prepack(torch.zeros(1))
+    with torch.inference_mode():
+        module = _layer()
+    with pytest.raises(ValueError, match="^module: expected weights created outside of torch.inference_mode"):
+        nn.prepack(module)
