@@ -133,9 +133,7 @@ def kernel(
         v += tl.load(b + col, mask=col < width).to(math_t)
 
     if ORDER == 0:
-        result = gain * _value(v, alpha, ACT)
-        if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
-            result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+        result = activate(v, alpha, gain, clamp, ACT, CLAMP)
     elif ORDER == 1 and READS_OUTPUT:
         y = v
         result = g * gain * _slope(tl.where(gain < 0, -y, y), alpha, ACT)  # the sign alone: a product could underflow
@@ -149,6 +147,16 @@ def kernel(
     if CLAMP and ORDER > 0:
         result = tl.where((y > -clamp) & (y < clamp), result, 0.0)
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def activate(v, alpha, gain, clamp, ACT: tl.constexpr, CLAMP: tl.constexpr):
+    """clamp(gain * act(v)) in the type of v, which the other numbers need not have."""
+    result = tl.full([], gain, v.dtype) * _value(v, tl.full([], alpha, v.dtype), ACT)
+    if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
+        clamp = tl.full([], clamp, v.dtype)
+        result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+    return result
 
 
 @triton.jit

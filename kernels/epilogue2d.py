@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from . import bias_act, upfirdn2d
-from .bias_act import _value
+from .bias_act import activate
 from .launch import LARGE, Row, arch_of, cdiv, first_row, vector
 
 NO_NOISE, ONE_NOISE, NOISE_PER_SAMPLE = 0, 1, 2
@@ -104,9 +104,6 @@ def kernel(
 ):  # fmt: skip
     math_t: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     index_t: tl.constexpr = tl.int64 if BIG else tl.int32
-    alpha = tl.full([], alpha, math_t)
-    gain = tl.full([], gain, math_t)
-    clamp = tl.full([], clamp, math_t)
     pid = tl.program_id(0)
     col = (pid % tiles_x).to(index_t) * COLS + tl.arange(0, COLS)[None, :]
     pid = pid // tiles_x
@@ -134,7 +131,5 @@ def kernel(
             v += tl.load(b + col, mask=in_col).to(math_t)
         else:
             v += tl.load(b + row % channels, mask=in_row).to(math_t)
-    result = gain * _value(v, alpha, ACT)
-    if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
-        result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
-    tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
+    v = activate(v, alpha, gain, clamp, ACT, CLAMP)
+    tl.store(y + offset, v.to(y.dtype.element_ty), mask=mask)

@@ -20,10 +20,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .bias_act import _value
+from .bias_act import activate
 from .epilogue2d import NO_NOISE, NOISE_PER_SAMPLE, ONE_NOISE
 from .launch import ANY, LARGE, arch_of, cdiv, extent, preferred, vector
-from .prologue2d import _on_ring, _ring
+from .prologue2d import locate_ring, on_ring
 
 
 def serves(x: torch.Tensor, weight: torch.Tensor, padding: int) -> bool:
@@ -64,7 +64,7 @@ def modulated_conv2d(
         raise ValueError(f"x: expected a layer of the launch table, got {tuple(x.shape)} and {tuple(weight.shape)}")
     strides = x.stride(0), x.stride(2), x.stride(3)
     big = max(map(extent, (x, y) if border is None else (x, y, border))) >= LARGE
-    ring = _ring(border, h, w)
+    ring = locate_ring(border, h, w)
     if side == 1 and x.stride(2) == w * x.stride(3):
         h, w = 1, h * w
     vec, out_vec = vector(x, c, *strides), vector(x, o)
@@ -170,9 +170,6 @@ def kernel(
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     index_t: tl.constexpr = tl.int64 if BIG else tl.int32
-    alpha = tl.full([], alpha, tl.float32)
-    gain = tl.full([], gain, tl.float32)
-    clamp = tl.full([], clamp, tl.float32)
     pid = tl.program_id(0)
     o = (pid % tiles_o) * COLS + tl.arange(0, COLS)[None, :]
     pid = pid // tiles_o
@@ -196,7 +193,7 @@ def kernel(
         z = tl.load(x + x_at, mask=inside & in_channels[None, :], other=0.0).to(tl.float32)
         z *= tl.load(styles + n * channels + k, mask=in_channels, other=0.0)[None, :]
         if BORDER:
-            at = _on_ring(
+            at = on_ring(
                 i + 1, j + 1, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
             )
             outside = in_image & (inside == 0) & in_channels[None, :]
@@ -216,8 +213,6 @@ def kernel(
         v += tl.load(noise + pixel, mask=in_image)
     if BIAS:
         v += tl.load(b + o, mask=in_filters).to(tl.float32)
-    result = gain * _value(v, alpha, ACT)
-    if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
-        result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+    v = activate(v, alpha, gain, clamp, ACT, CLAMP)
     y_at = (n * h * w + pixel) * filters + o
-    tl.store(y + y_at, result.to(y.dtype.element_ty), mask=in_image & in_filters)
+    tl.store(y + y_at, v.to(y.dtype.element_ty), mask=in_image & in_filters)

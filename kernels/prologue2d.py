@@ -62,7 +62,7 @@ def prologue2d(
         kernel[(tiles * cdiv(lines, row.rows),)](
             x, residual, styles, border, columns, rows, y,
             lines, length // vec, tiles, c // vec if channels_last else c, h, w, out_c, out_h, out_w, left, top, half,
-            *_strides(x, outer, vec), *_strides(residual, outer, vec), *tables, *_ring(border, h, w),
+            *_strides(x, outer, vec), *_strides(residual, outer, vec), *tables, *locate_ring(border, h, w),
             **spec.constants(row), **row.options(),
         )  # fmt: skip
 
@@ -115,7 +115,7 @@ def _strides(t: torch.Tensor | None, dims: tuple[int, ...], vec: int) -> list[in
     return [0 if t is None else t.stride(d) // vec for d in dims]
 
 
-def _ring(border: torch.Tensor | None, h: int, w: int) -> tuple[int, ...]:
+def locate_ring(border: torch.Tensor | None, h: int, w: int) -> tuple[int, ...]:
     """Strides of n and c, then the offset of the first pixel and the step of top, bottom, left and right."""
     if border is None:
         return (0,) * 10
@@ -198,11 +198,9 @@ def kernel(
     if RESIDUAL:
         z += tl.load(residual + r_at, mask=inside, other=0.0).to(math_t)
     if MODE == "instance":
-        on_ring = _on_ring(
-            oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
-        )
+        at = on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step)
         outside = ((row_ok & column_ok) == 0) & line_ok & place_ok
-        ring = tl.load(border + n * ring_n + channel * ring_c + on_ring, mask=outside, other=0.0).to(math_t)
+        ring = tl.load(border + n * ring_n + channel * ring_c + at, mask=outside, other=0.0).to(math_t)
         z = tl.where(inside, z, ring)
     else:
         z = tl.where(inside, z, 0.0)
@@ -219,7 +217,7 @@ def _source(i, size, MODE: tl.constexpr):
 
 
 @triton.jit
-def _on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step):
+def on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step):
     """Where a map or ring holds the border's pixel in row oy and column ox of the padded image."""
     beside = tl.where(ox == 0, left_at + (oy - 1) * left_step, right_at + (oy - 1) * right_step)
     beyond = tl.where(oy == 0, top_at + ox * top_step, bottom_at + ox * bottom_step)
