@@ -27,7 +27,7 @@ Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import torch
 from torch.nn import functional as F
@@ -183,13 +183,13 @@ def _call(x, *call):
     """Where no derivative can be asked for, the op, which may write over what it allocates; else the stages."""
     tensors = [x, *(t for t in call if isinstance(t, torch.Tensor))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _stages(x, *call)
+        return _stages(x, *call[:-1], backend=call[-1])
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
 
 
 def _stages(
     x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain, clamp,
-    backend, inplace=False,
+    *, backend, inplace=False,
 ):  # fmt: skip
     """Prologue, convolution, epilogue: three differentiable ops; ``inplace`` where no derivative is asked for."""
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
@@ -278,7 +278,7 @@ def _in_range(weight, styles, scale, pad_map, up):
 
 def _run_cpu(x, *call):
     # float16 needs care with its range, and no CPU is fast in it.
-    return _stages(*[x, *call, "cpu", True]) if x.dtype == torch.float16 else _infer_cpu(x, *call)
+    return _stages(x, *call, backend="cpu", inplace=True) if x.dtype == torch.float16 else _infer_cpu(x, *call)
 
 
 def _infer_cpu(
@@ -357,7 +357,7 @@ def _run_triton(x, *call):
     weight, _, up, down, padding = call[:5]
     if up == down == 1 and kernel.serves(x, weight, padding):
         return _infer_triton(kernel.modulated_conv2d, x, *call)
-    return _stages(*[x, *call, "triton", True])
+    return _stages(x, *call, backend="triton", inplace=True)
 
 
 def _infer_triton(
@@ -375,18 +375,11 @@ def _infer_triton(
     return y
 
 
-def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
-    def run(*call):
-        return _stages(*[*call, backend, backend != "reference"])
-
-    return run
-
-
 IMPLS = (
-    _backend.Impl("cuda", _backend.cuda_can_run, _run_staged("cuda")),
+    _backend.Impl("cuda", _backend.cuda_can_run, functools.partial(_stages, backend="cuda", inplace=True)),
     _backend.Impl("cpu", _backend.cpu_can_run, _run_cpu),
     _backend.Impl("triton", _backend.triton_can_run, _run_triton),
-    _backend.Impl("reference", _backend.reference_can_run, _run_staged("reference")),
+    _backend.Impl("reference", _backend.reference_can_run, functools.partial(_stages, backend="reference")),
 )
 
 
@@ -407,8 +400,6 @@ def _empty_output(x, weight, up, down, padding, f):
 def _out_size(x, weight, up, down, padding, f):
     """Height and width of the result."""
     kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
-    if down == 1:  # upsampled, padded, filtered, convolved
-        grow = [2 * padding + (t + up - 1) // 2 + (t - up) // 2 - (t - 1) for t in taps]
-        return [s * up + g - k + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
-    grow = [2 * padding + (t - down + 1) // 2 + (t - down) // 2 - (t - 1) for t in taps]
-    return [(s + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
+    # upsampled, padded, filtered, convolved; up or down is 1
+    grow = [2 * padding + (t + up - down) // 2 + (t - up * down) // 2 - (t - 1) for t in taps]
+    return [(s * up + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
