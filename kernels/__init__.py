@@ -1,1 +1,2 @@
-"""Triton kernels, one module per op: kernel, launcher and launch table. They import torch and triton only."""
+"""Triton kernels, one module per op: kernel, launcher and launch table; ``launch`` is what the launchers share. They
+import torch and triton only."""

@@ -19,7 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-LARGE = 2**31  # elements from which on offsets take 64 bits
+from .launch import ANY, LARGE, Row, arch_of, cdiv, first_row, vector
+
 NO_BIAS, BIAS_PER_ROW, BIAS_PER_COLUMN = 0, 1, 2
 
 
@@ -51,54 +52,32 @@ def bias_act(
     else:
         step = min(step, numel // b.numel())  # the stride of a dimension of size 1 may be anything
         bias, rows, cols = BIAS_PER_ROW, numel // step, step
-    vec = 16 // x.element_size()
-    if cols % vec:
-        vec = 1
-    spec = Spec(act, order, reads_output, bias, clamp >= 0, vec, numel >= LARGE)
-    row = select(_arch(x.device), x.element_size(), cols)
-    tiles = _cdiv(cols, row.cols)
+    spec = Spec(act, order, reads_output, bias, clamp >= 0, vector(x, cols), numel >= LARGE)
+    row = select(arch_of(x.device), x.element_size(), cols)
+    tiles = cdiv(cols, row.cols)
     channels = 1 if b is None else b.numel()
     with torch.cuda.device_of(x):
-        kernel[(tiles * _cdiv(rows, row.rows),)](
-            x, b, ref, dy, out, rows, cols // vec, channels, tiles, float(alpha), float(gain), float(clamp),
+        kernel[(tiles * cdiv(rows, row.rows),)](
+            x, b, ref, dy, out, rows, cols // spec.vec, channels, tiles, float(alpha), float(gain), float(clamp),
             **spec.constants(row), **row.options(),
         )  # fmt: skip
 
 
-class Row(NamedTuple):
-    """One row of the launch table: the calls it serves, its tile, and where it was measured."""
-
-    arch: int | None  # compute capability times 10; None: any that has no rows of its own
-    itemsize: int
-    limit: int  # serves rows of memory up to this long
-    rows: int
-    cols: int
-    num_warps: int
-    num_stages: int
-    measured: str
-
-    def options(self) -> dict[str, int]:
-        """The compile options of the kernel."""
-        return dict(num_warps=self.num_warps, num_stages=self.num_stages)
-
-
-ANY = 2**63
-_NOT_YET = "not measured yet"
 TABLE = (  # 32 bytes of each tensor per thread: two loads of 16 bytes in flight
-    Row(None, 2, 4, 512, 4, 4, 1, _NOT_YET),
-    Row(None, 2, 32, 128, 16, 4, 1, _NOT_YET),
-    Row(None, 2, 128, 32, 64, 4, 1, _NOT_YET),
-    Row(None, 2, 1024, 8, 256, 4, 1, _NOT_YET),
-    Row(None, 2, ANY, 1, 2048, 4, 1, _NOT_YET),
-    Row(None, 4, 4, 256, 4, 4, 1, _NOT_YET),
-    Row(None, 4, 32, 64, 16, 4, 1, _NOT_YET),
-    Row(None, 4, 128, 16, 64, 4, 1, _NOT_YET),
-    Row(None, 4, 512, 4, 256, 4, 1, _NOT_YET),
-    Row(None, 4, ANY, 1, 1024, 4, 1, _NOT_YET),
-    Row(None, 8, 4, 128, 4, 4, 1, _NOT_YET),
-    Row(None, 8, 32, 32, 16, 4, 1, _NOT_YET),
-    Row(None, 8, 128, 8, 64, 4, 1, _NOT_YET),
-    Row(None, 8, ANY, 1, 512, 4, 1, _NOT_YET),
+    Row(None, 2, 4, 512, 4, 4, 1),
+    Row(None, 2, 32, 128, 16, 4, 1),
+    Row(None, 2, 128, 32, 64, 4, 1),
+    Row(None, 2, 1024, 8, 256, 4, 1),
+    Row(None, 2, ANY, 1, 2048, 4, 1),
+    Row(None, 4, 4, 256, 4, 4, 1),
+    Row(None, 4, 32, 64, 16, 4, 1),
+    Row(None, 4, 128, 16, 64, 4, 1),
+    Row(None, 4, 512, 4, 256, 4, 1),
+    Row(None, 4, ANY, 1, 1024, 4, 1),
+    Row(None, 8, 4, 128, 4, 4, 1),
+    Row(None, 8, 32, 32, 16, 4, 1),
+    Row(None, 8, 128, 8, 64, 4, 1),
+    Row(None, 8, ANY, 1, 512, 4, 1),
 )
 
 
@@ -125,24 +104,6 @@ class Spec(NamedTuple):
 def select(arch: int, itemsize: int, cols: int) -> Row:
     """The row of the launch table for a call."""
     return first_row(TABLE, arch, itemsize, cols)
-
-
-def first_row(table: tuple[Row, ...], arch: int, itemsize: int, cols: int) -> Row:
-    """The first row for this architecture, else for any, that serves the call."""
-    rows = [row for row in table if row.itemsize == itemsize and cols <= row.limit]
-    return next((row for row in rows if row.arch == arch), None) or next(row for row in rows if row.arch is None)
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)  # triton.cdiv takes microseconds
-
-
-@functools.cache
-def _arch(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return major * 10 + minor
 
 
 @triton.jit(do_not_specialize=("rows", "cols", "channels", "tiles"))
@@ -172,9 +133,7 @@ def kernel(
         v += tl.load(b + col, mask=col < width).to(math_t)
 
     if ORDER == 0:
-        result = gain * _value(v, alpha, ACT)
-        if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
-            result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+        result = activate(v, alpha, gain, clamp, ACT, CLAMP)
     elif ORDER == 1 and READS_OUTPUT:
         y = v
         result = g * gain * _slope(tl.where(gain < 0, -y, y), alpha, ACT)  # the sign alone: a product could underflow
@@ -188,6 +147,16 @@ def kernel(
     if CLAMP and ORDER > 0:
         result = tl.where((y > -clamp) & (y < clamp), result, 0.0)
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def activate(v, alpha, gain, clamp, ACT: tl.constexpr, CLAMP: tl.constexpr):
+    """clamp(gain * act(v)) in the type of v, which the other numbers need not have."""
+    result = tl.full([], gain, v.dtype) * _value(v, tl.full([], alpha, v.dtype), ACT)
+    if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
+        clamp = tl.full([], clamp, v.dtype)
+        result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+    return result
 
 
 @triton.jit

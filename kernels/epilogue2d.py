@@ -18,10 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import upfirdn2d as _upfirdn2d
-from .bias_act import ANY, Row, _arch, _cdiv, _value, first_row
+from . import bias_act, upfirdn2d
+from .bias_act import activate
+from .launch import LARGE, Row, arch_of, cdiv, first_row, vector
 
-LARGE = 2**31  # elements from which on offsets take 64 bits
 NO_NOISE, ONE_NOISE, NOISE_PER_SAMPLE = 0, 1, 2
 
 
@@ -47,20 +47,18 @@ def epilogue2d(
     if y.numel() == 0:
         return
     if f is not None:
-        _upfirdn2d.upfirdn2d(x, f, y, up, down, pad0, flip, filter_gain)
+        upfirdn2d.upfirdn2d(x, f, y, up, down, pad0, flip, filter_gain)
         x = y
         if scale is noise is b is None and (act, gain) == ("linear", 1) and clamp < 0:
             return
     n, c, h, w = y.shape
     channels_last = not y.is_contiguous()
     samples, rows, cols = (n, h * w, c) if channels_last else (1, n * c, h * w)
-    vec = 16 // y.element_size()
-    if cols % vec:
-        vec = 1
+    vec = vector(y, cols)
     noises = NO_NOISE if noise is None else ONE_NOISE if noise.shape[0] == 1 else NOISE_PER_SAMPLE
     spec = Spec(act, channels_last, scale is not None, noises, b is not None, clamp >= 0, vec, y.numel() >= LARGE)
-    row = select(_arch(y.device), y.element_size(), cols)
-    tiles = _cdiv(cols, row.cols), _cdiv(rows, row.rows)
+    row = select(arch_of(y.device), y.element_size(), cols)
+    tiles = cdiv(cols, row.cols), cdiv(rows, row.rows)
     with torch.cuda.device_of(y):
         kernel[(tiles[0] * tiles[1] * samples,)](
             x, scale, noise, b, y, rows, cols // vec, c, *tiles, float(alpha), float(gain), float(clamp),
@@ -68,23 +66,7 @@ def epilogue2d(
         )  # fmt: skip
 
 
-_NOT_YET = "not measured yet"
-TABLE = (  # as bias_act's, whose traffic it has
-    Row(None, 2, 4, 512, 4, 4, 1, _NOT_YET),
-    Row(None, 2, 32, 128, 16, 4, 1, _NOT_YET),
-    Row(None, 2, 128, 32, 64, 4, 1, _NOT_YET),
-    Row(None, 2, 1024, 8, 256, 4, 1, _NOT_YET),
-    Row(None, 2, ANY, 1, 2048, 4, 1, _NOT_YET),
-    Row(None, 4, 4, 256, 4, 4, 1, _NOT_YET),
-    Row(None, 4, 32, 64, 16, 4, 1, _NOT_YET),
-    Row(None, 4, 128, 16, 64, 4, 1, _NOT_YET),
-    Row(None, 4, 512, 4, 256, 4, 1, _NOT_YET),
-    Row(None, 4, ANY, 1, 1024, 4, 1, _NOT_YET),
-    Row(None, 8, 4, 128, 4, 4, 1, _NOT_YET),
-    Row(None, 8, 32, 32, 16, 4, 1, _NOT_YET),
-    Row(None, 8, 128, 8, 64, 4, 1, _NOT_YET),
-    Row(None, 8, ANY, 1, 512, 4, 1, _NOT_YET),
-)
+TABLE = bias_act.TABLE  # whose traffic it has
 
 
 class Spec(NamedTuple):
@@ -122,9 +104,6 @@ def kernel(
 ):  # fmt: skip
     math_t: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     index_t: tl.constexpr = tl.int64 if BIG else tl.int32
-    alpha = tl.full([], alpha, math_t)
-    gain = tl.full([], gain, math_t)
-    clamp = tl.full([], clamp, math_t)
     pid = tl.program_id(0)
     col = (pid % tiles_x).to(index_t) * COLS + tl.arange(0, COLS)[None, :]
     pid = pid // tiles_x
@@ -152,7 +131,5 @@ def kernel(
             v += tl.load(b + col, mask=in_col).to(math_t)
         else:
             v += tl.load(b + row % channels, mask=in_row).to(math_t)
-    result = gain * _value(v, alpha, ACT)
-    if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
-        result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
-    tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
+    v = activate(v, alpha, gain, clamp, ACT, CLAMP)
+    tl.store(y + offset, v.to(y.dtype.element_ty), mask=mask)

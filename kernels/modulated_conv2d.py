@@ -20,11 +20,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .bias_act import ANY, _arch, _cdiv, _value
-from .prologue2d import _extent, _on_ring, _ring
-
-LARGE = 2**31  # elements from which on offsets take 64 bits
-NO_NOISE, ONE_NOISE, NOISE_PER_SAMPLE = 0, 1, 2
+from .bias_act import activate
+from .epilogue2d import NO_NOISE, NOISE_PER_SAMPLE, ONE_NOISE
+from .launch import ANY, LARGE, arch_of, cdiv, extent, preferred, vector
+from .prologue2d import locate_ring, on_ring
 
 
 def serves(x: torch.Tensor, weight: torch.Tensor, padding: int) -> bool:
@@ -34,7 +33,7 @@ def serves(x: torch.Tensor, weight: torch.Tensor, padding: int) -> bool:
     channels_last = c > 1 and x.stride(1) == 1 and not x.is_contiguous()
     if not channels_last or kh != kw or padding != kh // 2:
         return False
-    return select(_arch(x.device), x.element_size(), kh, c, o, n * h * w) is not None
+    return select(arch_of(x.device), x.element_size(), kh, c, o, n * h * w) is not None
 
 
 def modulated_conv2d(
@@ -60,22 +59,20 @@ def modulated_conv2d(
         return
     n, c, h, w = x.shape
     o, _, side, _ = weight.shape
-    row = select(_arch(x.device), x.element_size(), side, c, o, n * h * w)
+    row = select(arch_of(x.device), x.element_size(), side, c, o, n * h * w)
     if row is None:
         raise ValueError(f"x: expected a layer of the launch table, got {tuple(x.shape)} and {tuple(weight.shape)}")
     strides = x.stride(0), x.stride(2), x.stride(3)
-    big = max(map(_extent, (x, y) if border is None else (x, y, border))) >= LARGE
-    ring = _ring(border, h, w)
+    big = max(map(extent, (x, y) if border is None else (x, y, border))) >= LARGE
+    ring = locate_ring(border, h, w)
     if side == 1 and x.stride(2) == w * x.stride(3):
         h, w = 1, h * w
-    widest = 16 // x.element_size()
-    vec = 1 if c % widest or any(stride % widest for stride in strides) else widest
-    out_vec = 1 if o % widest else widest
+    vec, out_vec = vector(x, c, *strides), vector(x, o)
     noises = NO_NOISE if noise is None else ONE_NOISE if noise.shape[0] == 1 else NOISE_PER_SAMPLE
     spec = Spec(
         act, side, border is not None, scale is not None, noises, b is not None, clamp >= 0, vec, out_vec, big
     )  # fmt: skip
-    tiles = _cdiv(o, row.cols), _cdiv(w, row.tile_w), _cdiv(h, row.tile_h)
+    tiles = cdiv(o, row.cols), cdiv(w, row.tile_w), cdiv(h, row.tile_h)
     tap0, tap_step = (0, 1) if flip else (side * side - 1, -1)
     with torch.cuda.device_of(y):
         kernel[(tiles[0] * tiles[1] * tiles[2] * n,)](
@@ -101,7 +98,7 @@ class Row(NamedTuple):
     num_warps: int
     num_stages: int
     registers: int | None  # a thread's limit, where ptxas alone would spill to run more threads
-    measured: str
+    measured: str = "not measured yet"
 
     def options(self) -> dict[str, int | None]:
         """The compile options of the kernel."""
@@ -109,19 +106,18 @@ class Row(NamedTuple):
 
 
 LARGE_IMAGES = 2**16  # 256 x 256 pixels
-_NOT_YET = "not measured yet"
 # A 3x3 layer of 64 channels does 288 operations per byte in half precision, about what the memory of an H100 feeds its
 # tensor cores. An image of RGB is bound by memory at any depth; in float32, which gets no tensor cores, little else is.
 # The steps of 3x3 kernels are not pipelined: that takes asynchronous copies, which pass L1 by.
 TABLE = (
-    Row(None, 2, 3, 64, 16, LARGE_IMAGES, 8, 16, 16, 32, 4, 1, None, _NOT_YET),
-    Row(None, 2, 3, 64, 32, LARGE_IMAGES, 8, 16, 32, 32, 4, 1, None, _NOT_YET),
-    Row(None, 2, 3, 64, 64, LARGE_IMAGES, 8, 16, 64, 32, 8, 1, 192, _NOT_YET),
-    Row(None, 2, 1, 32, 4, 0, 1, 64, 16, 32, 4, 3, None, _NOT_YET),
-    Row(None, 2, 1, ANY, 4, 0, 1, 64, 16, 64, 4, 3, None, _NOT_YET),
-    Row(None, 2, 1, 64, 64, LARGE_IMAGES, 1, 128, 64, 32, 8, 3, None, _NOT_YET),
-    Row(None, 4, 3, 64, 4, LARGE_IMAGES, 8, 16, 4, 16, 4, 1, None, _NOT_YET),
-    Row(None, 4, 1, ANY, 4, 0, 1, 128, 4, 16, 4, 2, None, _NOT_YET),
+    Row(None, 2, 3, 64, 16, LARGE_IMAGES, 8, 16, 16, 32, 4, 1, None),
+    Row(None, 2, 3, 64, 32, LARGE_IMAGES, 8, 16, 32, 32, 4, 1, None),
+    Row(None, 2, 3, 64, 64, LARGE_IMAGES, 8, 16, 64, 32, 8, 1, 192),
+    Row(None, 2, 1, 32, 4, 0, 1, 64, 16, 32, 4, 3, None),
+    Row(None, 2, 1, ANY, 4, 0, 1, 64, 16, 64, 4, 3, None),
+    Row(None, 2, 1, 64, 64, LARGE_IMAGES, 1, 128, 64, 32, 8, 3, None),
+    Row(None, 4, 3, 64, 4, LARGE_IMAGES, 8, 16, 4, 16, 4, 1, None),
+    Row(None, 4, 1, ANY, 4, 0, 1, 128, 4, 16, 4, 2, None),
 )
 
 
@@ -151,15 +147,9 @@ class Spec(NamedTuple):
 @functools.lru_cache(4096)
 def select(arch: int, itemsize: int, side: int, channels: int, filters: int, pixels: int) -> Row | None:
     """The first row for this architecture, else for any, that serves the layer; None: the stages serve it better."""
-    rows = [
-        row
-        for row in TABLE
-        if (row.itemsize, row.side) == (itemsize, side)
-        and channels <= row.channels
-        and filters <= row.filters
-        and pixels >= row.pixels
-    ]
-    return next((row for row in rows if row.arch == arch), None) or next((r for r in rows if r.arch is None), None)
+    rows = (row for row in TABLE if (row.itemsize, row.side) == (itemsize, side) and pixels >= row.pixels)
+    rows = (row for row in rows if channels <= row.channels and filters <= row.filters)
+    return next(preferred(rows, arch), None)
 
 
 _NUMBERS = (
@@ -180,9 +170,6 @@ def kernel(
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     index_t: tl.constexpr = tl.int64 if BIG else tl.int32
-    alpha = tl.full([], alpha, tl.float32)
-    gain = tl.full([], gain, tl.float32)
-    clamp = tl.full([], clamp, tl.float32)
     pid = tl.program_id(0)
     o = (pid % tiles_o) * COLS + tl.arange(0, COLS)[None, :]
     pid = pid // tiles_o
@@ -206,7 +193,7 @@ def kernel(
         z = tl.load(x + x_at, mask=inside & in_channels[None, :], other=0.0).to(tl.float32)
         z *= tl.load(styles + n * channels + k, mask=in_channels, other=0.0)[None, :]
         if BORDER:
-            at = _on_ring(
+            at = on_ring(
                 i + 1, j + 1, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
             )
             outside = in_image & (inside == 0) & in_channels[None, :]
@@ -226,8 +213,6 @@ def kernel(
         v += tl.load(noise + pixel, mask=in_image)
     if BIAS:
         v += tl.load(b + o, mask=in_filters).to(tl.float32)
-    result = gain * _value(v, alpha, ACT)
-    if CLAMP:  # comparisons, not minimum and maximum, so that NaN stays
-        result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+    v = activate(v, alpha, gain, clamp, ACT, CLAMP)
     y_at = (n * h * w + pixel) * filters + o
-    tl.store(y + y_at, result.to(y.dtype.element_ty), mask=in_image & in_filters)
+    tl.store(y + y_at, v.to(y.dtype.element_ty), mask=in_image & in_filters)

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-LARGE = 2**31  # elements from which on offsets take 64 bits
+from .launch import ANY, LARGE, Row, arch_of, cdiv, extent, first_row, vector
 
 
 def prologue2d(
@@ -44,66 +44,42 @@ def prologue2d(
     out_c, out_h, out_w = y.shape[1:]
     channels_last = out_c > 1 and y.stride(1) == 1 and not y.is_contiguous()
     read = [t for t in (x, residual) if t is not None and t.numel()]
-    vec = 16 // y.element_size()
-    if channels_last:
-        whole = out_c % vec == 0 and (c % vec == 0 or not concat)
-        outer = [t.stride(d) for t in read for d in (0, 2, 3)]
-    else:
-        whole = w % vec == 0 and out_w == w
-        outer = [t.stride(d) for t in read for d in (0, 1, 2)]
-    if not whole or any(stride % vec for stride in outer):
-        vec = 1
-    big = max(map(_extent, (y, *read, *(t for t in (border,) if t is not None)))) >= LARGE
+    outer = (0, 2, 3) if channels_last else (0, 1, 2)  # n, h, w or n, c, h
+    lengths = (c, out_c) if channels_last else (w,)
+    strides = (t.stride(d) for t in read for d in outer)
+    vec = vector(y, *lengths, *strides) if channels_last or out_w == w else 1
+    big = max(map(extent, (y, *read, *(t for t in (border,) if t is not None)))) >= LARGE
     encoding = 0 if columns is None else 2 if concat else 1
     spec = Spec(mode, channels_last, c > 0, encoding, height_first, styles is not None, residual is not None, vec, big)
     length = out_c if channels_last else out_w
     lines = y.numel() // length
-    row = select(_arch(y.device), y.element_size(), length)
-    tiles = _cdiv(length, row.cols)
+    row = select(arch_of(y.device), y.element_size(), length)
+    tiles = cdiv(length, row.cols)
     half, tables = 0, [0, 0, 0, 0]
     if columns is not None and rows is not None:
         half, tables = columns.shape[0], [*columns.stride(), *rows.stride()]
     with torch.cuda.device_of(y):
-        kernel[(tiles * _cdiv(lines, row.rows),)](
+        kernel[(tiles * cdiv(lines, row.rows),)](
             x, residual, styles, border, columns, rows, y,
             lines, length // vec, tiles, c // vec if channels_last else c, h, w, out_c, out_h, out_w, left, top, half,
-            *_strides(x, channels_last, vec), *_strides(residual, channels_last, vec), *tables, *_ring(border, h, w),
+            *_strides(x, outer, vec), *_strides(residual, outer, vec), *tables, *locate_ring(border, h, w),
             **spec.constants(row), **row.options(),
         )  # fmt: skip
 
 
-class Row(NamedTuple):
-    """One row of the launch table: the calls it serves, its tile, and where it was measured."""
-
-    arch: int | None  # compute capability times 10; None: any that has no rows of its own
-    itemsize: int
-    limit: int  # serves lines up to this long
-    rows: int
-    cols: int
-    num_warps: int
-    num_stages: int
-    measured: str
-
-    def options(self) -> dict[str, int]:
-        """The compile options of the kernel."""
-        return dict(num_warps=self.num_warps, num_stages=self.num_stages)
-
-
-ANY = 2**63
-_NOT_YET = "not measured yet"
 TABLE = (  # 16 bytes of each tensor per thread: more would take more registers than let enough threads run
-    Row(None, 2, 8, 128, 8, 4, 1, _NOT_YET),
-    Row(None, 2, 32, 32, 32, 4, 1, _NOT_YET),
-    Row(None, 2, 128, 8, 128, 4, 1, _NOT_YET),
-    Row(None, 2, 512, 2, 512, 4, 1, _NOT_YET),
-    Row(None, 2, ANY, 1, 1024, 4, 1, _NOT_YET),
-    Row(None, 4, 8, 64, 8, 4, 1, _NOT_YET),
-    Row(None, 4, 32, 16, 32, 4, 1, _NOT_YET),
-    Row(None, 4, 128, 4, 128, 4, 1, _NOT_YET),
-    Row(None, 4, ANY, 1, 512, 4, 1, _NOT_YET),
-    Row(None, 8, 8, 32, 8, 4, 1, _NOT_YET),
-    Row(None, 8, 32, 8, 32, 4, 1, _NOT_YET),
-    Row(None, 8, ANY, 2, 128, 4, 1, _NOT_YET),
+    Row(None, 2, 8, 128, 8, 4, 1),
+    Row(None, 2, 32, 32, 32, 4, 1),
+    Row(None, 2, 128, 8, 128, 4, 1),
+    Row(None, 2, 512, 2, 512, 4, 1),
+    Row(None, 2, ANY, 1, 1024, 4, 1),
+    Row(None, 4, 8, 64, 8, 4, 1),
+    Row(None, 4, 32, 16, 32, 4, 1),
+    Row(None, 4, 128, 4, 128, 4, 1),
+    Row(None, 4, ANY, 1, 512, 4, 1),
+    Row(None, 8, 8, 32, 8, 4, 1),
+    Row(None, 8, 32, 8, 32, 4, 1),
+    Row(None, 8, ANY, 2, 128, 4, 1),
 )
 
 
@@ -131,19 +107,15 @@ class Spec(NamedTuple):
 
 @functools.lru_cache(4096)
 def select(arch: int, itemsize: int, length: int) -> Row:
-    """The first row for this architecture, else for any, that serves the call."""
-    rows = [row for row in TABLE if row.itemsize == itemsize and length <= row.limit]
-    return next((row for row in rows if row.arch == arch), None) or next(row for row in rows if row.arch is None)
+    """The row of the launch table for a call."""
+    return first_row(TABLE, arch, itemsize, length)
 
 
-def _strides(t: torch.Tensor | None, channels_last: bool, vec: int) -> tuple[int, ...]:
-    """Those of the outer dimensions: (n, h, w) or (n, c, h)."""
-    if t is None:
-        return 0, 0, 0
-    return tuple(t.stride(d) // vec for d in ((0, 2, 3) if channels_last else (0, 1, 2)))
+def _strides(t: torch.Tensor | None, dims: tuple[int, ...], vec: int) -> list[int]:
+    return [0 if t is None else t.stride(d) // vec for d in dims]
 
 
-def _ring(border: torch.Tensor | None, h: int, w: int) -> tuple[int, ...]:
+def locate_ring(border: torch.Tensor | None, h: int, w: int) -> tuple[int, ...]:
     """Strides of n and c, then the offset of the first pixel and the step of top, bottom, left and right."""
     if border is None:
         return (0,) * 10
@@ -155,22 +127,6 @@ def _ring(border: torch.Tensor | None, h: int, w: int) -> tuple[int, ...]:
         first = (border.shape[2] - h - 2) // 2 * sh + (border.shape[3] - w - 2) // 2 * sw
         offsets, steps = (first, first + (h + 1) * sh, first + sh, first + sh + (w + 1) * sw), (sw, sw, sh, sh)
     return sn, sc, *(value for side in zip(offsets, steps, strict=True) for value in side)
-
-
-def _extent(t: torch.Tensor) -> int:
-    return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)  # triton.cdiv takes microseconds
-
-
-@functools.cache
-def _arch(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return major * 10 + minor
 
 
 _NUMBERS = (
@@ -242,11 +198,9 @@ def kernel(
     if RESIDUAL:
         z += tl.load(residual + r_at, mask=inside, other=0.0).to(math_t)
     if MODE == "instance":
-        on_ring = _on_ring(
-            oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
-        )
+        at = on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step)
         outside = ((row_ok & column_ok) == 0) & line_ok & place_ok
-        ring = tl.load(border + n * ring_n + channel * ring_c + on_ring, mask=outside, other=0.0).to(math_t)
+        ring = tl.load(border + n * ring_n + channel * ring_c + at, mask=outside, other=0.0).to(math_t)
         z = tl.where(inside, z, ring)
     else:
         z = tl.where(inside, z, 0.0)
@@ -263,7 +217,7 @@ def _source(i, size, MODE: tl.constexpr):
 
 
 @triton.jit
-def _on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step):
+def on_ring(oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step):
     """Where a map or ring holds the border's pixel in row oy and column ox of the padded image."""
     beside = tl.where(ox == 0, left_at + (oy - 1) * left_step, right_at + (oy - 1) * right_step)
     beyond = tl.where(oy == 0, top_at + ox * top_step, bottom_at + ox * bottom_step)

@@ -29,6 +29,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import ANY, LARGE, arch_of, cdiv, extent, preferred, vector
+
 
 def upfirdn2d(
     x: torch.Tensor,
@@ -48,23 +50,21 @@ def upfirdn2d(
     oh, ow = y.shape[2:]
     sn, sc, sh, sw = x.stride()
     channels_last = c > 1 and sc == 1 and y.is_contiguous(memory_format=torch.channels_last)
-    extent = max(y.numel(), 1 + (n - 1) * sn + (c - 1) * sc + (h - 1) * sh + (w - 1) * sw)
-    vec = 16 // x.element_size()
-    aligned = (x.data_ptr() | y.data_ptr()) % 16 == 0 and not any(stride % vec for stride in (sn, sh, sw))
-    if not (channels_last and aligned and c % vec == 0):
-        vec = 1
-    spec = Spec(channels_last, f.ndim == 1, f.shape[-1], f.shape[0], *up, *down, -pad0[1] % up[1], vec, extent >= LARGE)
-    row = select(_arch(x.device), spec, x.element_size(), c if channels_last else ow)
+    big = max(y.numel(), extent(x)) >= LARGE
+    aligned = channels_last and (x.data_ptr() | y.data_ptr()) % 16 == 0
+    vec = vector(x, c, sn, sh, sw) if aligned else 1
+    spec = Spec(channels_last, f.ndim == 1, f.shape[-1], f.shape[0], *up, *down, -pad0[1] % up[1], vec, big)
+    row = select(arch_of(x.device), spec, x.element_size(), c if channels_last else ow)
 
     planes, samples = (c, n) if channels_last else (n * c, 1)
-    programs = _cdiv(planes, row.planes) * _cdiv(ow, row.cols) * samples
+    programs = cdiv(planes, row.planes) * cdiv(ow, row.cols) * samples
     tile_h = spec.tile_h(row, oh, programs)
-    tiles = (_cdiv(planes, row.planes), _cdiv(ow, row.cols), _cdiv(oh, tile_h))
+    tiles = (cdiv(planes, row.planes), cdiv(ow, row.cols), cdiv(oh, tile_h))
     tap0, tap_step = (0, 1) if flip else (f.numel() - 1, -1)
     args = [
         *(planes, c // vec, h, w, oh, ow),
         *(sn // vec, sc, sh // vec, sw // vec),
-        *(_cdiv(pad0[0], up[0]), _cdiv(pad0[1], up[1]), -pad0[0] % up[0]),
+        *(cdiv(pad0[0], up[0]), cdiv(pad0[1], up[1]), -pad0[0] % up[0]),
         *(tap0, tap_step, tile_h, *tiles),
     ]
     if row.kernel == "looped":
@@ -90,7 +90,7 @@ class Row(NamedTuple):
     num_warps: int
     num_stages: int
     registers: int  # a thread's limit, twice that for float64; stated because ptxas alone spills to run more threads
-    measured: str
+    measured: str = "not measured yet"
 
     def options(self, itemsize: int) -> dict[str, int]:
         """The compile options of the kernel."""
@@ -98,31 +98,28 @@ class Row(NamedTuple):
         return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=registers)
 
 
-ANY = 2**63
-_NOT_YET = "not measured yet"
 TABLE = (
-    Row(None, "full", "nchw", (2, 4, 8), 16, 8, 16, 16, 4, 4, 1, 64, _NOT_YET),
-    Row(None, "full", "nchw", (2, 4, 8), 32, 4, 32, 32, 4, 4, 1, 64, _NOT_YET),
-    Row(None, "full", "nchw", (2, 4, 8), 64, 2, 64, 32, 4, 4, 1, 64, _NOT_YET),
-    Row(None, "full", "nchw", (2, 4, 8), ANY, 1, 128, 32, 4, 4, 1, 64, _NOT_YET),
-    Row(None, "full", "nhwc", (2,), 32, 32, 32, 32, 4, 4, 1, 128, _NOT_YET),
-    Row(None, "full", "nhwc", (2,), ANY, 64, 16, 32, 4, 4, 1, 128, _NOT_YET),
-    Row(None, "full", "nhwc", (4,), 32, 32, 16, 32, 4, 4, 1, 96, _NOT_YET),
-    Row(None, "full", "nhwc", (4,), ANY, 64, 8, 32, 4, 4, 1, 96, _NOT_YET),
-    Row(None, "full", "nhwc", (8,), ANY, 32, 8, 32, 4, 4, 1, 96, _NOT_YET),
-    Row(None, "full", "nhwc1", (2, 4, 8), 4, 4, 32, 32, 4, 4, 1, 80, _NOT_YET),
-    Row(None, "full", "nhwc1", (2, 4, 8), ANY, 32, 4, 32, 4, 4, 1, 80, _NOT_YET),
-    Row(None, "separable", "nchw", (2, 4, 8), 32, 4, 32, 32, 2, 4, 1, 128, _NOT_YET),
-    Row(None, "separable", "nchw", (2, 4, 8), ANY, 1, 128, 64, 2, 4, 1, 128, _NOT_YET),
-    Row(None, "separable", "nhwc", (2, 4, 8), ANY, 32, 8, 64, 2, 4, 1, 168, _NOT_YET),
-    Row(None, "separable", "nhwc1", (2, 4, 8), ANY, 32, 4, 64, 2, 4, 1, 128, _NOT_YET),
-    Row(None, "looped", "nchw", (2, 4, 8), 32, 4, 32, 8, 0, 4, 1, 96, _NOT_YET),
-    Row(None, "looped", "nchw", (2, 4, 8), ANY, 1, 128, 16, 0, 4, 1, 96, _NOT_YET),
-    Row(None, "looped", "nhwc", (2, 4, 8), ANY, 32, 8, 8, 0, 4, 1, 96, _NOT_YET),
-    Row(None, "looped", "nhwc1", (2, 4, 8), ANY, 32, 4, 8, 0, 4, 1, 96, _NOT_YET),
+    Row(None, "full", "nchw", (2, 4, 8), 16, 8, 16, 16, 4, 4, 1, 64),
+    Row(None, "full", "nchw", (2, 4, 8), 32, 4, 32, 32, 4, 4, 1, 64),
+    Row(None, "full", "nchw", (2, 4, 8), 64, 2, 64, 32, 4, 4, 1, 64),
+    Row(None, "full", "nchw", (2, 4, 8), ANY, 1, 128, 32, 4, 4, 1, 64),
+    Row(None, "full", "nhwc", (2,), 32, 32, 32, 32, 4, 4, 1, 128),
+    Row(None, "full", "nhwc", (2,), ANY, 64, 16, 32, 4, 4, 1, 128),
+    Row(None, "full", "nhwc", (4,), 32, 32, 16, 32, 4, 4, 1, 96),
+    Row(None, "full", "nhwc", (4,), ANY, 64, 8, 32, 4, 4, 1, 96),
+    Row(None, "full", "nhwc", (8,), ANY, 32, 8, 32, 4, 4, 1, 96),
+    Row(None, "full", "nhwc1", (2, 4, 8), 4, 4, 32, 32, 4, 4, 1, 80),
+    Row(None, "full", "nhwc1", (2, 4, 8), ANY, 32, 4, 32, 4, 4, 1, 80),
+    Row(None, "separable", "nchw", (2, 4, 8), 32, 4, 32, 32, 2, 4, 1, 128),
+    Row(None, "separable", "nchw", (2, 4, 8), ANY, 1, 128, 64, 2, 4, 1, 128),
+    Row(None, "separable", "nhwc", (2, 4, 8), ANY, 32, 8, 64, 2, 4, 1, 168),
+    Row(None, "separable", "nhwc1", (2, 4, 8), ANY, 32, 4, 64, 2, 4, 1, 128),
+    Row(None, "looped", "nchw", (2, 4, 8), 32, 4, 32, 8, 0, 4, 1, 96),
+    Row(None, "looped", "nchw", (2, 4, 8), ANY, 1, 128, 16, 0, 4, 1, 96),
+    Row(None, "looped", "nhwc", (2, 4, 8), ANY, 32, 8, 8, 0, 4, 1, 96),
+    Row(None, "looped", "nhwc1", (2, 4, 8), ANY, 32, 4, 8, 0, 4, 1, 96),
 )
 ENOUGH_PROGRAMS = 1024  # about one wave on a large GPU: below it, tiles get lower
-LARGE = 2**31  # elements from which on offsets take 64 bits
 
 
 class Spec(NamedTuple):
@@ -143,7 +140,7 @@ class Spec(NamedTuple):
     @property
     def kernel(self) -> str:
         """``_streamed`` where taps and sums fit in registers and the code stays small."""
-        taps_x = _cdiv(self.fw, self.up_x)
+        taps_x = cdiv(self.fw, self.up_x)
         if self.separable:
             fits = taps_x <= 12 and self.fh <= 24
         else:
@@ -171,9 +168,9 @@ class Spec(NamedTuple):
             return row.rows
         _, step = self.step(row)
         rows = min(row.rows, oh)
-        while rows > 2 * step and programs * _cdiv(oh, rows) < ENOUGH_PROGRAMS:
+        while rows > 2 * step and programs * cdiv(oh, rows) < ENOUGH_PROGRAMS:
             rows //= 2
-        return _cdiv(rows, step) * step
+        return cdiv(rows, step) * step
 
     def constants(self, row: Row) -> dict[str, Any]:
         """The constexpr arguments of the kernel."""
@@ -193,24 +190,9 @@ class Spec(NamedTuple):
 @functools.lru_cache(4096)
 def select(arch: int, spec: Spec, itemsize: int, size: int) -> Row:
     """The first row for this architecture, else for any, that serves the call."""
-    rows = [
-        row
-        for row in TABLE
-        if (row.kernel, row.layout) == (spec.kernel, spec.layout) and itemsize in row.itemsizes and size <= row.limit
-    ]
-    return next((row for row in rows if row.arch == arch), None) or next(row for row in rows if row.arch is None)
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)  # triton.cdiv takes microseconds
-
-
-@functools.cache
-def _arch(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return major * 10 + minor
+    kind = spec.kernel, spec.layout
+    rows = (row for row in TABLE if (row.kernel, row.layout) == kind and itemsize in row.itemsizes)
+    return next(preferred((row for row in rows if size <= row.limit), arch))
 
 
 _RUNTIME = (

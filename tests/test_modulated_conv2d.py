@@ -249,6 +249,17 @@ def test_views(up, dtype):
     assert torch.equal(run(layer, x, weight, styles, noise.mT.contiguous().mT, bias, None), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@each_layer
+def test_an_empty_batch_and_one_filter(layer, dtype):
+    for n, i, o in ((0, 4, 1), (0, 8, 6), (2, 8, 1)):
+        values = tensors(layer, n, i, o, 6, 6, dtype)
+        y, expected = (run(layer, *values, backend=backend) for backend in BACKENDS)
+        assert y.shape == expected.shape and y.stride() == expected.stride() and y.dtype == dtype
+        if n:
+            assert_close(y, expected, "modulated_conv2d", dtype)
+
+
 def test_a_map_for_another_batch_is_refused_in_every_dtype():
     for dtype, up in product(DTYPES, (1, 2)):
         x, weight, styles, *_ = tensors(LAYERS[0], dtype=dtype)

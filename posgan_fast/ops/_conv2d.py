@@ -58,8 +58,6 @@ def up_padding(w, up, padding, f):
 def out_size(x, weight, up, down, padding, f):
     """Height and width of the result."""
     kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
-    if down == 1:  # upsampled, padded, filtered, convolved
-        grow = [2 * padding + (t + up - 1) // 2 + (t - up) // 2 - (t - 1) for t in taps]
-        return [s * up + g - k + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
-    grow = [2 * padding + (t - down + 1) // 2 + (t - down) // 2 - (t - 1) for t in taps]
-    return [(s + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
+    # upsampled, padded, filtered, convolved; up or down is 1
+    grow = [2 * padding + (t + up - down) // 2 + (t - up * down) // 2 - (t - 1) for t in taps]
+    return [(s * up + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]

@@ -136,7 +136,7 @@ def bias_act_(
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
-        if not (_reads_output(act, alpha) or _is_scaling(act, clamp)):
+        if derivative_reads(act, alpha, clamp) == "input":
             raise ValueError(
                 "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
                 f" got {act!r}"
@@ -289,14 +289,9 @@ def _exponential(act):
 
 def _setup_context(ctx, inputs, output):
     x, b, *ctx.arguments = inputs
-    act, alpha, clamp = ctx.arguments[1], ctx.arguments[2], ctx.arguments[4]
-    ctx.has_bias = b is not None
-    if _is_scaling(act, clamp):
-        return  # nothing to keep: the caller may write over both x and the result
-    if _reads_output(act, alpha):
-        ctx.save_for_backward(output)
-    else:
-        ctx.save_for_backward(*([x, b] if ctx.has_bias else [x]))
+    reads = derivative_reads(ctx.arguments[1], ctx.arguments[2], ctx.arguments[4])
+    if reads is not None:  # else the caller may write over both x and the result
+        ctx.save_for_backward(*((output,) if reads == "output" else (x, b)))
 
 
 def _backward(ctx, g):
@@ -315,13 +310,11 @@ def gradient(g, ref, b, arguments):
 
 def _setup_context_grad(ctx, inputs, output):
     g, ref, b, *ctx.arguments = inputs
-    ctx.has_bias = b is not None
-    ctx.save_for_backward(g, ref, *([b] if ctx.has_bias else []))
+    ctx.save_for_backward(g, ref, b)
 
 
 def _backward_grad(ctx, h):
-    g, ref, *b = ctx.saved_tensors
-    b = b[0] if b else None
+    g, ref, b = ctx.saved_tensors
     dg = torch.ops.posgan_fast.bias_act_grad(h, ref, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
     if ctx.arguments[1] in ("linear", "relu", "lrelu") or not any(ctx.needs_input_grad[1:3]):
         return dg, *[None] * 8
@@ -331,8 +324,7 @@ def _backward_grad(ctx, h):
 
 def _setup_context_grad2(ctx, inputs, output):
     g, dy, x, b, *ctx.arguments = inputs
-    ctx.has_bias = b is not None
-    ctx.save_for_backward(g, dy, x, *([b] if ctx.has_bias else []))
+    ctx.save_for_backward(g, dy, x, b)
 
 
 def _backward_grad2(ctx, h):
@@ -340,8 +332,7 @@ def _backward_grad2(ctx, h):
         raise NotImplementedError(
             f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented"
         )
-    g, dy, x, *b = ctx.saved_tensors
-    b = b[0] if b else None
+    g, dy, x, b = ctx.saved_tensors
     dg = torch.ops.posgan_fast.bias_act_grad2(h, dy, x, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
     ddy = torch.ops.posgan_fast.bias_act_grad2(h, g, x, b, *ctx.arguments) if ctx.needs_input_grad[1] else None
     return dg, ddy, *[None] * 8
@@ -361,10 +352,10 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, b, *arguments):
-        ctx.arguments, ctx.has_bias = arguments, b is not None
+        ctx.arguments = arguments
         torch.ops.posgan_fast.bias_act_(x, b, *arguments)
         ctx.mark_dirty(x)
-        if not _is_scaling(arguments[1], arguments[4]):
+        if derivative_reads(arguments[1], arguments[2], arguments[4]):
             ctx.save_for_backward(x)
         return x
 
@@ -421,13 +412,10 @@ def _dispatch_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
     return _launch(g, b, x, dy, dim, 2, act, alpha, gain, clamp, backend)
 
 
-for _name, _function in (
-    ("bias_act", _dispatch),
-    ("bias_act_", _dispatch_),
-    ("bias_act_grad", _dispatch_grad),
-    ("bias_act_grad2", _dispatch_grad2),
-):
-    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+_LIBRARY.impl("bias_act", _dispatch, "CompositeExplicitAutograd")
+_LIBRARY.impl("bias_act_", _dispatch_, "CompositeExplicitAutograd")
+_LIBRARY.impl("bias_act_grad", _dispatch_grad, "CompositeExplicitAutograd")
+_LIBRARY.impl("bias_act_grad2", _dispatch_grad2, "CompositeExplicitAutograd")
 
 
 def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
@@ -456,7 +444,7 @@ def _contiguous(b: torch.Tensor | None) -> torch.Tensor | None:
 
 def derivative_reads(act: str, alpha: float, clamp: float) -> str | None:
     """What the first derivative is computed from: the "output", the "input", or nothing, for a mere scaling."""
-    if _is_scaling(act, clamp):
+    if act == "linear" and clamp < 0:
         return None
     return "output" if _reads_output(act, alpha) else "input"
 
@@ -466,15 +454,8 @@ def _reads_output(act: str, alpha: float) -> bool:
     return act == "relu" or (act == "lrelu" and alpha >= 0)
 
 
-def _is_scaling(act: str, clamp: float) -> bool:
-    """Whether the derivative is a constant."""
-    return act == "linear" and clamp < 0
-
-
 def _bias_gradient(ctx, dx, index):
-    if not ctx.has_bias or not ctx.needs_input_grad[index]:
-        return None
-    return dx.sum([i for i in range(dx.ndim) if i != ctx.arguments[0]])
+    return dx.sum([i for i in range(dx.ndim) if i != ctx.arguments[0]]) if ctx.needs_input_grad[index] else None
 
 
 @functools.cache

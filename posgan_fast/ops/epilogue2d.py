@@ -147,7 +147,6 @@ def _setup_context(ctx, inputs, output):
     ctx.activation = (1, act, alpha, gain, clamp, backend)
     ctx.noise_shape = None if noise is None else noise.shape
     ctx.in_shape, ctx.out_shape = x.shape, output.shape
-    ctx.has_bias = b is not None
     ctx.kind = bias_act.derivative_reads(act, alpha, clamp)
     # What the derivative of the activation is read off, besides what the scale's own gradient needs.
     kept = [x if scale is not None or ctx.kind == "input" else None, f, scale]
@@ -166,16 +165,15 @@ def _backward(ctx, dy):
         ref = torch.ops.posgan_fast.epilogue2d(x, f, scale, noise, None, *ctx.resample, *linear)
     g = bias_act.gradient(dy, ref, b, ctx.activation)  # of z * scale + noise + b, [N, C, H', W']
     wanted = ctx.needs_input_grad
-    d_b = g.sum((0, 2, 3)) if ctx.has_bias and wanted[4] else None
+    d_b = g.sum((0, 2, 3)) if wanted[4] else None
     d_noise = d_scale = dx = None
-    if ctx.noise_shape is not None and wanted[3]:
+    if wanted[3]:
         d_noise = g.sum(1, keepdim=True, dtype=_check.arithmetic(g.dtype))
         d_noise = d_noise.sum(0, keepdim=True) if ctx.noise_shape[0] == 1 else d_noise
-    if wanted[0] or (scale is not None and wanted[2]):
+    if wanted[0] or wanted[2]:
         v = g if f is None else _transposed(ctx, g, f)  # [N, C, H, W]
-        if scale is not None and wanted[2]:
-            acc = scale.dtype
-            d_scale = (v.to(acc) * x.to(acc)).sum((2, 3))
+        if wanted[2]:
+            d_scale = (v.to(scale.dtype) * x.to(scale.dtype)).sum((2, 3))
         dx = v if scale is None else (v * scale[:, :, None, None]).to(g.dtype)
     return dx, None, d_scale, d_noise, d_b, *[None] * 10
 

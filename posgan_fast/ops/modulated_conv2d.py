@@ -27,7 +27,7 @@ Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import torch
 from torch.nn import functional as F
@@ -183,13 +183,13 @@ def _call(x, *call):
     """Where no derivative can be asked for, the op, which may write over what it allocates; else the stages."""
     tensors = [x, *(t for t in call if isinstance(t, torch.Tensor))]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _stages(x, *call)
+        return _stages(x, *call[:-1], backend=call[-1])
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
 
 
 def _stages(
     x, weight, styles, up, down, padding, pad_map, f, demodulate, flip, eps, noise, bias, act, alpha, gain, clamp,
-    backend, inplace=False,
+    *, backend, inplace=False,
 ):  # fmt: skip
     """Prologue, convolution, epilogue: three differentiable ops; ``inplace`` where no derivative is asked for."""
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
@@ -236,7 +236,7 @@ def _in_range(weight, styles, scale, pad_map, up):
 
 def _run_cpu(x, *call):
     # float16 needs care with its range, and no CPU is fast in it.
-    return _stages(*[x, *call, "cpu", True]) if x.dtype == torch.float16 else _infer_cpu(x, *call)
+    return _stages(x, *call, backend="cpu", inplace=True) if x.dtype == torch.float16 else _infer_cpu(x, *call)
 
 
 def _infer_cpu(
@@ -285,11 +285,10 @@ def _infer_cpu(
 
 def _few_filters_cpu(x, weight, styles, demodulate, eps, noise, bias, activation):
     """Features to an image: the weight of every sample is smaller than a scaled copy of the features would be."""
-    (n, _, h, w), o = x.shape, weight.shape[0]
     scale = demodulation(weight, styles, eps) if demodulate else None
     per_sample = (weight[:, :, 0, 0] * styles[:, None]).to(x.dtype)  # [N, O, I]
-    y = x.permute(0, 2, 3, 1).reshape(n, h * w, -1) @ per_sample.mT  # [N, H * W, O]
-    y = y.reshape(n, h, w, o).permute(0, 3, 1, 2)
+    y = x.permute(0, 2, 3, 1).flatten(1, 2) @ per_sample.mT  # [N, H * W, O]
+    y = y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
     return y
 
@@ -330,7 +329,7 @@ def _run_triton(x, *call):
     weight, _, up, down, padding = call[:5]
     if up == down == 1 and kernel.serves(x, weight, padding):
         return _infer_triton(kernel.modulated_conv2d, x, *call)
-    return _stages(*[x, *call, "triton", True])
+    return _stages(x, *call, backend="triton", inplace=True)
 
 
 def _infer_triton(
@@ -348,18 +347,11 @@ def _infer_triton(
     return y
 
 
-def _run_staged(backend: str) -> Callable[..., torch.Tensor]:
-    def run(*call):
-        return _stages(*[*call, backend, backend != "reference"])
-
-    return run
-
-
 IMPLS = (
-    _backend.Impl("cuda", _backend.cuda_can_run, _run_staged("cuda")),
+    _backend.Impl("cuda", _backend.cuda_can_run, functools.partial(_stages, backend="cuda", inplace=True)),
     _backend.Impl("cpu", _backend.cpu_can_run, _run_cpu),
     _backend.Impl("triton", _backend.triton_can_run, _run_triton),
-    _backend.Impl("reference", _backend.reference_can_run, _run_staged("reference")),
+    _backend.Impl("reference", _backend.reference_can_run, functools.partial(_stages, backend="reference")),
 )
 
 

@@ -261,12 +261,9 @@ def _encoded(x, columns, rows, concat, height_first):
 
 
 def _setup_context(ctx, inputs, output):
-    x, residual, styles, border, columns, rows, ctx.padding, ctx.mode, ctx.concat, ctx.height_first, _ = inputs
-    ctx.has = [t is not None for t in (residual, styles, border, columns)]
+    x, _, styles, border, columns, rows, ctx.padding, ctx.mode, ctx.concat, ctx.height_first, _ = inputs
     ctx.x_shape, ctx.border_shape = x.shape, None if border is None else border.shape
-    wanted = ctx.needs_input_grad
-    kept = [x if styles is not None and wanted[2] else None, styles, columns, rows]
-    ctx.save_for_backward(*kept)
+    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, styles, columns, rows)
 
 
 def _backward(ctx, dy):
@@ -275,19 +272,19 @@ def _backward(ctx, dy):
     wanted = ctx.needs_input_grad
     acc = _check.arithmetic(dy.dtype)
     d_border = d_styles = dx = None
-    if ctx.has[2] and wanted[3]:
+    if wanted[3]:
         d_border = _border_gradient(dy, ctx.border_shape, h, w)
     left, _, top, _ = ctx.padding
     g = dy[:, :, top : top + h, left : left + w]  # [N, C', H, W]
     if ctx.mode == "reflect" and any(ctx.padding):  # up to nine values to a sum
         g = torch.ops.aten.reflection_pad2d_backward(dy.to(acc), g.to(acc), list(ctx.padding))
-    if ctx.has[1] and wanted[2]:
+    if wanted[2]:
         z = _encoded(x.to(acc), columns, rows, ctx.concat, ctx.height_first)
         d_styles = (g.to(acc) * z).sum((2, 3))
     if wanted[0]:
         dx = g[:, :c]
         dx = (dx if styles is None else dx * styles[:, :c, None, None]).to(dy.dtype)
-    return dx, g.to(dy.dtype) if ctx.has[0] and wanted[1] else None, d_styles, d_border, *[None] * 7
+    return dx, g.to(dy.dtype) if wanted[1] else None, d_styles, d_border, *[None] * 7
 
 
 def _border_gradient(dy, shape, h, w):

@@ -295,12 +295,9 @@ def _resample(x, f, up, down, padding, flip_filter, gain, backend):
     px0, px1, py0, py1 = _check.padding(padding)
     gain = _check.real(gain, "gain")
     fw, fh = _filter_size(f)
-    if (dx, dy) == (1, 1):
-        extra = ((fw + ux - 1) // 2, (fw - ux) // 2, (fh + uy - 1) // 2, (fh - uy) // 2)
-    else:
-        extra = ((fw - dx + 1) // 2, (fw - dx) // 2, (fh - dy + 1) // 2, (fh - dy) // 2)
-    pad = (px0 + extra[0], px1 + extra[1], py0 + extra[2], py1 + extra[3])
-    return upfirdn2d(x, f, (ux, uy), (dx, dy), pad, flip_filter, gain * ux * uy, backend=backend)
+    px0, px1 = px0 + (fw + ux - dx) // 2, px1 + (fw - ux * dx) // 2  # up or down is 1
+    py0, py1 = py0 + (fh + uy - dy) // 2, py1 + (fh - uy * dy) // 2
+    return upfirdn2d(x, f, (ux, uy), (dx, dy), (px0, px1, py0, py1), flip_filter, gain * ux * uy, backend=backend)
 
 
 def taps_of(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
