@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from foreign import FIXTURES
+
+import posgan_fast
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +67,35 @@ def missing_modules(tmp_path) -> tuple[Path, Path]:
     if importlib.util.find_spec("requests") is None:
         (both / "requests.py").write_text("")
     return plain, both
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Puts a fixture folder on the path; afterwards the hooks are gone and so are the modules it brought."""
+    before, finders = dict(sys.modules), list(sys.meta_path)
+    cpp_extension = importlib.import_module("torch.utils.cpp_extension")
+    load = cpp_extension.load
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield lambda folder: monkeypatch.syspath_prepend(str(FIXTURES / folder))
+    while posgan_fast.integrations._ENGINE._depth:
+        posgan_fast.unpatch()
+    for name, module in list(sys.modules.items()):
+        if (
+            name not in before
+            and isinstance(module, ModuleType)
+            and str(vars(module).get("__file__")).startswith(str(FIXTURES))
+        ):
+            del sys.modules[name]
+    sys.modules.pop("torch_conv_gradfix.namespace", None)
+    assert sys.meta_path == finders and cpp_extension.load is load
+
+
+@pytest.fixture
+def nv(package):
+    """The modules of NVlabs, patched."""
+    package("nv")
+    with posgan_fast.patch():
+        yield lambda name: importlib.import_module(f"torch_utils.{name}")
 
 
 class _Peers(dict):
