@@ -61,7 +61,7 @@ void bias_act(Tensor x, std::optional<Tensor> b, std::optional<Tensor> ref, std:
   with_scalar("bias_act", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
     const T* const bias = b.has_value() ? static_cast<const T*>(b->const_data_ptr()) : nullptr;
-    const int threads = bias_act_threads(device.sm(), p);
+    const int threads = elements_threads(device.sm(), p.numel);
     run_bias_act(static_cast<const T*>(x.const_data_ptr()), bias, static_cast<const T*>(ref_data),
                  static_cast<const T*>(dy_data), static_cast<T*>(out.mutable_data_ptr()), p, int(order), Act(act),
                  threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {

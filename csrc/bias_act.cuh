@@ -154,28 +154,6 @@ BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, c
   return s;
 }
 
-struct BiasActTableRow {
-  int sm;         // from this compute capability on
-  int64_t numel;  // from this many elements on
-  int threads;    // of a block
-  const char* measured;
-};
-
-// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
-constexpr BiasActTableRow kBiasActTable[] = {
-    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
-    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
-    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
-};
-
-inline int bias_act_threads(int sm, const BiasActParams& p) {
-  int threads = 0;
-  for (const BiasActTableRow& row : kBiasActTable) {
-    if (sm >= row.sm && p.numel >= row.numel) threads = row.threads;
-  }
-  return threads;
-}
-
 template <typename T, Act kAct, typename Launch>
 void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order,
                   int threads, const Launch& launch) {

@@ -1,4 +1,4 @@
-// What the CUDA kernels over consecutive elements share: division by constants, vectors with ragged ends.
+// What the CUDA kernels over consecutive elements share: division by constants, vectors with ragged ends, launch table.
 #pragma once
 
 #include "host_device.h"
@@ -50,6 +50,29 @@ PF_DEVICE void write_vector(T* to, int64_t i, int64_t numel, bool aligned, const
   for (int e = 0; e < kVectorSize<T>; ++e) {
     if (i + e < numel) to[i + e] = elements[e];
   }
+}
+
+struct ElementsTableRow {
+  int sm;         // from this compute capability on
+  int64_t numel;  // from this many elements on
+  int threads;    // of a block
+  const char* measured;
+};
+
+// The launch table of bias_act, prologue2d and epilogue2d, most specific row last. Small tensors take small blocks, to
+// reach every multiprocessor.
+constexpr ElementsTableRow kElementsTable[] = {
+    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
+    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
+    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
+};
+
+inline int elements_threads(int sm, int64_t numel) {
+  int threads = 0;
+  for (const ElementsTableRow& row : kElementsTable) {
+    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
+  }
+  return threads;
 }
 
 }  // namespace posgan_fast

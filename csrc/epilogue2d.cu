@@ -60,7 +60,7 @@ void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, st
   const OnDevice device(x.get_device_index());
   with_scalar("epilogue2d", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
-    const int threads = epilogue2d_threads(device.sm(), y.numel());
+    const int threads = elements_threads(device.sm(), y.numel());
     run_epilogue2d(
         static_cast<const T*>(x.const_data_ptr()), static_cast<const acc_t<T>*>(scale_data),
         static_cast<const acc_t<T>*>(noise_data), static_cast<const T*>(b_data), static_cast<T*>(y.mutable_data_ptr()),

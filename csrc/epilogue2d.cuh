@@ -147,28 +147,6 @@ Epilogue2dShape epilogue2d_shape(const T* x, const acc_t<T>* scale, const acc_t<
   return s;
 }
 
-struct Epilogue2dTableRow {
-  int sm;         // from this compute capability on
-  int64_t numel;  // from this many elements on
-  int threads;    // of a block
-  const char* measured;
-};
-
-// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
-constexpr Epilogue2dTableRow kEpilogue2dTable[] = {
-    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
-    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
-    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
-};
-
-inline int epilogue2d_threads(int sm, int64_t numel) {
-  int threads = 0;
-  for (const Epilogue2dTableRow& row : kEpilogue2dTable) {
-    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
-  }
-  return threads;
-}
-
 // Calls launch(blocks, kernel, arguments...).
 template <typename T, typename Launch>
 void run_epilogue2d(const T* x, const acc_t<T>* scale, const acc_t<T>* noise, const T* b, T* y,

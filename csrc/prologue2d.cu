@@ -36,7 +36,7 @@ void prologue2d(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> 
                                             wide(columns),
                                             wide(rows),
                                             static_cast<T*>(y.mutable_data_ptr())};
-    const int threads = prologue2d_threads(device.sm(), y.numel());
+    const int threads = elements_threads(device.sm(), y.numel());
     run_prologue2d(pointers, p, threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
       STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "prologue2d: expected fewer elements than ", y.numel());
       device.launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, arguments...);

@@ -238,28 +238,6 @@ Prologue2dShape prologue2d_shape(const Prologue2dPointers<T>& t, const Prologue2
   return s;
 }
 
-struct Prologue2dTableRow {
-  int sm;         // from this compute capability on
-  int64_t numel;  // from this many elements on
-  int threads;    // of a block
-  const char* measured;
-};
-
-// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
-constexpr Prologue2dTableRow kPrologue2dTable[] = {
-    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
-    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
-    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
-};
-
-inline int prologue2d_threads(int sm, int64_t numel) {
-  int threads = 0;
-  for (const Prologue2dTableRow& row : kPrologue2dTable) {
-    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
-  }
-  return threads;
-}
-
 // Calls launch(blocks, kernel, arguments...). Returns whether vectors were read whole.
 template <typename T, typename Launch>
 bool run_prologue2d(const Prologue2dPointers<T>& t, const Prologue2dParams& p, int threads, const Launch& launch) {

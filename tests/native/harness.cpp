@@ -229,21 +229,8 @@ PYBIND11_MODULE(harness, m) {
     const Prologue2dShape nhwc{0, true, true, narrow, by(0), by(2), by(1)};
     return py::make_tuple(list(prologue2d_place<false>(i, p, nchw)), list(prologue2d_place<true>(i, p, nhwc)));
   });
-  m.def("prologue2d_table", [] {
-    py::list rows;
-    for (const Prologue2dTableRow& r : kPrologue2dTable)
-      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
-    return rows;
-  });
   m.def("epilogue2d", &epilogue2d);
   m.def("epilogue2d_place", &epilogue2d_where);
-  m.def("epilogue2d_table", [] {
-    py::list rows;
-    for (const Epilogue2dTableRow& r : kEpilogue2dTable) {
-      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
-    }
-    return rows;
-  });
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
   m.def("division", [](uint32_t n, int64_t d) { return Divider::by(d).quotient(n); });
   m.def("bias_place", [](int64_t i, int64_t step, int64_t channels, bool narrow) {
@@ -261,9 +248,9 @@ PYBIND11_MODULE(harness, m) {
     }
     return rows;
   });
-  m.def("bias_act_table", [] {
+  m.def("elements_table", [] {
     py::list rows;
-    for (const BiasActTableRow& r : kBiasActTable) rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    for (const ElementsTableRow& r : kElementsTable) rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
     return rows;
   });
 }
