@@ -22,38 +22,17 @@ void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* ou
   }
 }
 
-template <Act kAct, typename T>
-auto select_order(int order, bool reads_output) {
-  if (order == 0) return &span<kAct, 0, false, T>;
-  if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
-    if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
-  }
-  if (order == 1) return &span<kAct, 1, false, T>;
-  return &span<kAct, 2, false, T>;
-}
-
 template <typename T>
-auto select_span(Act act, int order, bool output) {
-  switch (act) {
-    case Act::kLinear:
-      return select_order<Act::kLinear, T>(order, output);
-    case Act::kRelu:
-      return select_order<Act::kRelu, T>(order, output);
-    case Act::kLrelu:
-      return select_order<Act::kLrelu, T>(order, output);
-    case Act::kTanh:
-      return select_order<Act::kTanh, T>(order, output);
-    case Act::kSigmoid:
-      return select_order<Act::kSigmoid, T>(order, output);
-    case Act::kElu:
-      return select_order<Act::kElu, T>(order, output);
-    case Act::kSelu:
-      return select_order<Act::kSelu, T>(order, output);
-    case Act::kSoftplus:
-      return select_order<Act::kSoftplus, T>(order, output);
-    default:
-      return select_order<Act::kSwish, T>(order, output);
-  }
+auto select_span(Act act, int order, bool reads_output) {
+  return with_act(act, [&](auto constant) {
+    constexpr Act kAct = constant;
+    if (order == 0) return &span<kAct, 0, false, T>;
+    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+      if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
+    }
+    if (order == 1) return &span<kAct, 1, false, T>;
+    return &span<kAct, 2, false, T>;
+  });
 }
 
 // The biases of consecutive elements, laid out side by side: runs of one value where the bias dimension has a step, a

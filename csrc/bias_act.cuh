@@ -154,46 +154,24 @@ BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, c
   return s;
 }
 
-template <typename T, Act kAct, typename Launch>
-void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order,
+// Calls launch(blocks, kernel, arguments...).
+template <typename T, typename Launch>
+void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order, Act act,
                   int threads, const Launch& launch) {
   const BiasActShape s = bias_act_shape(x, b, ref, dy, out, p);
   const int64_t chunk = int64_t(threads) * kVectorSize<T> * (order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>);
   const int64_t blocks = (p.numel + chunk - 1) / chunk;
   const auto run = [&](auto kernel) { launch(blocks, kernel, x, b, ref, dy, out, p, s); };
-  if (order == 0) return run(bias_act_kernel<T, kAct, 0, false>);
-  if (order == 2)
-    return run(bias_act_kernel < T, piecewise_linear(kAct) ? Act::kLinear : kAct, 2, false >);  // all zero
-  if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
-    if (reads_output(kAct, p.alpha)) return run(bias_act_kernel<T, kAct, 1, true>);
-  }
-  run(bias_act_kernel<T, kAct, 1, false>);
-}
-
-// Calls launch(blocks, kernel, arguments...).
-template <typename T, typename Launch>
-void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order, Act act,
-                  int threads, const Launch& launch) {
-  switch (act) {
-    case Act::kLinear:
-      return run_bias_act<T, Act::kLinear>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kRelu:
-      return run_bias_act<T, Act::kRelu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kLrelu:
-      return run_bias_act<T, Act::kLrelu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kTanh:
-      return run_bias_act<T, Act::kTanh>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSigmoid:
-      return run_bias_act<T, Act::kSigmoid>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kElu:
-      return run_bias_act<T, Act::kElu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSelu:
-      return run_bias_act<T, Act::kSelu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSoftplus:
-      return run_bias_act<T, Act::kSoftplus>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSwish:
-      return run_bias_act<T, Act::kSwish>(x, b, ref, dy, out, p, order, threads, launch);
-  }
+  with_act(act, [&](auto constant) {
+    constexpr Act kAct = constant;
+    constexpr Act kSecond = piecewise_linear(kAct) ? Act::kLinear : kAct;  // their second derivatives are all zero
+    if (order == 0) return run(bias_act_kernel<T, kAct, 0, false>);
+    if (order == 2) return run(bias_act_kernel<T, kSecond, 2, false>);
+    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+      if (reads_output(kAct, p.alpha)) return run(bias_act_kernel<T, kAct, 1, true>);
+    }
+    run(bias_act_kernel<T, kAct, 1, false>);
+  });
 }
 
 }  // namespace posgan_fast

@@ -21,26 +21,7 @@ void activate(const A* __restrict v, A* __restrict out, int n, Scalars<A> s) {
 
 template <typename A>
 auto select_activation(Act act) {
-  switch (act) {
-    case Act::kLinear:
-      return &activate<Act::kLinear, A>;
-    case Act::kRelu:
-      return &activate<Act::kRelu, A>;
-    case Act::kLrelu:
-      return &activate<Act::kLrelu, A>;
-    case Act::kTanh:
-      return &activate<Act::kTanh, A>;
-    case Act::kSigmoid:
-      return &activate<Act::kSigmoid, A>;
-    case Act::kElu:
-      return &activate<Act::kElu, A>;
-    case Act::kSelu:
-      return &activate<Act::kSelu, A>;
-    case Act::kSoftplus:
-      return &activate<Act::kSoftplus, A>;
-    default:
-      return &activate<Act::kSwish, A>;
-  }
+  return with_act(act, [](auto constant) { return &activate<constant, A>; });
 }
 
 // out = z * scale + noise + b over pixels of one channel; noise null: none.

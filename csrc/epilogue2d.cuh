@@ -154,27 +154,7 @@ void run_epilogue2d(const T* x, const acc_t<T>* scale, const acc_t<T>* noise, co
   const Epilogue2dShape s = epilogue2d_shape(x, scale, noise, b, y, p);
   const int64_t chunk = int64_t(threads) * kVectorSize<T> * kBiasActUnroll<T, 0>;
   const int64_t blocks = (p.n * p.c * p.h * p.w + chunk - 1) / chunk;
-  const auto run = [&](auto kernel) { launch(blocks, kernel, x, scale, noise, b, y, p, s); };
-  switch (act) {
-    case Act::kLinear:
-      return run(epilogue2d_kernel<T, Act::kLinear>);
-    case Act::kRelu:
-      return run(epilogue2d_kernel<T, Act::kRelu>);
-    case Act::kLrelu:
-      return run(epilogue2d_kernel<T, Act::kLrelu>);
-    case Act::kTanh:
-      return run(epilogue2d_kernel<T, Act::kTanh>);
-    case Act::kSigmoid:
-      return run(epilogue2d_kernel<T, Act::kSigmoid>);
-    case Act::kElu:
-      return run(epilogue2d_kernel<T, Act::kElu>);
-    case Act::kSelu:
-      return run(epilogue2d_kernel<T, Act::kSelu>);
-    case Act::kSoftplus:
-      return run(epilogue2d_kernel<T, Act::kSoftplus>);
-    case Act::kSwish:
-      return run(epilogue2d_kernel<T, Act::kSwish>);
-  }
+  with_act(act, [&](auto constant) { launch(blocks, epilogue2d_kernel<T, constant>, x, scale, noise, b, y, p, s); });
 }
 
 }  // namespace posgan_fast
