@@ -66,16 +66,10 @@ PF_DEVICE BiasPlace bias_place(int64_t i, const BiasActParams& p, const BiasActS
 template <typename T>
 PF_DEVICE void read_bias(const T* b, int64_t i, const BiasActParams& p, const BiasActShape& s,
                          acc_t<T> (&v)[kVectorSize<T>]) {
-  if (s.run == BiasRun::kNone) {
-#pragma unroll
-    for (acc_t<T>& value : v) value = 0;
-    return;
-  }
+  if (s.run == BiasRun::kNone) return fill(v, acc_t<T>(0));
   const BiasPlace place = bias_place(i, p, s);
   if (s.run == BiasRun::kScalar) {
-    const acc_t<T> same = widen(b[place.channel]);
-#pragma unroll
-    for (acc_t<T>& value : v) value = same;
+    fill(v, acc_t<T>(widen(b[place.channel])));
   } else if (s.run == BiasRun::kVector) {
     widen(load_pack_readonly<kVectorSize<T>>(b + place.channel), v);
   } else {
@@ -136,10 +130,9 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, const T* out, const BiasActParams& p) {
   constexpr int64_t kSize = kVectorSize<T>;
-  const auto aligned = [](const T* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   BiasActShape s;
   s.vectors = aligned(x) && aligned(ref) && aligned(dy) && aligned(out);
-  s.narrow = p.numel < (int64_t(1) << 31) && p.step < (int64_t(1) << 31) && p.channels < (int64_t(1) << 31);
+  s.narrow = p.numel < kNarrowLimit && p.step < kNarrowLimit && p.channels < kNarrowLimit;
   if (b == nullptr) {
     s.run = BiasRun::kNone;
   } else if (p.step % kSize == 0) {
@@ -159,8 +152,8 @@ template <typename T, typename Launch>
 void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order, Act act,
                   int threads, const Launch& launch) {
   const BiasActShape s = bias_act_shape(x, b, ref, dy, out, p);
-  const int64_t chunk = int64_t(threads) * kVectorSize<T> * (order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>);
-  const int64_t blocks = (p.numel + chunk - 1) / chunk;
+  const int vectors = order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>;
+  const int64_t blocks = elements_blocks<T>(p.numel, threads, vectors);
   const auto run = [&](auto kernel) { launch(blocks, kernel, x, b, ref, dy, out, p, s); };
   with_act(act, [&](auto constant) {
     constexpr Act kAct = constant;

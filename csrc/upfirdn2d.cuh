@@ -513,14 +513,6 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline int ceil_log2(int64_t v) {
-  int bits = 0;
-  while ((int64_t(1) << bits) < v) ++bits;
-  return bits;
-}
-
 // A tile that fits into shared memory, or tile_w == 0 where not even one output does.
 template <typename T>
 TiledShape tiled_shape(const Upfirdn2dParams& p) {
