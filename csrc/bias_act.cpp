@@ -7,11 +7,6 @@ namespace {
 
 constexpr int kChunk = 1024;  // elements whose biases are laid out at a time
 
-template <typename A>
-struct Scalars {
-  A alpha, gain, clamp;
-};
-
 template <Act kAct, int kOrder, bool kReadsOutput, typename T>
 void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* out, int n, Scalars<acc_t<T>> s) {
   using A = acc_t<T>;
@@ -107,9 +102,7 @@ void elements(const BiasActTask& task, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end;) {
     const int n = biases.chunk(end - i);
     span(x + i, biases.next(n), ref + i, dy + i, results, n, scalars);
-    if (!(task.stream && stream_copy(out + i, results, n))) {
-      for (int k = 0; k < n; ++k) store(out + i + k, results[k]);
-    }
+    store_row(out + i, results, n, task.stream);
     i += n;
   }
 }

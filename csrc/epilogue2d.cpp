@@ -9,11 +9,6 @@ namespace {
 constexpr int kChunk = 1024;     // values between the sum and the store
 constexpr int kShortPixel = 16;  // channels below which scales and biases are laid out for many pixels
 
-template <typename A>
-struct Scalars {
-  A alpha, gain, clamp;
-};
-
 template <Act kAct, typename A>
 void activate(const A* __restrict v, A* __restrict out, int n, Scalars<A> s) {
   for (int i = 0; i < n; ++i) out[i] = epilogue2d_act<kAct, Math, A>(v[i], s.alpha, s.gain, s.clamp);
@@ -152,7 +147,7 @@ class Finish {
 template <typename T>
 void segments(const Epilogue2dTask& task, int64_t begin, int64_t end, Finish<T>& finish) {
   const Upfirdn2dParams& p = task.fir.params;
-  const int64_t lines = p.y.out * p.x.out / task.line, per_line = (task.line + task.segment - 1) / task.segment;
+  const int64_t lines = p.y.out * p.x.out / task.line, per_line = ceil_div(task.line, task.segment);
   const int64_t pixel = p.channels_last ? p.c : 1;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t plane = i / (lines * per_line), line = i / per_line % lines, start = i % per_line * task.segment;
