@@ -7,14 +7,6 @@
 namespace posgan_fast {
 namespace {
 
-bool same_layout(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != b.size(d) || (a.size(d) > 1 && a.stride(d) != b.stride(d))) return false;
-  }
-  return true;
-}
-
 // Elements from the first to the last in memory, both included.
 int64_t extent(const Tensor& t) {
   int64_t last = 0;

@@ -7,22 +7,6 @@
 namespace posgan_fast {
 namespace {
 
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int d = 0; d < 4; ++d) {
-    if (a.size(d) != b.size(d) || (a.size(d) > 1 && a.stride(d) != b.stride(d))) return false;
-  }
-  return true;
-}
-
-bool is_channels_last(const Tensor& t) {
-  int64_t expected = 1;
-  for (const int d : {1, 3, 2, 0}) {
-    if (t.size(d) > 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
 // The resampling is upfirdn2d's, called before with the same y.
 void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, std::optional<Tensor> scale,
                 std::optional<Tensor> noise, std::optional<Tensor> b, Tensor y, int64_t, int64_t, int64_t, int64_t,
@@ -32,13 +16,13 @@ void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, st
   STD_TORCH_CHECK(act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish), "epilogue2d: expected act in 1..9, got ",
                   act);
   check_like("epilogue2d", "y", y, x);
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && same_strides(x, y),
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && same_layout(x, y),
                   "epilogue2d: expected x and y of shape [N, C, H, W] with equal sizes and strides");
   if (y.numel() == 0) return;
   const bool contiguous = y.is_contiguous();
   STD_TORCH_CHECK(contiguous || is_channels_last(y), "epilogue2d: expected x and y dense, in NCHW or channels_last");
   const int64_t n = y.size(0), c = y.size(1), h = y.size(2), w = y.size(3);
-  const ScalarType arithmetic = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType arithmetic = arithmetic_type(x.scalar_type());
   const auto data = [&](const char* name, const std::optional<Tensor>& t, ScalarType type,
                         int64_t numel) -> const void* {
     if (!t.has_value()) return nullptr;

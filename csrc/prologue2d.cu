@@ -18,9 +18,8 @@ void prologue2d(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> 
   };
   check("residual", residual), check("styles", styles), check("border", border);
   check("columns", columns), check("rows", rows);
-  using Tensors = Prologue2dTensors;
   const Prologue2dParams p =
-      Tensors{x, residual, styles, border, columns, rows, y}.params(left, top, mode, concat, height_first);
+      Prologue2dTensors{x, residual, styles, border, columns, rows, y}.params(left, top, mode, concat, height_first);
   if (y.numel() == 0) return;
 
   const OnDevice device(x.get_device_index());
@@ -28,10 +27,10 @@ void prologue2d(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> 
     using T = decltype(scalar);
     using A = acc_t<T>;
     const auto stored = [](const void* data) { return static_cast<const T*>(data); };
-    const auto wide = [](const std::optional<Tensor>& t) { return static_cast<const A*>(Tensors::data(t)); };
+    const auto wide = [](const std::optional<Tensor>& t) { return static_cast<const A*>(data_of(t)); };
     const Prologue2dPointers<T> pointers = {stored(x.const_data_ptr()),
-                                            stored(Tensors::data(residual)),
-                                            stored(Tensors::data(border)),
+                                            stored(data_of(residual)),
+                                            stored(data_of(border)),
                                             wide(styles),
                                             wide(columns),
                                             wide(rows),

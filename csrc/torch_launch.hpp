@@ -1,4 +1,4 @@
-// What the CUDA launchers share: checks, the current stream, the launch itself. The one header here that knows torch.
+// What the CUDA launchers share: checks, the current stream, the launch itself.
 //
 // The library is compiled where torch may be the CPU build, so nothing here needs libtorch_cuda at link time: the one
 // function of it that is called is looked up when the first kernel is launched, in the libtorch_cuda that torch loaded.
@@ -11,16 +11,10 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include "scalar.h"
+#include "tensors.hpp"
 
 namespace posgan_fast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline void check_cuda(cudaError_t status, const char* what) {
   STD_TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
