@@ -16,6 +16,8 @@ namespace posgan_fast {
 
 enum class Act : int { kLinear = 1, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
 
+PF_HD bool is_act(int64_t act) { return act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish); }
+
 // Calls body with act as a compile-time constant, a std::integral_constant.
 template <typename Body>
 static inline auto with_act(Act act, const Body& body) {

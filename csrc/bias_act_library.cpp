@@ -7,7 +7,7 @@ namespace {
 void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::optional<Tensor>& ref,
               const std::optional<Tensor>& dy, const Tensor& out, int64_t step, int64_t order, int64_t act,
               double alpha, double gain, double clamp) {
-  STD_TORCH_CHECK(order >= 0 && order <= 2 && act >= 1 && act <= 9, "bias_act: order must be 0..2 and act 1..9");
+  STD_TORCH_CHECK(order >= 0 && order <= 2 && is_act(act), "bias_act: order must be 0..2 and act 1..9");
   STD_TORCH_CHECK(order < 1 || ref.has_value(), "bias_act: order 1 and 2 need ref");
   STD_TORCH_CHECK(order < 2 || dy.has_value(), "bias_act: order 2 needs dy");
   STD_TORCH_CHECK(step >= 1, "bias_act: step must be at least 1");

@@ -13,8 +13,7 @@ void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, st
                 int64_t, int64_t, bool, double, int64_t act, double alpha, double gain, double clamp) {
   STD_TORCH_CHECK(x.is_cuda(), "epilogue2d: expected x on a CUDA device");
   STD_TORCH_CHECK(!odd.has_value() && !f.has_value(), "epilogue2d: expected neither odd nor f on CUDA");
-  STD_TORCH_CHECK(act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish), "epilogue2d: expected act in 1..9, got ",
-                  act);
+  STD_TORCH_CHECK(is_act(act), "epilogue2d: expected act in 1..9, got ", act);
   check_like("epilogue2d", "y", y, x);
   STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && same_layout(x, y),
                   "epilogue2d: expected x and y of shape [N, C, H, W] with equal sizes and strides");
@@ -45,13 +44,10 @@ void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, st
   with_scalar("epilogue2d", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
     const int threads = elements_threads(device.sm(), y.numel());
-    run_epilogue2d(
-        static_cast<const T*>(x.const_data_ptr()), static_cast<const acc_t<T>*>(scale_data),
-        static_cast<const acc_t<T>*>(noise_data), static_cast<const T*>(b_data), static_cast<T*>(y.mutable_data_ptr()),
-        p, Act(act), threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-          STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "epilogue2d: expected fewer elements than ", y.numel());
-          device.launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, arguments...);
-        });
+    run_epilogue2d(static_cast<const T*>(x.const_data_ptr()), static_cast<const acc_t<T>*>(scale_data),
+                   static_cast<const acc_t<T>*>(noise_data), static_cast<const T*>(b_data),
+                   static_cast<T*>(y.mutable_data_ptr()), p, Act(act), threads,
+                   [&](const auto&... launch) { device.launch_elements("epilogue2d", y.numel(), threads, launch...); });
   });
 }
 

@@ -10,7 +10,7 @@ void epilogue2d(const Tensor& x, const std::optional<Tensor>& odd, const std::op
                 const std::optional<Tensor>& scale, const std::optional<Tensor>& noise, const std::optional<Tensor>& b,
                 const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy, int64_t padx0, int64_t pady0,
                 bool flip, double filter_gain, int64_t act, double alpha, double gain, double clamp) {
-  STD_TORCH_CHECK(act >= 1 && act <= 9, "epilogue2d: act must be 1..9");
+  STD_TORCH_CHECK(is_act(act), "epilogue2d: act must be 1..9");
   STD_TORCH_CHECK(f || !odd, "epilogue2d: odd needs f");
   if (y.numel() == 0) return;
   Epilogue2dTask task;

@@ -36,10 +36,8 @@ void prologue2d(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> 
                                             wide(rows),
                                             static_cast<T*>(y.mutable_data_ptr())};
     const int threads = elements_threads(device.sm(), y.numel());
-    run_prologue2d(pointers, p, threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-      STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "prologue2d: expected fewer elements than ", y.numel());
-      device.launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, arguments...);
-    });
+    run_prologue2d(pointers, p, threads,
+                   [&](const auto&... launch) { device.launch_elements("prologue2d", y.numel(), threads, launch...); });
   });
 }
 

@@ -57,6 +57,14 @@ class OnDevice {
     check_cuda(cudaGetLastError(), "posgan_fast: kernel launch");
   }
 
+  // Blocks side by side, which share numel elements.
+  template <typename Kernel, typename... Args>
+  void launch_elements(const char* op, int64_t numel, int threads, int64_t blocks, Kernel kernel,
+                       const Args&... args) const {
+    STD_TORCH_CHECK(blocks < (int64_t(1) << 31), op, ": expected fewer elements than ", numel);
+    launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, args...);
+  }
+
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   int32_t device_;
