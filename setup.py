@@ -107,7 +107,7 @@ def build_cpu(lib: Path, forced: bool) -> dict:
     jobs, outputs = [], []
     for source in sorted((ROOT / "csrc").glob("*.cpp")):
         variants = (
-            {"": STABLE_ABI + includes} if source.stem == "library" else {i: [*MATH, *f] for i, f in isas.items()}
+            {"": STABLE_ABI + includes} if source.stem.endswith("library") else {i: [*MATH, *f] for i, f in isas.items()}
         )
         for isa, flags in variants.items():
             output = objects / f"{source.stem}{'_' + isa if isa else ''}.o"

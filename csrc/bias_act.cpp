@@ -7,11 +7,6 @@ namespace {
 
 constexpr int kChunk = 1024;  // elements whose biases are laid out at a time
 
-template <typename A>
-struct Scalars {
-  A alpha, gain, clamp;
-};
-
 template <Act kAct, int kOrder, bool kReadsOutput, typename T>
 void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* out, int n, Scalars<acc_t<T>> s) {
   using A = acc_t<T>;
@@ -22,38 +17,17 @@ void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* ou
   }
 }
 
-template <Act kAct, typename T>
-auto select_order(int order, bool reads_output) {
-  if (order == 0) return &span<kAct, 0, false, T>;
-  if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
-    if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
-  }
-  if (order == 1) return &span<kAct, 1, false, T>;
-  return &span<kAct, 2, false, T>;
-}
-
 template <typename T>
-auto select_span(Act act, int order, bool output) {
-  switch (act) {
-    case Act::kLinear:
-      return select_order<Act::kLinear, T>(order, output);
-    case Act::kRelu:
-      return select_order<Act::kRelu, T>(order, output);
-    case Act::kLrelu:
-      return select_order<Act::kLrelu, T>(order, output);
-    case Act::kTanh:
-      return select_order<Act::kTanh, T>(order, output);
-    case Act::kSigmoid:
-      return select_order<Act::kSigmoid, T>(order, output);
-    case Act::kElu:
-      return select_order<Act::kElu, T>(order, output);
-    case Act::kSelu:
-      return select_order<Act::kSelu, T>(order, output);
-    case Act::kSoftplus:
-      return select_order<Act::kSoftplus, T>(order, output);
-    default:
-      return select_order<Act::kSwish, T>(order, output);
-  }
+auto select_span(Act act, int order, bool reads_output) {
+  return with_act(act, [&](auto constant) {
+    constexpr Act kAct = constant;
+    if (order == 0) return &span<kAct, 0, false, T>;
+    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+      if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
+    }
+    if (order == 1) return &span<kAct, 1, false, T>;
+    return &span<kAct, 2, false, T>;
+  });
 }
 
 // The biases of consecutive elements, laid out side by side: runs of one value where the bias dimension has a step, a
@@ -128,9 +102,7 @@ void elements(const BiasActTask& task, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end;) {
     const int n = biases.chunk(end - i);
     span(x + i, biases.next(n), ref + i, dy + i, results, n, scalars);
-    if (!(task.stream && stream_copy(out + i, results, n))) {
-      for (int k = 0; k < n; ++k) store(out + i + k, results[k]);
-    }
+    store_row(out + i, results, n, task.stream);
     i += n;
   }
 }

@@ -7,14 +7,6 @@
 namespace posgan_fast {
 namespace {
 
-bool same_layout(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != b.size(d) || (a.size(d) > 1 && a.stride(d) != b.stride(d))) return false;
-  }
-  return true;
-}
-
 // Elements from the first to the last in memory, both included.
 int64_t extent(const Tensor& t) {
   int64_t last = 0;
@@ -26,8 +18,7 @@ void bias_act(Tensor x, std::optional<Tensor> b, std::optional<Tensor> ref, std:
               int64_t step, int64_t order, int64_t act, double alpha, double gain, double clamp) {
   STD_TORCH_CHECK(x.is_cuda(), "bias_act: expected x on a CUDA device");
   STD_TORCH_CHECK(order >= 0 && order <= 2, "bias_act: expected order 0, 1 or 2, got ", order);
-  STD_TORCH_CHECK(act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish), "bias_act: expected act in 1..9, got ",
-                  act);
+  STD_TORCH_CHECK(is_act(act), "bias_act: expected act in 1..9, got ", act);
   STD_TORCH_CHECK(ref.has_value() == (order > 0) && dy.has_value() == (order > 1),
                   "bias_act: expected ref from order 1 on and dy at order 2");
   if (x.numel() == 0) return;
@@ -61,13 +52,11 @@ void bias_act(Tensor x, std::optional<Tensor> b, std::optional<Tensor> ref, std:
   with_scalar("bias_act", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
     const T* const bias = b.has_value() ? static_cast<const T*>(b->const_data_ptr()) : nullptr;
-    const int threads = bias_act_threads(device.sm(), p);
+    const int threads = elements_threads(device.sm(), p.numel);
     run_bias_act(static_cast<const T*>(x.const_data_ptr()), bias, static_cast<const T*>(ref_data),
                  static_cast<const T*>(dy_data), static_cast<T*>(out.mutable_data_ptr()), p, int(order), Act(act),
-                 threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-                   STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "bias_act: expected fewer elements than ", p.numel);
-                   device.launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, arguments...);
-                 });
+                 threads,
+                 [&](const auto&... launch) { device.launch_elements("bias_act", p.numel, threads, launch...); });
   });
 }
 

@@ -66,16 +66,10 @@ PF_DEVICE BiasPlace bias_place(int64_t i, const BiasActParams& p, const BiasActS
 template <typename T>
 PF_DEVICE void read_bias(const T* b, int64_t i, const BiasActParams& p, const BiasActShape& s,
                          acc_t<T> (&v)[kVectorSize<T>]) {
-  if (s.run == BiasRun::kNone) {
-#pragma unroll
-    for (acc_t<T>& value : v) value = 0;
-    return;
-  }
+  if (s.run == BiasRun::kNone) return fill(v, acc_t<T>(0));
   const BiasPlace place = bias_place(i, p, s);
   if (s.run == BiasRun::kScalar) {
-    const acc_t<T> same = widen(b[place.channel]);
-#pragma unroll
-    for (acc_t<T>& value : v) value = same;
+    fill(v, acc_t<T>(widen(b[place.channel])));
   } else if (s.run == BiasRun::kVector) {
     widen(load_pack_readonly<kVectorSize<T>>(b + place.channel), v);
   } else {
@@ -136,10 +130,9 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, const T* out, const BiasActParams& p) {
   constexpr int64_t kSize = kVectorSize<T>;
-  const auto aligned = [](const T* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   BiasActShape s;
   s.vectors = aligned(x) && aligned(ref) && aligned(dy) && aligned(out);
-  s.narrow = p.numel < (int64_t(1) << 31) && p.step < (int64_t(1) << 31) && p.channels < (int64_t(1) << 31);
+  s.narrow = p.numel < kNarrowLimit && p.step < kNarrowLimit && p.channels < kNarrowLimit;
   if (b == nullptr) {
     s.run = BiasRun::kNone;
   } else if (p.step % kSize == 0) {
@@ -154,68 +147,24 @@ BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, c
   return s;
 }
 
-struct BiasActTableRow {
-  int sm;         // from this compute capability on
-  int64_t numel;  // from this many elements on
-  int threads;    // of a block
-  const char* measured;
-};
-
-// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
-constexpr BiasActTableRow kBiasActTable[] = {
-    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
-    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
-    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
-};
-
-inline int bias_act_threads(int sm, const BiasActParams& p) {
-  int threads = 0;
-  for (const BiasActTableRow& row : kBiasActTable) {
-    if (sm >= row.sm && p.numel >= row.numel) threads = row.threads;
-  }
-  return threads;
-}
-
-template <typename T, Act kAct, typename Launch>
-void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order,
-                  int threads, const Launch& launch) {
-  const BiasActShape s = bias_act_shape(x, b, ref, dy, out, p);
-  const int64_t chunk = int64_t(threads) * kVectorSize<T> * (order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>);
-  const int64_t blocks = (p.numel + chunk - 1) / chunk;
-  const auto run = [&](auto kernel) { launch(blocks, kernel, x, b, ref, dy, out, p, s); };
-  if (order == 0) return run(bias_act_kernel<T, kAct, 0, false>);
-  if (order == 2)
-    return run(bias_act_kernel < T, piecewise_linear(kAct) ? Act::kLinear : kAct, 2, false >);  // all zero
-  if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
-    if (reads_output(kAct, p.alpha)) return run(bias_act_kernel<T, kAct, 1, true>);
-  }
-  run(bias_act_kernel<T, kAct, 1, false>);
-}
-
 // Calls launch(blocks, kernel, arguments...).
 template <typename T, typename Launch>
 void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order, Act act,
                   int threads, const Launch& launch) {
-  switch (act) {
-    case Act::kLinear:
-      return run_bias_act<T, Act::kLinear>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kRelu:
-      return run_bias_act<T, Act::kRelu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kLrelu:
-      return run_bias_act<T, Act::kLrelu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kTanh:
-      return run_bias_act<T, Act::kTanh>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSigmoid:
-      return run_bias_act<T, Act::kSigmoid>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kElu:
-      return run_bias_act<T, Act::kElu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSelu:
-      return run_bias_act<T, Act::kSelu>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSoftplus:
-      return run_bias_act<T, Act::kSoftplus>(x, b, ref, dy, out, p, order, threads, launch);
-    case Act::kSwish:
-      return run_bias_act<T, Act::kSwish>(x, b, ref, dy, out, p, order, threads, launch);
-  }
+  const BiasActShape s = bias_act_shape(x, b, ref, dy, out, p);
+  const int vectors = order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>;
+  const int64_t blocks = elements_blocks<T>(p.numel, threads, vectors);
+  const auto run = [&](auto kernel) { launch(blocks, kernel, x, b, ref, dy, out, p, s); };
+  with_act(act, [&](auto constant) {
+    constexpr Act kAct = constant;
+    constexpr Act kSecond = piecewise_linear(kAct) ? Act::kLinear : kAct;  // their second derivatives are all zero
+    if (order == 0) return run(bias_act_kernel<T, kAct, 0, false>);
+    if (order == 2) return run(bias_act_kernel<T, kSecond, 2, false>);
+    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+      if (reads_output(kAct, p.alpha)) return run(bias_act_kernel<T, kAct, 1, true>);
+    }
+    run(bias_act_kernel<T, kAct, 1, false>);
+  });
 }
 
 }  // namespace posgan_fast

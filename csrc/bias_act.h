@@ -8,11 +8,41 @@
 // others work from the input. The caller rounds clamp to the storage type, so that a clamped y equals it.
 #pragma once
 
+#include <type_traits>
+
 #include "scalar.h"
 
 namespace posgan_fast {
 
 enum class Act : int { kLinear = 1, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu, kSoftplus, kSwish };
+
+PF_HD bool is_act(int64_t act) { return act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish); }
+
+// Calls body with act as a compile-time constant, a std::integral_constant.
+template <typename Body>
+static inline auto with_act(Act act, const Body& body) {
+  switch (act) {
+    case Act::kLinear:
+      return body(std::integral_constant<Act, Act::kLinear>());
+    case Act::kRelu:
+      return body(std::integral_constant<Act, Act::kRelu>());
+    case Act::kLrelu:
+      return body(std::integral_constant<Act, Act::kLrelu>());
+    case Act::kTanh:
+      return body(std::integral_constant<Act, Act::kTanh>());
+    case Act::kSigmoid:
+      return body(std::integral_constant<Act, Act::kSigmoid>());
+    case Act::kElu:
+      return body(std::integral_constant<Act, Act::kElu>());
+    case Act::kSelu:
+      return body(std::integral_constant<Act, Act::kSelu>());
+    case Act::kSoftplus:
+      return body(std::integral_constant<Act, Act::kSoftplus>());
+    case Act::kSwish:
+      break;
+  }
+  return body(std::integral_constant<Act, Act::kSwish>());
+}
 
 struct BiasActParams {
   int64_t numel;

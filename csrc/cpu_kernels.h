@@ -129,4 +129,10 @@ static inline bool stream_copy(float* out, const float* in, int64_t n) {
 }
 #endif
 
+template <typename T, typename A>
+static void store_row(T* __restrict out, const A* __restrict row, int64_t n, bool stream) {
+  if (stream && stream_copy(out, row, n)) return;
+  for (int64_t i = 0; i < n; ++i) store(out + i, row[i]);
+}
+
 }  // namespace posgan_fast

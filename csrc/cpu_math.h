@@ -7,6 +7,12 @@
 namespace posgan_fast {
 namespace {
 
+// alpha, gain and clamp in the arithmetic type.
+template <typename A>
+struct Scalars {
+  A alpha, gain, clamp;
+};
+
 // exp, expm1 and log1p as the activations need them. The float versions are polynomials without branches, within two
 // units in the last place: exp and expm1 of x <= 0, log1p of x in [0, 1].
 struct Math {

@@ -1,4 +1,5 @@
-// What the CUDA kernels over consecutive elements share: division by constants, vectors with ragged ends.
+// What the CUDA kernels over consecutive elements share: division by constants, vectors with ragged ends, geometry of
+// the launch.
 #pragma once
 
 #include "host_device.h"
@@ -50,6 +51,58 @@ PF_DEVICE void write_vector(T* to, int64_t i, int64_t numel, bool aligned, const
   for (int e = 0; e < kVectorSize<T>; ++e) {
     if (i + e < numel) to[i + e] = elements[e];
   }
+}
+
+// As many aligned consecutive values as fill kCount.
+template <typename T, int kCount>
+PF_DEVICE void read_values(const T* from, acc_t<T> (&v)[kCount]) {
+  constexpr int kSize = kVectorSize<T> < kCount ? kVectorSize<T> : kCount;
+#pragma unroll
+  for (int k = 0; k < kCount; k += kSize) {
+    acc_t<T> part[kSize];
+    widen(load_pack_readonly<kSize>(from + k), part);
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) v[k + e] = part[e];
+  }
+}
+
+template <typename A, int kCount>
+PF_DEVICE void fill(A (&v)[kCount], A value) {
+#pragma unroll
+  for (A& element : v) element = value;
+}
+
+constexpr int64_t kNarrowLimit = int64_t(1) << 31;  // positions below it fit 32 bits, and a Divider
+
+inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+struct ElementsTableRow {
+  int sm;         // from this compute capability on
+  int64_t numel;  // from this many elements on
+  int threads;    // of a block
+  const char* measured;
+};
+
+// The launch table of bias_act, prologue2d and epilogue2d, most specific row last. Small tensors take small blocks, to
+// reach every multiprocessor.
+constexpr ElementsTableRow kElementsTable[] = {
+    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
+    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
+    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
+};
+
+inline int elements_threads(int sm, int64_t numel) {
+  int threads = 0;
+  for (const ElementsTableRow& row : kElementsTable) {
+    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
+  }
+  return threads;
+}
+
+// Blocks whose threads handle `vectors` vectors each.
+template <typename T>
+int64_t elements_blocks(int64_t numel, int threads, int vectors) {
+  return ceil_div(numel, int64_t(threads) * kVectorSize<T> * vectors);
 }
 
 }  // namespace posgan_fast

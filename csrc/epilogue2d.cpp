@@ -9,11 +9,6 @@ namespace {
 constexpr int kChunk = 1024;     // values between the sum and the store
 constexpr int kShortPixel = 16;  // channels below which scales and biases are laid out for many pixels
 
-template <typename A>
-struct Scalars {
-  A alpha, gain, clamp;
-};
-
 template <Act kAct, typename A>
 void activate(const A* __restrict v, A* __restrict out, int n, Scalars<A> s) {
   for (int i = 0; i < n; ++i) out[i] = epilogue2d_act<kAct, Math, A>(v[i], s.alpha, s.gain, s.clamp);
@@ -21,26 +16,7 @@ void activate(const A* __restrict v, A* __restrict out, int n, Scalars<A> s) {
 
 template <typename A>
 auto select_activation(Act act) {
-  switch (act) {
-    case Act::kLinear:
-      return &activate<Act::kLinear, A>;
-    case Act::kRelu:
-      return &activate<Act::kRelu, A>;
-    case Act::kLrelu:
-      return &activate<Act::kLrelu, A>;
-    case Act::kTanh:
-      return &activate<Act::kTanh, A>;
-    case Act::kSigmoid:
-      return &activate<Act::kSigmoid, A>;
-    case Act::kElu:
-      return &activate<Act::kElu, A>;
-    case Act::kSelu:
-      return &activate<Act::kSelu, A>;
-    case Act::kSoftplus:
-      return &activate<Act::kSoftplus, A>;
-    default:
-      return &activate<Act::kSwish, A>;
-  }
+  return with_act(act, [](auto constant) { return &activate<constant, A>; });
 }
 
 // out = z * scale + noise + b over pixels of one channel; noise null: none.
@@ -171,7 +147,7 @@ class Finish {
 template <typename T>
 void segments(const Epilogue2dTask& task, int64_t begin, int64_t end, Finish<T>& finish) {
   const Upfirdn2dParams& p = task.fir.params;
-  const int64_t lines = p.y.out * p.x.out / task.line, per_line = (task.line + task.segment - 1) / task.segment;
+  const int64_t lines = p.y.out * p.x.out / task.line, per_line = ceil_div(task.line, task.segment);
   const int64_t pixel = p.channels_last ? p.c : 1;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t plane = i / (lines * per_line), line = i / per_line % lines, start = i % per_line * task.segment;

@@ -7,38 +7,21 @@
 namespace posgan_fast {
 namespace {
 
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int d = 0; d < 4; ++d) {
-    if (a.size(d) != b.size(d) || (a.size(d) > 1 && a.stride(d) != b.stride(d))) return false;
-  }
-  return true;
-}
-
-bool is_channels_last(const Tensor& t) {
-  int64_t expected = 1;
-  for (const int d : {1, 3, 2, 0}) {
-    if (t.size(d) > 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
 // The resampling is upfirdn2d's, called before with the same y.
 void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, std::optional<Tensor> scale,
                 std::optional<Tensor> noise, std::optional<Tensor> b, Tensor y, int64_t, int64_t, int64_t, int64_t,
                 int64_t, int64_t, bool, double, int64_t act, double alpha, double gain, double clamp) {
   STD_TORCH_CHECK(x.is_cuda(), "epilogue2d: expected x on a CUDA device");
   STD_TORCH_CHECK(!odd.has_value() && !f.has_value(), "epilogue2d: expected neither odd nor f on CUDA");
-  STD_TORCH_CHECK(act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish), "epilogue2d: expected act in 1..9, got ",
-                  act);
+  STD_TORCH_CHECK(is_act(act), "epilogue2d: expected act in 1..9, got ", act);
   check_like("epilogue2d", "y", y, x);
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && same_strides(x, y),
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && same_layout(x, y),
                   "epilogue2d: expected x and y of shape [N, C, H, W] with equal sizes and strides");
   if (y.numel() == 0) return;
   const bool contiguous = y.is_contiguous();
   STD_TORCH_CHECK(contiguous || is_channels_last(y), "epilogue2d: expected x and y dense, in NCHW or channels_last");
   const int64_t n = y.size(0), c = y.size(1), h = y.size(2), w = y.size(3);
-  const ScalarType arithmetic = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType arithmetic = arithmetic_type(x.scalar_type());
   const auto data = [&](const char* name, const std::optional<Tensor>& t, ScalarType type,
                         int64_t numel) -> const void* {
     if (!t.has_value()) return nullptr;
@@ -60,14 +43,11 @@ void epilogue2d(Tensor x, std::optional<Tensor> odd, std::optional<Tensor> f, st
   const OnDevice device(x.get_device_index());
   with_scalar("epilogue2d", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
-    const int threads = epilogue2d_threads(device.sm(), y.numel());
-    run_epilogue2d(
-        static_cast<const T*>(x.const_data_ptr()), static_cast<const acc_t<T>*>(scale_data),
-        static_cast<const acc_t<T>*>(noise_data), static_cast<const T*>(b_data), static_cast<T*>(y.mutable_data_ptr()),
-        p, Act(act), threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-          STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "epilogue2d: expected fewer elements than ", y.numel());
-          device.launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, arguments...);
-        });
+    const int threads = elements_threads(device.sm(), y.numel());
+    run_epilogue2d(static_cast<const T*>(x.const_data_ptr()), static_cast<const acc_t<T>*>(scale_data),
+                   static_cast<const acc_t<T>*>(noise_data), static_cast<const T*>(b_data),
+                   static_cast<T*>(y.mutable_data_ptr()), p, Act(act), threads,
+                   [&](const auto&... launch) { device.launch_elements("epilogue2d", y.numel(), threads, launch...); });
   });
 }
 

@@ -49,25 +49,6 @@ PF_DEVICE Epilogue2dPlace epilogue2d_place(int64_t i, const Epilogue2dParams& p,
   return p.channels_last ? Epilogue2dPlace{n, inner, rest} : Epilogue2dPlace{n, rest, inner};
 }
 
-// As many aligned consecutive values as fill kCount.
-template <typename T, int kCount>
-PF_DEVICE void read_values(const T* from, acc_t<T> (&v)[kCount]) {
-  constexpr int kSize = kVectorSize<T> < kCount ? kVectorSize<T> : kCount;
-#pragma unroll
-  for (int k = 0; k < kCount; k += kSize) {
-    acc_t<T> part[kSize];
-    widen(load_pack_readonly<kSize>(from + k), part);
-#pragma unroll
-    for (int e = 0; e < kSize; ++e) v[k + e] = part[e];
-  }
-}
-
-template <typename A, int kCount>
-PF_DEVICE void fill(A (&v)[kCount], A value) {
-#pragma unroll
-  for (A& element : v) element = value;
-}
-
 // x * scale + noise + b for the vector at i.
 template <typename T>
 PF_DEVICE void epilogue2d_vector(int64_t i, int64_t numel, const acc_t<T>* scale, const acc_t<T>* noise, const T* b,
@@ -136,37 +117,14 @@ __global__ void __launch_bounds__(256) epilogue2d_kernel(const T* x, const acc_t
 template <typename T>
 Epilogue2dShape epilogue2d_shape(const T* x, const acc_t<T>* scale, const acc_t<T>* noise, const T* b, const T* y,
                                  const Epilogue2dParams& p) {
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const int64_t pixels = p.h * p.w, row = p.channels_last ? p.c : pixels, outer = p.channels_last ? pixels : p.c;
   Epilogue2dShape s;
   s.vectors = aligned(x) && aligned(y);
   s.whole = s.vectors && aligned(scale) && aligned(noise) && aligned(b) && row % kVectorSize<T> == 0;
-  s.narrow = p.n * p.c * pixels < (int64_t(1) << 31);
+  s.narrow = p.n * p.c * pixels < kNarrowLimit;
   s.row = Divider::by(s.narrow ? row : 1);
   s.outer = Divider::by(s.narrow ? outer : 1);
   return s;
-}
-
-struct Epilogue2dTableRow {
-  int sm;         // from this compute capability on
-  int64_t numel;  // from this many elements on
-  int threads;    // of a block
-  const char* measured;
-};
-
-// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
-constexpr Epilogue2dTableRow kEpilogue2dTable[] = {
-    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
-    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
-    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
-};
-
-inline int epilogue2d_threads(int sm, int64_t numel) {
-  int threads = 0;
-  for (const Epilogue2dTableRow& row : kEpilogue2dTable) {
-    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
-  }
-  return threads;
 }
 
 // Calls launch(blocks, kernel, arguments...).
@@ -174,29 +132,8 @@ template <typename T, typename Launch>
 void run_epilogue2d(const T* x, const acc_t<T>* scale, const acc_t<T>* noise, const T* b, T* y,
                     const Epilogue2dParams& p, Act act, int threads, const Launch& launch) {
   const Epilogue2dShape s = epilogue2d_shape(x, scale, noise, b, y, p);
-  const int64_t chunk = int64_t(threads) * kVectorSize<T> * kBiasActUnroll<T, 0>;
-  const int64_t blocks = (p.n * p.c * p.h * p.w + chunk - 1) / chunk;
-  const auto run = [&](auto kernel) { launch(blocks, kernel, x, scale, noise, b, y, p, s); };
-  switch (act) {
-    case Act::kLinear:
-      return run(epilogue2d_kernel<T, Act::kLinear>);
-    case Act::kRelu:
-      return run(epilogue2d_kernel<T, Act::kRelu>);
-    case Act::kLrelu:
-      return run(epilogue2d_kernel<T, Act::kLrelu>);
-    case Act::kTanh:
-      return run(epilogue2d_kernel<T, Act::kTanh>);
-    case Act::kSigmoid:
-      return run(epilogue2d_kernel<T, Act::kSigmoid>);
-    case Act::kElu:
-      return run(epilogue2d_kernel<T, Act::kElu>);
-    case Act::kSelu:
-      return run(epilogue2d_kernel<T, Act::kSelu>);
-    case Act::kSoftplus:
-      return run(epilogue2d_kernel<T, Act::kSoftplus>);
-    case Act::kSwish:
-      return run(epilogue2d_kernel<T, Act::kSwish>);
-  }
+  const int64_t blocks = elements_blocks<T>(p.n * p.c * p.h * p.w, threads, kBiasActUnroll<T, 0>);
+  with_act(act, [&](auto constant) { launch(blocks, epilogue2d_kernel<T, constant>, x, scale, noise, b, y, p, s); });
 }
 
 }  // namespace posgan_fast

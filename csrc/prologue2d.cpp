@@ -42,9 +42,7 @@ class Output {
 
  private:
   void flush() {
-    if (!(stream_ && stream_copy(out_, values_, held_))) {
-      for (int i = 0; i < held_; ++i) store(out_ + i, values_[i]);
-    }
+    store_row(out_, values_, held_, stream_);
     out_ += held_;
     held_ = 0;
   }

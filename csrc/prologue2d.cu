@@ -18,9 +18,8 @@ void prologue2d(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> 
   };
   check("residual", residual), check("styles", styles), check("border", border);
   check("columns", columns), check("rows", rows);
-  using Tensors = Prologue2dTensors;
   const Prologue2dParams p =
-      Tensors{x, residual, styles, border, columns, rows, y}.params(left, top, mode, concat, height_first);
+      Prologue2dTensors{x, residual, styles, border, columns, rows, y}.params(left, top, mode, concat, height_first);
   if (y.numel() == 0) return;
 
   const OnDevice device(x.get_device_index());
@@ -28,19 +27,17 @@ void prologue2d(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> 
     using T = decltype(scalar);
     using A = acc_t<T>;
     const auto stored = [](const void* data) { return static_cast<const T*>(data); };
-    const auto wide = [](const std::optional<Tensor>& t) { return static_cast<const A*>(Tensors::data(t)); };
+    const auto wide = [](const std::optional<Tensor>& t) { return static_cast<const A*>(data_of(t)); };
     const Prologue2dPointers<T> pointers = {stored(x.const_data_ptr()),
-                                            stored(Tensors::data(residual)),
-                                            stored(Tensors::data(border)),
+                                            stored(data_of(residual)),
+                                            stored(data_of(border)),
                                             wide(styles),
                                             wide(columns),
                                             wide(rows),
                                             static_cast<T*>(y.mutable_data_ptr())};
-    const int threads = prologue2d_threads(device.sm(), y.numel());
-    run_prologue2d(pointers, p, threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-      STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "prologue2d: expected fewer elements than ", y.numel());
-      device.launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, arguments...);
-    });
+    const int threads = elements_threads(device.sm(), y.numel());
+    run_prologue2d(pointers, p, threads,
+                   [&](const auto&... launch) { device.launch_elements("prologue2d", y.numel(), threads, launch...); });
   });
 }
 

@@ -115,11 +115,10 @@ template <typename T, bool kChannelsLast>
 PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParams& p, const Prologue2dPointers<T>& t,
                                 acc_t<T> (&z)[kVectorSize<T>]) {
   using A = acc_t<T>;
-  constexpr int kSize = kVectorSize<T>, kWide = kVectorSize<A>;
+  constexpr int kSize = kVectorSize<T>;
   const Prologue2dLine<T, kChannelsLast> line(at, p, t);
   const int64_t first = kChannelsLast ? at.c : at.ox;
-#pragma unroll
-  for (A& value : z) value = 0;
+  fill(z, A(0));
   if (!line.inside()) {
     if (const T* from = line.on_ring(p, t); from != nullptr) {
 #pragma unroll
@@ -138,14 +137,10 @@ PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParam
   }
   if constexpr (kChannelsLast) {
     if (t.styles != nullptr) {
-      const A* const styles = t.styles + line.n * p.out_c + first;
+      A styles[kSize];
+      read_values(t.styles + line.n * p.out_c + first, styles);
 #pragma unroll
-      for (int e = 0; e < kSize; e += kWide) {
-        A factors[kWide];
-        widen(load_pack_readonly<kWide>(styles + e), factors);
-#pragma unroll
-        for (int k = 0; k < kWide; ++k) z[e + k] *= factors[k];
-      }
+      for (int e = 0; e < kSize; ++e) z[e] *= styles[e];
     }
   }
 #pragma unroll
@@ -218,8 +213,7 @@ __global__ void __launch_bounds__(256)
 
 template <typename T>
 Prologue2dShape prologue2d_shape(const Prologue2dPointers<T>& t, const Prologue2dParams& p) {
-  constexpr int64_t kSize = kVectorSize<T>, kLimit = int64_t(1) << 31;
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  constexpr int64_t kSize = kVectorSize<T>;
   const auto vectors = [&](const T* from, const Prologue2dParams::Strides& stride) {
     const int64_t line = p.channels_last ? stride.w : stride.c;
     return aligned(from) && stride.n % kSize == 0 && stride.h % kSize == 0 && line % kSize == 0;
@@ -230,7 +224,7 @@ Prologue2dShape prologue2d_shape(const Prologue2dPointers<T>& t, const Prologue2
   s.whole = p.channels_last ? p.out_c % kSize == 0 && (!p.concat || p.c % kSize == 0) && aligned(t.styles)
                             : p.w % kSize == 0 && p.out_w == p.w;
   s.whole = s.whole && (p.c == 0 || vectors(t.x, p.x)) && (t.residual == nullptr || vectors(t.residual, p.residual));
-  s.narrow = s.numel < kLimit;
+  s.narrow = s.numel < kNarrowLimit;
   const auto divider = [&](int64_t size) { return Divider::by(s.narrow ? size : 1); };
   s.inner = divider(p.channels_last ? p.out_c : p.out_w);
   s.middle = divider(p.channels_last ? p.out_w : p.out_h);
@@ -238,34 +232,11 @@ Prologue2dShape prologue2d_shape(const Prologue2dPointers<T>& t, const Prologue2
   return s;
 }
 
-struct Prologue2dTableRow {
-  int sm;         // from this compute capability on
-  int64_t numel;  // from this many elements on
-  int threads;    // of a block
-  const char* measured;
-};
-
-// The launch table, most specific row last. Small tensors take small blocks, to reach every multiprocessor.
-constexpr Prologue2dTableRow kPrologue2dTable[] = {
-    {0, 0, 64, "not yet measured"},   {0, 1 << 20, 256, "not yet measured"},
-    {90, 0, 64, "not yet measured"},  {90, 1 << 20, 256, "not yet measured"},
-    {100, 0, 64, "not yet measured"}, {100, 1 << 20, 256, "not yet measured"},
-};
-
-inline int prologue2d_threads(int sm, int64_t numel) {
-  int threads = 0;
-  for (const Prologue2dTableRow& row : kPrologue2dTable) {
-    if (sm >= row.sm && numel >= row.numel) threads = row.threads;
-  }
-  return threads;
-}
-
 // Calls launch(blocks, kernel, arguments...). Returns whether vectors were read whole.
 template <typename T, typename Launch>
 bool run_prologue2d(const Prologue2dPointers<T>& t, const Prologue2dParams& p, int threads, const Launch& launch) {
   const Prologue2dShape s = prologue2d_shape(t, p);
-  const int64_t chunk = int64_t(threads) * kVectorSize<T>;
-  const auto run = [&](auto kernel) { launch((s.numel + chunk - 1) / chunk, kernel, t, p, s); };
+  const auto run = [&](auto kernel) { launch(elements_blocks<T>(s.numel, threads, 1), kernel, t, p, s); };
   if (p.channels_last) {
     s.whole ? run(prologue2d_kernel<T, true, true>) : run(prologue2d_kernel<T, true, false>);
   } else {

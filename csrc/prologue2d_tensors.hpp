@@ -1,20 +1,12 @@
 // What both leaves of prologue2d make of their tensors: checks of memory, the parameters of the kernel.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
-
 #include "prologue2d.h"
+#include "tensors.hpp"
 
 namespace posgan_fast {
 
 struct Prologue2dTensors {
-  using Tensor = torch::stable::Tensor;
-  using ScalarType = torch::headeronly::ScalarType;
-
   const Tensor& x;
   const std::optional<Tensor>&residual, &styles, &border, &columns, &rows;
   const Tensor& y;
@@ -28,8 +20,9 @@ struct Prologue2dTensors {
     p.half = columns ? columns->size(0) : 0;
     p.border = Border(mode);
     p.concat = concat, p.height_first = height_first;
-    p.channels_last = p.out_c > 1 && y.stride(1) == 1 && !y.is_contiguous();
-    STD_TORCH_CHECK(dense(p), "prologue2d: expected y dense, NCHW or channels_last");
+    p.channels_last = channels_innermost(y);
+    STD_TORCH_CHECK(p.channels_last ? is_channels_last(y) : y.is_contiguous(),
+                    "prologue2d: expected y dense, NCHW or channels_last");
     p.x = strides("x", x, p.channels_last);
     if (residual) p.residual = strides("residual", *residual, p.channels_last);
     if (columns) {
@@ -44,8 +37,6 @@ struct Prologue2dTensors {
     }
     return p;
   }
-
-  static const void* data(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
 
  private:
   void check_sizes(int64_t left, int64_t top, int64_t mode, bool concat) const {
@@ -64,8 +55,7 @@ struct Prologue2dTensors {
     STD_TORCH_CHECK((mode == 2) == border.has_value(), "prologue2d: expected border in mode 2, and there alone");
     STD_TORCH_CHECK(mode != 2 || (left == 1 && right == 1 && top == 1 && bottom == 1),
                     "prologue2d: expected padding 1 around a map");
-    const ScalarType type = x.scalar_type();
-    const ScalarType wide = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const ScalarType type = x.scalar_type(), wide = arithmetic_type(type);
     const auto matches = [](const std::optional<Tensor>& t, ScalarType dtype, std::initializer_list<int64_t> sizes) {
       if (!t) return true;
       bool same = t->scalar_type() == dtype && t->dim() == int64_t(sizes.size());
@@ -86,12 +76,6 @@ struct Prologue2dTensors {
     STD_TORCH_CHECK(
         b.dim() == 3 ? b.size(2) == 2 * (h + w) + 4 : b.dim() == 4 && b.size(2) >= h + 2 && b.size(3) >= w + 2,
         "prologue2d: expected border to hold a ring around ", h, " x ", w, " pixels");
-  }
-
-  bool dense(const Prologue2dParams& p) const {
-    if (!p.channels_last) return y.is_contiguous();
-    const auto is = [&](int64_t d, int64_t stride) { return y.size(d) == 1 || y.stride(d) == stride; };
-    return is(3, p.out_c) && is(2, p.out_c * p.out_w) && is(0, p.out_c * p.out_w * p.out_h);
   }
 
   static Prologue2dParams::Strides strides(const char* name, const Tensor& t, bool channels_last) {

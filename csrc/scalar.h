@@ -1,4 +1,5 @@
-// Storage types of the CPU and host builds and their arithmetic types. No torch, no CUDA headers.
+// Storage types of the CPU and host builds, their arithmetic types, quotients rounded either way. No torch, no CUDA
+// headers.
 #pragma once
 
 #include <cmath>
@@ -82,5 +83,11 @@ PF_HD void store(Half* p, float v) {
   const uint32_t result = magnitude >= 65520.0f ? 0x7c00u : finite;
   p->bits = uint16_t(sign | (magnitude != magnitude ? 0x7e00u : result));
 }
+
+// Of b > 0.
+PF_HD int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// Of a >= 0 and b > 0.
+PF_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace posgan_fast

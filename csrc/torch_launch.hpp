@@ -1,4 +1,4 @@
-// What the CUDA launchers share: checks, the current stream, the launch itself. The one header here that knows torch.
+// What the CUDA launchers share: checks, the current stream, the launch itself.
 //
 // The library is compiled where torch may be the CPU build, so nothing here needs libtorch_cuda at link time: the one
 // function of it that is called is looked up when the first kernel is launched, in the libtorch_cuda that torch loaded.
@@ -11,16 +11,10 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include "scalar.h"
+#include "tensors.hpp"
 
 namespace posgan_fast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 inline void check_cuda(cudaError_t status, const char* what) {
   STD_TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
@@ -61,6 +55,14 @@ class OnDevice {
   void launch(dim3 grid, dim3 block, size_t shared_bytes, Kernel kernel, const Args&... args) const {
     kernel<<<grid, block, shared_bytes, current_stream(device_)>>>(args...);
     check_cuda(cudaGetLastError(), "posgan_fast: kernel launch");
+  }
+
+  // Blocks side by side, which share numel elements.
+  template <typename Kernel, typename... Args>
+  void launch_elements(const char* op, int64_t numel, int threads, int64_t blocks, Kernel kernel,
+                       const Args&... args) const {
+    STD_TORCH_CHECK(blocks < (int64_t(1) << 31), op, ": expected fewer elements than ", numel);
+    launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, args...);
   }
 
  private:

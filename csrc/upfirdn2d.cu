@@ -22,7 +22,7 @@ void upfirdn2d(Tensor x, Tensor f, Tensor y, int64_t upx, int64_t upy, int64_t d
   STD_TORCH_CHECK(x.is_cuda(), "upfirdn2d: expected x on a CUDA device");
   check_like("upfirdn2d", "y", y, x);
   check_on("upfirdn2d", "f", f, x);
-  const ScalarType tap_type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType tap_type = arithmetic_type(x.scalar_type());
   STD_TORCH_CHECK(f.scalar_type() == tap_type, "upfirdn2d: expected f of dtype float32, or float64 for a float64 x");
   STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1),
                   "upfirdn2d: expected x and y of shape [N, C, H, W] with the same N and C");

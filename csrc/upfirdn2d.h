@@ -31,8 +31,6 @@ struct Phase {
   int first_tap, taps;
 };
 
-PF_HD int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
 PF_HD Phase phase_of(const Axis& a, int64_t o) {
   const int64_t base = o * a.down - a.pad0;           // first sample of u under the filter
   const int64_t first_in = -floor_div(-base, a.up);   // ceil(base / up)

@@ -225,12 +225,6 @@ void row_pass_flat(const Axis& axis, const Phase* columns, const A* taps, const 
   }
 }
 
-template <typename T, typename A>
-void store_row(T* __restrict out, const A* __restrict row, int64_t n, bool stream) {
-  if (stream && stream_copy(out, row, n)) return;
-  for (int64_t i = 0; i < n; ++i) store(out + i, row[i]);
-}
-
 template <typename T>
 struct OutputRow {
   T* out;

@@ -32,6 +32,12 @@ void host_launch(dim3 grid, dim3 block, size_t shared_bytes, auto kernel, const 
   host::launch(grid, block, shared_bytes, kernel, arguments...);
 }
 
+auto launch_elements(int threads) {
+  return [=](int64_t blocks, auto kernel, const auto&... arguments) {
+    host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
+  };
+}
+
 constexpr const char* kKernelNames[] = {"fir4", "fir4_channels_last", "tiled", "direct"};
 
 Upfirdn2dParams params(const py::tuple& x_shape, const py::tuple& y_shape, py::tuple taps, std::pair<int, int> up,
@@ -126,9 +132,7 @@ void bias_act(py::array x, std::optional<py::array> b, std::optional<py::array> 
     p.gain = gain;
     p.clamp = clamp;
     run_bias_act(data(x), data(b), data(ref), data(dy), static_cast<T*>(out.mutable_data()), p, order, Act(act),
-                 threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-                   host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
-                 });
+                 threads, launch_elements(threads));
   });
 }
 
@@ -175,9 +179,7 @@ bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py
                                             data(columns, wide),
                                             data(rows, wide),
                                             static_cast<T*>(y.mutable_data())};
-    whole = run_prologue2d(pointers, p, threads, [&](int64_t blocks, auto kernel, const auto&... arguments) {
-      host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
-    });
+    whole = run_prologue2d(pointers, p, threads, launch_elements(threads));
   });
   return whole;
 }
@@ -194,13 +196,10 @@ void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::a
     };
     const int64_t n = y.shape(0), c = y.shape(1), h = y.shape(2), w = y.shape(3);
     const Epilogue2dParams p{n, c, h, w, noise && noise->shape(0) > 1 ? h * w : 0, channels_last, alpha, gain, clamp};
-    run_epilogue2d(static_cast<const T*>(data(x, sizeof(T))),
-                   static_cast<const acc_t<T>*>(data(scale, sizeof(acc_t<T>))),
-                   static_cast<const acc_t<T>*>(data(noise, sizeof(acc_t<T>))),
-                   static_cast<const T*>(data(b, sizeof(T))), static_cast<T*>(y.mutable_data()), p, Act(act), threads,
-                   [&](int64_t blocks, auto kernel, const auto&... arguments) {
-                     host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
-                   });
+    run_epilogue2d(
+        static_cast<const T*>(data(x, sizeof(T))), static_cast<const acc_t<T>*>(data(scale, sizeof(acc_t<T>))),
+        static_cast<const acc_t<T>*>(data(noise, sizeof(acc_t<T>))), static_cast<const T*>(data(b, sizeof(T))),
+        static_cast<T*>(y.mutable_data()), p, Act(act), threads, launch_elements(threads));
   });
 }
 
@@ -229,21 +228,8 @@ PYBIND11_MODULE(harness, m) {
     const Prologue2dShape nhwc{0, true, true, narrow, by(0), by(2), by(1)};
     return py::make_tuple(list(prologue2d_place<false>(i, p, nchw)), list(prologue2d_place<true>(i, p, nhwc)));
   });
-  m.def("prologue2d_table", [] {
-    py::list rows;
-    for (const Prologue2dTableRow& r : kPrologue2dTable)
-      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
-    return rows;
-  });
   m.def("epilogue2d", &epilogue2d);
   m.def("epilogue2d_place", &epilogue2d_where);
-  m.def("epilogue2d_table", [] {
-    py::list rows;
-    for (const Epilogue2dTableRow& r : kEpilogue2dTable) {
-      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
-    }
-    return rows;
-  });
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
   m.def("division", [](uint32_t n, int64_t d) { return Divider::by(d).quotient(n); });
   m.def("bias_place", [](int64_t i, int64_t step, int64_t channels, bool narrow) {
@@ -261,9 +247,9 @@ PYBIND11_MODULE(harness, m) {
     }
     return rows;
   });
-  m.def("bias_act_table", [] {
+  m.def("elements_table", [] {
     py::list rows;
-    for (const BiasActTableRow& r : kBiasActTable) rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    for (const ElementsTableRow& r : kElementsTable) rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
     return rows;
   });
 }
