@@ -106,9 +106,9 @@ def build_cpu(lib: Path, forced: bool) -> dict:
     includes = [f"-I{p}" for p in torch["includes"]]
     jobs, outputs = [], []
     for source in sorted((ROOT / "csrc").glob("*.cpp")):
-        variants = (
-            {"": STABLE_ABI + includes} if source.stem.endswith("library") else {i: [*MATH, *f] for i, f in isas.items()}
-        )
+        variants = {isa: [*MATH, *flags] for isa, flags in isas.items()}
+        if source.stem.endswith("library"):  # around the kernels: torch's headers, once
+            variants = {"": STABLE_ABI + includes}
         for isa, flags in variants.items():
             output = objects / f"{source.stem}{'_' + isa if isa else ''}.o"
             define = [f"-DPF_ISA={isa}"] if isa else []
