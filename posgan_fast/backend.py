@@ -133,7 +133,7 @@ def cpu_can_run(x: torch.Tensor) -> Refusal | None:
 
 
 def cuda_can_run(x: torch.Tensor) -> Refusal | None:
-    return _elsewhere(x.device.type, "cuda") or _unavailable(_native.CUDA)
+    return _elsewhere(x.device.type, "cuda") or _unavailable(_native.CUDA) or _not_built_for(x.device.index)
 
 
 def triton_can_run(x: torch.Tensor) -> Refusal | None:
@@ -195,6 +195,21 @@ def _elsewhere(found: str, wanted: str) -> Refusal | None:
 def _unavailable(library: str) -> Refusal | None:
     status = _native.load(library)
     return None if status.loaded else Refusal(status.reason, status.remedy)
+
+
+@functools.cache
+def _not_built_for(device: int) -> Refusal | None:
+    """Binaries run on later devices of their own generation, the last one's PTX on all later devices."""
+    built = [int(arch.rstrip("af")) for arch in _native.build_record().get(_native.CUDA, {}).get("architectures", ())]
+    major, minor = torch.cuda.get_device_capability(device)
+    sm = 10 * major + minor
+    if not built or sm >= built[-1] or any(arch // 10 == major and arch <= sm for arch in built):
+        return None
+    listed = ", ".join(f"sm_{arch}" for arch in built)
+    return Refusal(
+        f"the cuda library is built for {listed}, the device is sm_{sm}",
+        f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.REBUILD}",
+    )
 
 
 def _warn_once(op: str, backend: str, refusal: Refusal) -> None:

@@ -71,6 +71,28 @@ def test_a_library_that_does_not_load_says_so(monkeypatch, tmp_path):
     assert not status.loaded and "does not load" in status.reason and status.remedy
 
 
+@pytest.mark.parametrize(
+    "built, capability, refused",
+    [
+        (["80", "90", "100"], (7, 5), True),
+        (["80", "90", "100"], (8, 6), False),
+        (["80", "90", "100"], (9, 0), False),
+        (["80", "90", "100"], (12, 0), False),
+        (["86", "100"], (8, 0), True),
+        (["80", "100"], (9, 0), True),
+        ([], (7, 5), False),
+    ],
+)
+def test_a_device_that_the_library_was_not_built_for(built, capability, refused, monkeypatch):
+    monkeypatch.setattr(backend._native, "build_record", lambda: {"cuda": {"architectures": built}})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    refusal = backend._not_built_for.__wrapped__(0)
+    assert (refusal is not None) == refused
+    if refused:
+        assert f"the device is sm_{capability[0]}{capability[1]}" in str(refusal)
+        assert f"POSGAN_FAST_CUDA_ARCHS={capability[0]}{capability[1]}" in refusal.remedy
+
+
 def test_rows_are_complete():
     for _, impls in PF.OPS.values():
         assert [i.backend for i in impls] == list(backend.BACKENDS)

@@ -276,7 +276,8 @@ def test_a_map_for_another_batch_is_refused_in_every_dtype():
 def test_backends_agree(layer, n, i, o, h, w, dtype, layout, view, seed):
     x, *rest = tensors(layer, n, i, o, h, w, dtype, seed)
     x = torch.cat([x, x])[::2] if view and n > 1 and n % 2 == 0 else x.contiguous(memory_format=layout)
-    y, expected = (run(layer, x, *rest, backend=backend) for backend in ("cpu", "reference"))
+    clamp = 4.0 if layer.demodulate else 20.0  # about where the largest results are
+    y, expected = (run(layer, x, *rest, clamp=clamp, backend=backend) for backend in ("cpu", "reference"))
     assert y.shape == expected.shape and y.stride() == expected.stride() and y.dtype == dtype
     if n:
         assert_close(y, expected, "modulated_conv2d", dtype)
