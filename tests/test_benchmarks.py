@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu_gate, harness, peers, registry, report, tune
+from benchmarks import gpu_gate, harness, networks, peers, registry, report, tune
 from posgan_fast import functional as PF
 
 OURS = "posgan_fast cpu"
@@ -334,3 +334,22 @@ def _row(name, resolution, others):
     everyone = {OURS: (1.0, 0.9, 1.1), "copy": (0.5,) * 3, "clone": (0.7,) * 3, **others}
     row.timings = {n: harness.Timing(*t, rounds=9, calls=1, clock="host") for n, t in everyone.items()}
     return row
+
+
+def test_networks_are_compared_round_by_round(monkeypatch):
+    times = {"ours": [1.0, 10.0, 3.0], "nvlabs": [2.0, 30.0, 3.0]}  # of a machine that changes its speed
+    calls = {name: functools.partial(torch.ones, 1) for name in times}
+    names = {id(call): name for name, call in calls.items()}
+    monkeypatch.setattr(networks, "_seconds", lambda call: times[names[id(call)]].pop(0))
+    row = networks._measured("generator", "any", calls, 3)
+    assert row.medians == {"ours": 3, "nvlabs": 3} and row.ratios == {"ours": 1, "nvlabs": 2}
+
+
+def test_networks_run_and_write_what_they_measured(tmp_path):
+    what = ["generator", "padding", "discriminator"]
+    arguments = ["--what", *what, "--size", "16", "--rounds", "3", "--out", str(tmp_path), "--name", "small"]
+    assert networks.main(arguments) == 0
+    rows = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["generator"] * 2 + ["padding"] * 2 + ["discriminator"]
+    assert set(rows[0]["medians"]) == set(rows[0]["ratios"]) == {"ours", "prepacked", "reference", "floor"}
+    assert rows[0]["errors"]["ours"] < 1e-5 and rows[0]["errors"]["prepacked"] < 1e-5
