@@ -139,7 +139,8 @@ def _generator(args, device, nvlabs) -> Iterator[Row]:
                 if peer is not None:
                     calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")  # noqa: B023
                 if args.compile and peer is not None and dtype == "float32":
-                    compiled = torch.compile(peer.synthesis)
+                    torch._dynamo.config.recompile_limit = 64  # every block has shapes of its own
+                    compiled = torch.compile(peer.synthesis, dynamic=False)
                     calls[COMPILED] = lambda: compiled(ws, noise_mode="const")  # noqa: B023
                 calls[FLOOR] = _floor(size, n, dtype, device)
                 yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
