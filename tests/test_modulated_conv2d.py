@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 
 from posgan_fast import functional as PF
+from posgan_fast.ops import modulated_conv2d as room
 from posgan_fast.ops.bias_act import ACTIVATIONS
 
 BACKENDS = ("reference", "cpu")
@@ -302,3 +303,14 @@ def test_every_instruction_set_prepares_the_same_weight(instruction_set):
     environment = os.environ | {"POSGAN_FAST_ISA": instruction_set}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_op_itself_is_differentiable():
+    x, weight, styles, *_ = tensors(LAYERS[0])
+    call = room.check(x, weight, styles, 1, 1, 1, None, None, True, True, 1e-8, None, None, "lrelu", None, None, None)
+    weight.requires_grad_()
+    (actual,) = torch.autograd.grad(torch.ops.posgan_fast.modulated_conv2d(x, *call, "cpu").square().sum(), weight)
+    (expected,) = torch.autograd.grad(
+        PF.modulated_conv2d(x, weight, styles, padding=1, act="lrelu").square().sum(), weight
+    )
+    torch.testing.assert_close(actual, expected)

@@ -291,3 +291,9 @@ X4, W5 = torch.zeros(1, 4, 6, 6), torch.zeros(1, 5)
 def test_refusals_name_the_argument(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_minibatch_std_of_one_in_half_precision():
+    x = randn(1, 2, 2, 2).half().requires_grad_()
+    y = nn.MinibatchStd()(x)
+    assert y.dtype == torch.float16 and torch.autograd.grad(y.sum(), x)[0].isfinite().all()

@@ -32,9 +32,10 @@ class MinibatchStd(torch.nn.Module):
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
         if c % self.num_channels:
             raise ValueError(f"x: expected channels that are a multiple of {self.num_channels}, got {c}")
-        y = x.reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
+        y = x.to(_check.arithmetic(x.dtype))
+        y = y.reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
         deviation = (y.var(0, correction=0) + 1e-8).sqrt()  # [n, F, C / F, H, W]
-        y = deviation.mean((2, 3, 4)).repeat(group, 1)  # [N, F]
+        y = deviation.mean((2, 3, 4)).repeat(group, 1).to(x.dtype)  # [N, F]
         return torch.cat([x, y[:, :, None, None].expand(-1, -1, h, w)], dim=1)
 
     def extra_repr(self) -> str:

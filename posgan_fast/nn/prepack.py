@@ -17,9 +17,9 @@ def prepack(module: M, enable: bool = True) -> M:
 
     Otherwise each call casts and reorders its weight, which below 64 pixels takes longer than the convolution. The
     copies are made at the first call in each dtype and take as much memory as the weights in that dtype. A weight
-    written to by torch (an optimiser, ``load_state_dict``, ``to``) is prepared anew; one written to through ``.data``
-    is not noticed: call this again. Calls with gradients and other backends are not affected, nor are copies and
-    pickles of the module.
+    written to by torch (``load_state_dict``, ``to``, an optimiser) is prepared anew. Writes that torch does not count
+    are not noticed, those through ``.data`` or NumPy and those of optimisers with ``fused=True``: call this again after
+    them. Calls with gradients and other backends are not affected, nor are copies and pickles of the module.
 
     Args:
         module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers count.

@@ -181,10 +181,13 @@ def _fake(x, weight, styles, up, down, padding, pad_map, f, *rest):
 
 def _call(x, *call):
     """Where no derivative can be asked for, the op, which may write over what it allocates; else the stages."""
-    tensors = [x, *(t for t in call if isinstance(t, torch.Tensor))]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if _wants_gradient(x, *call):
         return _stages(x, *call[:-1], backend=call[-1])
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
+
+
+def _wants_gradient(*call):
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call)
 
 
 def _stages(
@@ -356,6 +359,8 @@ IMPLS = (
 
 
 def _dispatch(x, *arguments):
+    if _wants_gradient(x, *arguments):  # of the op itself, in an exported graph for instance
+        return _stages(x, *arguments[:-1], backend=_backend.resolve(NAME, IMPLS, x, arguments[-1]))
     y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
     expected = _empty_output(x, weight, up, down, padding, f, "meta")
