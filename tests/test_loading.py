@@ -17,6 +17,7 @@ from posgan_fast.models import (
     load_discriminator,
     load_generator,
 )
+from posgan_fast.models.loading import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("reference")
 FAMILIES = ("nvlabs", "rosinality", "mmgeneration", "hammer", "genforce")
@@ -246,3 +247,13 @@ def test_a_file_without_an_average(tmp_path):
         load_discriminator(tmp_path / "g.pt")
     with pytest.raises(TypeError, match="source: expected a path"):
         load_generator(3)
+
+
+def test_what_the_program_allows_torch_to_load_stays_allowed(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"a": torch.zeros(1), "args": argparse.Namespace(size=8)}, path)
+    before = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        assert read_checkpoint(path)["args"].size == 8
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    assert set(torch.serialization.get_safe_globals()) == before

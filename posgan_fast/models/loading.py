@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import threading
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,6 +82,7 @@ _ALLOWED: list[Any] = [
     (number, "numpy.core.multiarray.scalar"),
     (number, "numpy._core.multiarray.scalar"),
 ]
+_LOADING = threading.Lock()  # torch's list of what is safe belongs to the process
 _AVERAGED = ("G_ema", "g_ema", "generator_ema", "generator_smooth")
 _NETWORKS = {"generator": ("G", "g", "generator"), "discriminator": ("D", "d", "discriminator")}
 
@@ -92,7 +94,7 @@ def _read_torch(path: Path, file: BinaryIO) -> Any:
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise CheckpointError(f"{path}: announces more bytes than the file has")
         file.seek(0)
-        with torch.serialization.safe_globals(_ALLOWED):
+        with _LOADING, torch.serialization.safe_globals(_not_yet_allowed()):
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -100,6 +102,12 @@ def _read_torch(path: Path, file: BinaryIO) -> Any:
         raise unsafe_torch_file(str(path), error) from None
     except Exception as error:  # torch raises what its parser stumbled over
         raise CheckpointError(f"{path}: damaged or no file of weights: {first_line(error)}") from None
+
+
+def _not_yet_allowed() -> list[Any]:
+    """On leaving, torch forgets what it was lent: nothing that the program allows itself."""
+    known = torch.serialization.get_safe_globals()
+    return [entry for entry in _ALLOWED if entry not in known]
 
 
 def _read(source: Source) -> Any:
@@ -171,6 +179,10 @@ def _built(state: State, report: LoadReport, found: _Found, overrides: Mapping[s
         report.settings |= _constructor_facts(found.module, report)
     else:
         report.assumed.setdefault("conv_clamp", "None; a state dictionary does not tell")
+        if report.network == "discriminator":
+            report.assumed.setdefault("mbstd_group_size", "4; a state dictionary does not tell")
+        elif report.settings.get("head", "constant") != "constant":
+            report.assumed.setdefault("layout", '"mmgen", without div_half_dim; a state dictionary does not tell')
     report.settings |= overrides
     report.assumed = {name: why for name, why in report.assumed.items() if name not in overrides}
     settings = dict(report.settings)

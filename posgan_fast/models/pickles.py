@@ -4,7 +4,7 @@ These files hold whole modules, with the source code of their classes (``torch_u
 to execute. Here a small machine of its own walks the pickle instead. It knows the opcodes that such files use and
 the names in ``GLOBALS``, each bound to a function of this file that only builds data; anything else, opcode or name,
 is refused. Modules become inert ``PickledModule``s, their source is dropped unread, and tensor bytes go through
-``torch.load(weights_only=True)``. Sizes are checked against the file before memory is asked for.
+``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
