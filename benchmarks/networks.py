@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import posgan_fast
+from posgan_fast import _native
 from posgan_fast import functional as PF
 from posgan_fast.models.stylegan2 import Discriminator, Generator
 
@@ -59,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "benchmarks.networks", *kept]
         return subprocess.run(command, env=harness.environment_for(args.allocator)).returncode
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    library = _native.load(device.type)
+    if not library.loaded:  # ours would be the reference
+        raise SystemExit(f"python -m benchmarks.networks: {library.reason}; {library.remedy}")
     nvlabs = _nvlabs(args.peer)
     rows: list[Row] = []
     for what in args.what:
