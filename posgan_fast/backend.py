@@ -86,9 +86,14 @@ def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
     return _choose(op, impls, x, backend)
 
 
+def decided(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> str:
+    """The backend in the arguments of an op; :data:`AUTO`, left by a compiled or exported graph, is chosen now."""
+    return _choose(op, impls, x, None) if backend == AUTO else backend
+
+
 def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., torch.Tensor]:
     """The function behind a backend name; a call that did not come through :func:`resolve` is checked here."""
-    name = _choose(op, impls, x, None) if backend == AUTO else backend
+    name = decided(op, impls, x, backend)
     for impl in impls:
         if impl.backend == name:
             refusal = impl.can_run(x)

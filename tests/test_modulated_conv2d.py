@@ -305,11 +305,12 @@ def test_every_instruction_set_prepares_the_same_weight(instruction_set):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_op_itself_is_differentiable():
+@pytest.mark.parametrize("backend", ["cpu", "reference", "auto"])  # the last: what an exported graph holds
+def test_the_op_itself_is_differentiable(backend):
     x, weight, styles, *_ = tensors(LAYERS[0])
     call = room.check(x, weight, styles, 1, 1, 1, None, None, True, True, 1e-8, None, None, "lrelu", None, None, None)
     weight.requires_grad_()
-    (actual,) = torch.autograd.grad(torch.ops.posgan_fast.modulated_conv2d(x, *call, "cpu").square().sum(), weight)
+    (actual,) = torch.autograd.grad(torch.ops.posgan_fast.modulated_conv2d(x, *call, backend).square().sum(), weight)
     (expected,) = torch.autograd.grad(
         PF.modulated_conv2d(x, weight, styles, padding=1, act="lrelu").square().sum(), weight
     )

@@ -360,7 +360,7 @@ IMPLS = (
 
 def _dispatch(x, *arguments):
     if _wants_gradient(x, *arguments):  # of the op itself, in an exported graph for instance
-        return _stages(x, *arguments[:-1], backend=_backend.resolve(NAME, IMPLS, x, arguments[-1]))
+        return _stages(x, *arguments[:-1], backend=_backend.decided(NAME, IMPLS, x, arguments[-1]))
     y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
     expected = _empty_output(x, weight, up, down, padding, f, "meta")
