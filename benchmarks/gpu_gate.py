@@ -1,9 +1,10 @@
 """python -m benchmarks.gpu_gate: everything that needs a GPU, in one command, within nine minutes, without network.
 
 Builds the native libraries into ``build/gate`` (nothing is installed, nothing outside ``build/`` and ``--out``
-changes), then, from there, runs the tests marked gpu, compute-sanitizer over both CUDA kernels, and the op benchmarks.
-Each step writes one JSON file; ``summary.json`` has the verdict and the environment. Every step runs even if one before
-it failed, unless the build did. Exit code 0: all passed; 1: something failed; 3: nothing failed, but time ran out.
+changes), then, from there, runs the tests marked gpu, compute-sanitizer over two of the CUDA kernels, and the op
+benchmarks. Each step writes one JSON file; ``summary.json`` has the verdict and the environment. Every step runs even
+if one before it failed, unless the build did. Exit code 0: all passed; 1: something failed; 3: nothing failed, but time
+ran out.
 
 ``--dry-run`` does the same on the CPU, in a minute: the tests are collected, the sanitizer is skipped, the benchmark is
 the quick one. A checkout without its git history can tell its commit by POSGAN_FAST_COMMIT.

@@ -1,4 +1,4 @@
-"""python -m benchmarks.tune FILE SECONDS: measures every row of the Triton launch tables on the StyleGAN2 cases.
+"""python -m benchmarks.tune FILE SECONDS: measures every row of the Triton launch tables of upfirdn2d and bias_act.
 
 Each case runs with every row of its table that could serve it, whatever size the row is meant for, and with 2, 4 and
 8 warps. For every row that the table chooses today, the best replacement over the cases it is chosen for is printed,

@@ -78,74 +78,66 @@ def _upfirdn2d_builds():
                         yield Build("upfirdn2d", i, (*spec, True), dtype, 90)
 
 
-def _bias_act_builds():
-    for i, row in enumerate(bias_act.TABLE):
+def _served(table):
+    """Every row with each dtype it serves: its index, itself, the dtype, the elements in 16 bytes."""
+    for i, row in enumerate(table):
         for dtype, itemsize in ITEMSIZE.items():
-            if itemsize != row.itemsize:
-                continue
-            vec = 16 // itemsize
-            for arch in ARCHS:
-                for bias in (bias_act.BIAS_PER_ROW, bias_act.BIAS_PER_COLUMN):
-                    yield Build("bias_act", i, ("lrelu", 0, True, bias, True, vec, False), dtype, arch)
-            if dtype == "bf16":  # which differs from fp16 by its conversions only
-                continue
-            yield Build("bias_act", i, ("lrelu", 1, True, bias_act.NO_BIAS, True, vec, False), dtype, 90)
-            yield Build("bias_act", i, ("tanh", 2, False, bias_act.BIAS_PER_ROW, True, 1, False), dtype, 90)
-            yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, True), dtype, 90)
+            if itemsize == row.itemsize:
+                yield i, row, dtype, 16 // itemsize
+
+
+def _bias_act_builds():
+    for i, _, dtype, vec in _served(bias_act.TABLE):
+        for arch in ARCHS:
+            for bias in (bias_act.BIAS_PER_ROW, bias_act.BIAS_PER_COLUMN):
+                yield Build("bias_act", i, ("lrelu", 0, True, bias, True, vec, False), dtype, arch)
+        if dtype == "bf16":  # which differs from fp16 by its conversions only
+            continue
+        yield Build("bias_act", i, ("lrelu", 1, True, bias_act.NO_BIAS, True, vec, False), dtype, 90)
+        yield Build("bias_act", i, ("tanh", 2, False, bias_act.BIAS_PER_ROW, True, 1, False), dtype, 90)
+        yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, True), dtype, 90)
 
 
 def _prologue2d_builds():
-    for i, row in enumerate(prologue2d.TABLE):
-        for dtype, itemsize in ITEMSIZE.items():
-            if itemsize != row.itemsize:
-                continue
-            vec = 16 // itemsize
-            # everything at once, the hungriest; padding alone; an encoding alone
-            everything = [("instance", last, True, 2, False, True, True, vec if last else 1) for last in (False, True)]
-            for arch in (90,) if dtype == "bf16" else ARCHS:  # bf16 differs from fp16 by its conversions only
-                yield from (Build("prologue2d", i, (*spec, False), dtype, arch) for spec in everything)
-            if dtype == "bf16":
-                continue
-            yield from (Build("prologue2d", i, (*spec, True), dtype, 90) for spec in everything)
-            yield Build("prologue2d", i, ("reflect", False, True, 1, True, True, False, 1, False), dtype, 90)
-            yield Build("prologue2d", i, ("zeros", False, True, 1, False, True, False, vec, False), dtype, 90)
-            yield Build("prologue2d", i, ("zeros", True, True, 0, False, True, False, vec, False), dtype, 90)
-            yield Build("prologue2d", i, ("zeros", True, False, 2, False, False, False, 1, False), dtype, 90)
+    for i, _, dtype, vec in _served(prologue2d.TABLE):
+        # everything at once, the hungriest; padding alone; an encoding alone
+        everything = [("instance", last, True, 2, False, True, True, vec if last else 1) for last in (False, True)]
+        for arch in (90,) if dtype == "bf16" else ARCHS:  # bf16 differs from fp16 by its conversions only
+            yield from (Build("prologue2d", i, (*spec, False), dtype, arch) for spec in everything)
+        if dtype == "bf16":
+            continue
+        yield from (Build("prologue2d", i, (*spec, True), dtype, 90) for spec in everything)
+        yield Build("prologue2d", i, ("reflect", False, True, 1, True, True, False, 1, False), dtype, 90)
+        yield Build("prologue2d", i, ("zeros", False, True, 1, False, True, False, vec, False), dtype, 90)
+        yield Build("prologue2d", i, ("zeros", True, True, 0, False, True, False, vec, False), dtype, 90)
+        yield Build("prologue2d", i, ("zeros", True, False, 2, False, False, False, 1, False), dtype, 90)
 
 
 def _epilogue2d_builds():
-    for i, row in enumerate(epilogue2d.TABLE):
-        for dtype, itemsize in ITEMSIZE.items():
-            if itemsize != row.itemsize:
-                continue
-            vec = 16 // itemsize
-            for channels_last in (False, True):
-                # everything there is, vectors and not, in both widths of offsets
-                full = ("lrelu", channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, True)
-                archs = (90,) if dtype == "bf16" else ARCHS  # bf16 differs from fp16 by its conversions only
-                yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in archs)
-                if dtype != "bf16":
-                    yield Build("epilogue2d", i, ("swish", *full[1:], 1, True), dtype, 90)
-                    one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, False)
-                    yield Build("epilogue2d", i, one, dtype, 90)
+    for i, _, dtype, vec in _served(epilogue2d.TABLE):
+        for channels_last in (False, True):
+            # everything there is, vectors and not, in both widths of offsets
+            full = ("lrelu", channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, True)
+            archs = (90,) if dtype == "bf16" else ARCHS  # bf16 differs from fp16 by its conversions only
+            yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in archs)
+            if dtype != "bf16":
+                yield Build("epilogue2d", i, ("swish", *full[1:], 1, True), dtype, 90)
+                one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, False)
+                yield Build("epilogue2d", i, one, dtype, 90)
 
 
 def _modulated_conv2d_builds():
-    for i, row in enumerate(modulated_conv2d.TABLE):
-        for dtype, itemsize in ITEMSIZE.items():
-            if itemsize != row.itemsize:
-                continue
-            vec = 16 // itemsize
-            out_vec = vec if row.filters % vec == 0 else 1
-            noise = modulated_conv2d.NOISE_PER_SAMPLE
-            for border in (False, True)[: 1 if row.side == 1 else 2]:
-                layer = ("lrelu", row.side, border, True, noise, True, True)
-                yield from (Build("modulated_conv2d", i, (*layer, vec, out_vec, False), dtype, arch) for arch in ARCHS)
-                if dtype != "bf16":  # which differs from fp16 by its conversions only
-                    yield Build("modulated_conv2d", i, (*layer, vec, out_vec, True), dtype, 90)
-                    yield from (Build("modulated_conv2d", i, (*layer, 1, 1, False), dtype, arch) for arch in ARCHS)
-            bare = ("swish", row.side, False, False, modulated_conv2d.NO_NOISE, False, False, vec, out_vec, False)
-            yield Build("modulated_conv2d", i, bare, dtype, 90)
+    for i, row, dtype, vec in _served(modulated_conv2d.TABLE):
+        out_vec = vec if row.filters % vec == 0 else 1
+        noise = modulated_conv2d.NOISE_PER_SAMPLE
+        for border in (False, True)[: 1 if row.side == 1 else 2]:
+            layer = ("lrelu", row.side, border, True, noise, True, True)
+            yield from (Build("modulated_conv2d", i, (*layer, vec, out_vec, False), dtype, arch) for arch in ARCHS)
+            if dtype != "bf16":  # which differs from fp16 by its conversions only
+                yield Build("modulated_conv2d", i, (*layer, vec, out_vec, True), dtype, 90)
+                yield from (Build("modulated_conv2d", i, (*layer, 1, 1, False), dtype, arch) for arch in ARCHS)
+        bare = ("swish", row.side, False, False, modulated_conv2d.NO_NOISE, False, False, vec, out_vec, False)
+        yield Build("modulated_conv2d", i, bare, dtype, 90)
 
 
 BUILDS = [
