@@ -186,6 +186,25 @@ def test_float16_stays_in_range(layer, backend):
     assert (y.float() - exact).norm() <= 2e-3 * exact.norm()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layer", [LAYERS[15], LAYERS[18]], ids=lambda layer: layer.name)
+@pytest.mark.parametrize("size", [1e-7, 0.0])
+def test_float16_stays_in_range_beside_a_large_map(layer, backend, size):
+    """A map far larger than the features, whatever lies off its ring; the other sample and filters as they were."""
+    x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
+    styles[0] *= size
+    weight[1] *= 1e-6
+    if border.ndim == 4:
+        border = PF.map_from_ring(PF.ring_from_map(border, 5, 7), 5, 7)
+        border[:, :, 1:-1, 1:-1] = float("inf")
+    exact = run(layer, x, weight, styles, noise, bias, border, clamp=1e3)
+    half = (None if t is None else t.half() for t in (noise, bias))
+    y = run(layer, x.half(), weight, styles, *half, border, backend=backend, clamp=1e3)
+    assert y.isfinite().all()
+    for n in range(2):
+        assert (y.float() - exact)[n].norm() <= 2e-3 * exact[n].norm()
+
+
 def test_styles_of_a_sample_have_no_scale():
     """A positive factor on all styles of a sample is undone by the demodulation, up to eps."""
     x, weight, styles, *_ = tensors(LAYERS[0])

@@ -149,12 +149,8 @@ def check(
             f" {padding=} and a kernel {kh} x {kw}"
         )
     if pad_map is not None:
-        if up == 1:
-            prologue2d.check_border(pad_map, x, c, h, w)
-        else:
-            _, cut = _conv2d.up_padding(weight, up, padding, f)
-            around = ((s - 1) * up + k - 2 * p for s, k, p in zip((h, w), (kh, kw), cut, strict=True))
-            prologue2d.check_border(pad_map, x, weight.shape[0], *around)
+        surrounded = _conv2d.surrounded_size(x, weight, up, padding, f)
+        prologue2d.check_border(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
     if noise is not None:
         _check.tensor(noise, "noise")
         _check.same_device(noise, "noise", x)
@@ -198,7 +194,7 @@ def _stages(
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
-    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, demodulate, eps)
+    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     noise, bias, activation = _cast(noise, acc), _cast(bias, x.dtype), (act, alpha, gain, clamp, backend)
     if up > 1:
         z = prologue2d.prologue2d(x, styles, backend=backend)
@@ -214,27 +210,38 @@ def _stages(
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation).to(dtype)
 
 
-def _factors(x, weight, styles, pad_map, up, demodulate, eps):
+def _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
     """The weight in the dtype of x, styles and coefficients in its arithmetic type, the map: all in range."""
     acc = _check.arithmetic(x.dtype)
     weight, styles = weight.to(acc), styles.to(acc)
     scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
     if demodulate and x.dtype == torch.float16:
+        if pad_map is not None:
+            pad_map = pad_map.to(acc)
+            if pad_map.ndim == 4:  # what is off the ring must not count
+                pad_map = prologue2d.ring_from_map(pad_map, *_conv2d.surrounded_size(x, weight, up, padding, f))
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
     return weight.to(x.dtype), styles, scale, pad_map
 
 
-def _in_range(weight, styles, scale, pad_map, up):
-    """float16: weight and styles to magnitude 1, undone by the coefficients, with the map in step. The factors are
-    constants to autograd, since the result does not depend on them."""
+_RING_LIMIT = 1e3  # a pixel's sum over a ring of that magnitude, every sign alike, stays below float16's 65504
+
+
+def _in_range(weight, styles, scale, ring, up):
+    """float16: weight and styles to magnitude 1, or less where the ring is far larger, undone by the coefficients, with
+    the ring in step. The factors are constants to autograd, since the result does not depend on them."""
     per_filter = weight.detach().abs().amax((1, 2, 3)) * weight[0].numel() ** 0.5  # [O]
     per_sample = styles.detach().abs().amax(1)  # [N]
-    per_filter, per_sample = (torch.where(t > 0, t, 1) for t in (per_filter, per_sample))
-    if pad_map is not None:
-        factor = per_sample[:, None] * per_filter if up > 1 else per_sample[:, None]  # [N, O] or [N, 1]
-        pad_map = pad_map.to(styles.dtype) / factor.reshape(*factor.shape, *[1] * (pad_map.ndim - 2))
-    undo = per_sample[:, None] * per_filter
-    return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, pad_map
+    if ring is not None:
+        largest = ring.detach().abs().amax(2) / _RING_LIMIT  # [N, C]
+        per_sample = torch.maximum(per_sample, largest.amax(1))
+        if up > 1:
+            per_filter = torch.maximum(per_filter, (largest / per_sample[:, None]).nan_to_num(0).amax(0))
+    per_filter, per_sample = (torch.where((t > 0) & t.isfinite(), t, 1) for t in (per_filter, per_sample))
+    undo = per_sample[:, None] * per_filter  # [N, O]
+    if ring is not None:
+        ring = ring / (undo if up > 1 else per_sample[:, None])[:, :, None]
+    return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, ring
 
 
 def _run_cpu(x, *call):
@@ -341,7 +348,7 @@ def _infer_triton(
 ):  # fmt: skip
     """Inference in one kernel."""
     y = _empty_output(x, weight, up, down, padding, f)
-    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, demodulate, eps)
+    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     border = None if pad_map is None else pad_map.to(x.dtype)
     noise, bias = _cast(noise, styles.dtype), _cast(bias, x.dtype)
     styles, scale, noise, bias = (None if t is None else t.contiguous() for t in (styles, scale, noise, bias))
