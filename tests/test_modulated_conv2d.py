@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 
 from posgan_fast import functional as PF
+from posgan_fast.nn import StyleConv
 from posgan_fast.ops import modulated_conv2d as room
 from posgan_fast.ops.bias_act import ACTIVATIONS
 
@@ -214,9 +215,11 @@ def test_styles_of_a_sample_have_no_scale():
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[5], LAYERS[12], LAYERS[15]], ids=lambda layer: layer.name)
-def test_passes_opcheck(layer):
+@pytest.mark.parametrize("training", [False, True])
+def test_passes_opcheck(layer, training):
     for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS):
-        x, weight, styles, noise, bias, border = tensors(layer, n=1, dtype=dtype)
+        given = tensors(layer, n=1, dtype=dtype)
+        x, weight, styles, noise, bias, border = (t if t is None else t.requires_grad_(training) for t in given)
         f = layer.f if layer.up * layer.down > 1 else None
         arguments = (
             x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
@@ -325,12 +328,31 @@ def test_every_instruction_set_prepares_the_same_weight(instruction_set):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference", "auto"])  # the last: what an exported graph holds
-def test_the_op_itself_is_differentiable(backend):
-    x, weight, styles, *_ = tensors(LAYERS[0])
-    call = room.check(x, weight, styles, 1, 1, 1, None, None, True, True, 1e-8, None, None, "lrelu", None, None, None)
-    weight.requires_grad_()
-    (actual,) = torch.autograd.grad(torch.ops.posgan_fast.modulated_conv2d(x, *call, backend).square().sum(), weight)
-    (expected,) = torch.autograd.grad(
-        PF.modulated_conv2d(x, weight, styles, padding=1, act="lrelu").square().sum(), weight
+def test_the_op_itself_is_differentiable_twice(backend):
+    """As the public function, with a weight that depends on the styles, which must count once."""
+    x, weight, styles, noise, bias, border = tensors(Layer("map", border="map"))
+    given = [t.requires_grad_() for t in (x, weight, styles, noise, bias, border)]
+    weight = weight * styles.sum()
+    call = room.check(x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, bias, "lrelu", None, None, 9)
+    op = torch.ops.posgan_fast.modulated_conv2d(x, *call, backend)
+    stages = PF.modulated_conv2d(
+        x, weight, styles, padding=1, pad_map=border, noise=noise, bias=bias, act="lrelu", clamp=9
     )
-    torch.testing.assert_close(actual, expected)
+    first = [torch.autograd.grad(y.square().sum(), given, create_graph=True) for y in (op, stages)]
+    torch.testing.assert_close(*first)
+    second = [
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), given, retain_graph=True) for gradients in first
+    ]
+    torch.testing.assert_close(*second)
+
+
+def test_an_exported_layer_trains(recwarn):
+    layer = StyleConv(4, 3, 5, 6)
+    torch.nn.init.ones_(layer.noise_strength)
+    x, w = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x, w)).module()
+    recwarn.clear()
+    x.requires_grad_()
+    torch.testing.assert_close(*(torch.autograd.grad(m(x, w).square().sum(), x) for m in (exported, layer)))
+    assert not [w for w in recwarn if "autograd" in str(w.message)]

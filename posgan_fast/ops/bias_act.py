@@ -32,40 +32,15 @@ gradient on CUDA and let it through at equality on CPU; here it is one rule.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, _layout
+from . import _activations, _check, _layout
+from ._activations import ACTIVATIONS
 
 NAME = "bias_act"
-
-
-@dataclass(frozen=True)
-class Activation:
-    """One row of the table above; ``index`` is its number in the native code."""
-
-    index: int
-    alpha: float
-    gain: float
-
-
-ACTIVATIONS = {
-    "linear": Activation(1, 0.0, 1.0),
-    "relu": Activation(2, 0.0, math.sqrt(2)),
-    "lrelu": Activation(3, 0.2, math.sqrt(2)),
-    "tanh": Activation(4, 0.0, 1.0),
-    "sigmoid": Activation(5, 0.0, 1.0),
-    "elu": Activation(6, 0.0, 1.0),
-    "selu": Activation(7, 0.0, 1.0),
-    "softplus": Activation(8, 0.0, 1.0),
-    "swish": Activation(9, 0.0, math.sqrt(2)),
-}
 
 
 def bias_act(
@@ -136,7 +111,7 @@ def bias_act_(
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
-        if derivative_reads(act, alpha, clamp) == "input":
+        if _activations.derivative_reads(act, alpha, clamp) == "input":
             raise ValueError(
                 "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
                 f" got {act!r}"
@@ -214,82 +189,24 @@ def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
     lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
     acc = _check.arithmetic(x.dtype)
     base = (x if order == 0 else ref).to(acc)
-    if order == 1 and _reads_output(act, alpha):
+    if order == 1 and _activations.reads_output(act, alpha):
         value = base
         slope = torch.where(base > 0 if gain > 0 else base < 0, torch.ones_like(base), alpha)
     else:
         v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-        value = gain * _formula(act, v, alpha)
+        value = gain * _activations.value(act, v, alpha)
         if order == 0:
             return torch.empty_like(x).copy_(value if clamp < 0 else value.clamp(-clamp, clamp))
-        slope = _first(act, v, alpha) if order == 1 else _second(act, v, alpha)
+        slope = _activations.slope(act, v, alpha) if order == 1 else _activations.curvature(act, v, alpha)
     y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
     if clamp >= 0:
         y = torch.where((value > -clamp) & (value < clamp), y, 0)
     return torch.empty_like(x).copy_(y)
 
 
-def _formula(act, v, alpha):
-    if act == "linear":
-        return v
-    if act == "lrelu":
-        return torch.where(v > 0, v, alpha * v)
-    return _FORMULAS[act](v)
-
-
-_FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "elu": F.elu,
-    "selu": F.selu,
-    "softplus": lambda v: v.clamp(min=0) + torch.log1p(torch.exp(-v.abs())),
-    "swish": F.silu,
-}
-
-
-def _first(act, v, alpha):
-    s, c = torch.sigmoid(v), torch.sigmoid(-v)  # c = 1 - s without cancellation
-    if act == "linear":
-        return torch.ones_like(v)
-    if act in ("relu", "lrelu"):
-        return torch.where(v > 0, torch.ones_like(v), alpha)
-    if act == "tanh":
-        return torch.cosh(v).square().reciprocal()
-    if act == "sigmoid":
-        return s * c
-    if act in ("elu", "selu"):
-        scale, slope = _exponential(act)
-        return torch.where(v > 0, scale, slope * v.clamp(max=0).exp())
-    if act == "softplus":
-        return s
-    return s * (1 + v * c)
-
-
-def _second(act, v, alpha):
-    s, c = torch.sigmoid(v), torch.sigmoid(-v)
-    if act == "tanh":
-        return -2 * torch.tanh(v) * torch.cosh(v).square().reciprocal()
-    if act == "sigmoid":
-        return s * c * (c - s)
-    if act in ("elu", "selu"):
-        _, slope = _exponential(act)
-        return torch.where(v > 0, 0, slope * v.clamp(max=0).exp())
-    if act == "softplus":
-        return s * c
-    if act == "swish":
-        return s * c * (2 + v * (c - s))
-    return torch.zeros_like(v)  # piecewise linear
-
-
-def _exponential(act):
-    scale = 1.0507009873554805 if act == "selu" else 1.0
-    return scale, scale * (1.6732632423543772 if act == "selu" else 1.0)
-
-
 def _setup_context(ctx, inputs, output):
     x, b, *ctx.arguments = inputs
-    reads = derivative_reads(ctx.arguments[1], ctx.arguments[2], ctx.arguments[4])
+    reads = _activations.derivative_reads(ctx.arguments[1], ctx.arguments[2], ctx.arguments[4])
     if reads is not None:  # else the caller may write over both x and the result
         ctx.save_for_backward(*((output,) if reads == "output" else (x, b)))
 
@@ -355,7 +272,7 @@ class _InPlace(torch.autograd.Function):
         ctx.arguments = arguments
         torch.ops.posgan_fast.bias_act_(x, b, *arguments)
         ctx.mark_dirty(x)
-        if derivative_reads(arguments[1], arguments[2], arguments[4]):
+        if _activations.derivative_reads(arguments[1], arguments[2], arguments[4]):
             ctx.save_for_backward(x)
         return x
 
@@ -440,18 +357,6 @@ def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
 
 def _contiguous(b: torch.Tensor | None) -> torch.Tensor | None:
     return None if b is None else b.contiguous()
-
-
-def derivative_reads(act: str, alpha: float, clamp: float) -> str | None:
-    """What the first derivative is computed from: the "output", the "input", or nothing, for a mere scaling."""
-    if act == "linear" and clamp < 0:
-        return None
-    return "output" if _reads_output(act, alpha) else "input"
-
-
-def _reads_output(act: str, alpha: float) -> bool:
-    """Whether the first derivative is read off the output; a negative slope would hide the sign of the input."""
-    return act == "relu" or (act == "lrelu" and alpha >= 0)
 
 
 def _bias_gradient(ctx, dx, index):

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import backend as _backend
-from . import _check, _layout, bias_act, upfirdn2d
+from . import _activations, _check, _layout, bias_act, upfirdn2d
 
 NAME = "epilogue2d"
 
@@ -147,7 +147,7 @@ def _setup_context(ctx, inputs, output):
     ctx.activation = (1, act, alpha, gain, clamp, backend)
     ctx.noise_shape = None if noise is None else noise.shape
     ctx.in_shape, ctx.out_shape = x.shape, output.shape
-    ctx.kind = bias_act.derivative_reads(act, alpha, clamp)
+    ctx.kind = _activations.derivative_reads(act, alpha, clamp)
     # What the derivative of the activation is read off, besides what the scale's own gradient needs.
     kept = [x if scale is not None or ctx.kind == "input" else None, f, scale]
     kept += [output] if ctx.kind == "output" else [noise, b] if ctx.kind == "input" else []

@@ -215,7 +215,7 @@ def _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
     acc = _check.arithmetic(x.dtype)
     weight, styles = weight.to(acc), styles.to(acc)
     scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
-    if demodulate and x.dtype == torch.float16:
+    if demodulate and x.dtype == torch.float16 and x.shape[0] > 0:
         if pad_map is not None:
             pad_map = pad_map.to(acc)
             if pad_map.ndim == 4:  # what is off the ring must not count
@@ -242,6 +242,28 @@ def _in_range(weight, styles, scale, ring, up):
     if ring is not None:
         ring = ring / (undo if up > 1 else per_sample[:, None])[:, :, None]
     return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, ring
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+    ctx.call = [None if i in ctx.places else value for i, value in enumerate(inputs)]
+    ctx.save_for_backward(*(inputs[i] for i in ctx.places))
+
+
+def _backward(ctx, dy):
+    """Of the op itself, which an exported graph holds: what the stages derive, once they ran."""
+    call, higher = list(ctx.call), torch.is_grad_enabled()
+    with torch.enable_grad():
+        for i, t in zip(ctx.places, ctx.saved_tensors, strict=True):
+            call[i] = t.view_as(t)  # so that what one argument was computed from does not count twice
+        y = _stages(*call[:-1], backend=_backend.decided(NAME, IMPLS, call[0], call[-1]))
+        wanted = [i for i in ctx.places if ctx.needs_input_grad[i]]
+        found = torch.autograd.grad(y, [call[i] for i in wanted], dy, create_graph=higher)
+    gradients = dict(zip(wanted, found, strict=True))
+    return tuple(gradients.get(i) for i in range(len(call)))
+
+
+torch.library.register_autograd("posgan_fast::modulated_conv2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
 
 
 def _run_cpu(x, *call):
@@ -366,8 +388,6 @@ IMPLS = (
 
 
 def _dispatch(x, *arguments):
-    if _wants_gradient(x, *arguments):  # of the op itself, in an exported graph for instance
-        return _stages(x, *arguments[:-1], backend=_backend.decided(NAME, IMPLS, x, arguments[-1]))
     y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
     expected = _empty_output(x, weight, up, down, padding, f, "meta")
