@@ -54,6 +54,11 @@ def vector(t: torch.Tensor, *sizes: int) -> int:
     return 1 if any(size % elements for size in sizes) else elements
 
 
+def is_channels_last(t: torch.Tensor) -> bool:
+    """Whether channels are innermost, where that makes a difference."""
+    return t.shape[1] > 1 and t.stride(1) == 1 and not t.is_contiguous()
+
+
 def extent(t: torch.Tensor) -> int:
     """Elements from the first of ``t`` to its last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from .bias_act import activate
 from .epilogue2d import NO_NOISE, NOISE_PER_SAMPLE, ONE_NOISE
-from .launch import ANY, LARGE, arch_of, cdiv, extent, preferred, vector
+from .launch import ANY, LARGE, arch_of, cdiv, extent, is_channels_last, preferred, vector
 from .prologue2d import locate_ring, on_ring
 
 
@@ -30,8 +30,7 @@ def serves(x: torch.Tensor, weight: torch.Tensor, padding: int) -> bool:
     """Whether the launch table lists the layer: ``x`` [N, I, H, W] in channels_last, ``weight`` [O, I, k, k]."""
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
-    channels_last = c > 1 and x.stride(1) == 1 and not x.is_contiguous()
-    if not channels_last or kh != kw or padding != kh // 2:
+    if not is_channels_last(x) or kh != kw or padding != kh // 2:
         return False
     return select(arch_of(x.device), x.element_size(), kh, c, o, n * h * w) is not None
 

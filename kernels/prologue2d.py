@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import ANY, LARGE, Row, arch_of, cdiv, extent, first_row, vector
+from .launch import ANY, LARGE, Row, arch_of, cdiv, extent, first_row, is_channels_last, vector
 
 
 def prologue2d(
@@ -42,7 +42,7 @@ def prologue2d(
         return
     _, c, h, w = x.shape
     out_c, out_h, out_w = y.shape[1:]
-    channels_last = out_c > 1 and y.stride(1) == 1 and not y.is_contiguous()
+    channels_last = is_channels_last(y)
     read = [t for t in (x, residual) if t is not None and t.numel()]
     outer = (0, 2, 3) if channels_last else (0, 1, 2)  # n, h, w or n, c, h
     lengths = (c, out_c) if channels_last else (w,)

@@ -19,7 +19,6 @@ import torch
 CPU = "cpu"
 CUDA = "cuda"
 LIB_DIR = Path(__file__).parent / "lib"
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps .   (in a checkout of posgan_fast)"
 
 _SCHEMAS = (
     "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0,"
@@ -52,12 +51,12 @@ def load(library: str) -> Status:
     if not path.exists():
         record = build_record()
         reason = record.get(library, {}).get("reason") or f"{path.name} is not in this installation"
-        return Status(False, reason, record.get(library, {}).get("remedy") or REBUILD)
+        return Status(False, reason, record.get(library, {}).get("remedy") or rebuild())
     _define_schemas()
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return Status(False, f"{path.name} does not load: {error}", REBUILD)
+        return Status(False, f"{path.name} does not load: {error}", rebuild())
     return Status(True)
 
 
@@ -67,6 +66,13 @@ def build_record() -> dict[str, Any]:
         return json.loads((LIB_DIR / "build.json").read_text())
     except (OSError, json.JSONDecodeError):
         return {}
+
+
+def rebuild() -> str:
+    """The command that builds the libraries into the package that was imported."""
+    if (Path(__file__).parents[1] / "setup.py").exists():  # an installation elsewhere would stay hidden behind it
+        return "pip install --no-build-isolation --no-deps -e .   (in this checkout of posgan_fast)"
+    return "pip install --no-build-isolation --force-reinstall --no-deps .   (in a checkout of posgan_fast)"
 
 
 def instruction_set() -> str:

@@ -66,8 +66,8 @@ class Choice:
 def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
     """``with use_backend(name):`` runs every op in the block on that backend.
 
-    ``name`` is "reference", "cpu", "triton" or "cuda"; None chooses freely. Backward passes run where their forward
-    ran, whatever is set when they are called.
+    ``name`` is "reference", "cpu", "triton" or "cuda"; None chooses freely. Nothing changes before the
+    block is entered. Backward passes run where their forward ran, whatever is set when they are called.
 
     Raises:
         TypeError, ValueError: ``name`` is no backend.
@@ -213,7 +213,7 @@ def _not_built_for(device: int) -> Refusal | None:
     listed = ", ".join(f"sm_{arch}" for arch in built)
     return Refusal(
         f"the cuda library is built for {listed}, the device is sm_{sm}",
-        f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.REBUILD}",
+        f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.rebuild()}",
     )
 
 

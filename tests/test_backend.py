@@ -153,3 +153,10 @@ def test_tuning_the_allocator():
     code = "import posgan_fast, torch; print(posgan_fast.tune_allocator()); torch.zeros(1 << 24).clone()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == str(sys.platform.startswith("linux")), result.stderr
+
+
+def test_the_remedy_mends_the_package_that_was_imported(monkeypatch, tmp_path):
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "posgan_fast" / "_native.py"))
+    assert "--force-reinstall" in _native.rebuild()
+    (tmp_path / "setup.py").touch()  # a checkout, which hides what is installed elsewhere
+    assert " -e ." in _native.rebuild()

@@ -140,7 +140,7 @@ def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int |
     w = pad_map.shape[3] - 2 if width is None else _check.integer(width, "width", minimum=1)
     if not (1 <= h <= pad_map.shape[2] - 2 and 1 <= w <= pad_map.shape[3] - 2):
         raise ValueError(f"pad_map: expected at least {h + 2} x {w + 2} pixels, got shape {tuple(pad_map.shape)}")
-    y, x = (pad_map.shape[2] - h - 2) // 2, (pad_map.shape[3] - w - 2) // 2
+    y, x = _offsets(pad_map.shape, h, w)
     crop = pad_map[:, :, y : y + h + 2, x : x + w + 2]  # [N, C, H + 2, W + 2]
     return torch.cat([crop[:, :, 0], crop[:, :, -1], crop[:, :, 1:-1, 0], crop[:, :, 1:-1, -1]], dim=2)
 
@@ -159,6 +159,11 @@ def map_from_ring(ring: torch.Tensor, height: int, width: int) -> torch.Tensor:
     top, bottom, left, right = ring.split([w + 2, w + 2, h, h], dim=2)
     middle = torch.cat([left[..., None], ring.new_zeros(*ring.shape[:2], h, w), right[..., None]], dim=3)
     return torch.cat([top[:, :, None], middle, bottom[:, :, None]], dim=2)
+
+
+def _offsets(shape, h, w):
+    """Where in a map [N, C, h', w'] the ring around h x w pixels begins."""
+    return (shape[2] - h - 2) // 2, (shape[3] - w - 2) // 2
 
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
@@ -291,7 +296,7 @@ def _border_gradient(dy, shape, h, w):
     ring = ring_from_map(dy, h, w)
     if len(shape) == 3:
         return ring
-    y, x = (shape[2] - h - 2) // 2, (shape[3] - w - 2) // 2
+    y, x = _offsets(shape, h, w)
     return F.pad(map_from_ring(ring, h, w), (x, shape[3] - w - 2 - x, y, shape[2] - h - 2 - y))
 
 
