@@ -60,7 +60,9 @@ class Finish {
 
   A* target(T*, A* sums) const { return sums; }
 
-  void operator()(const A* row, const OutputRow<T>& at, int64_t) { finish(row, at.out, at.plane, at.oy * p_.w, p_.w); }
+  void operator()(const A* row, const OutputRow<T>& at, int64_t n) {
+    finish(row, at.out, at.plane, at.oy * p_.w + at.ox, p_.channels_last ? n / p_.c : n);
+  }
 
   // Pixels [first, first + pixels) of a plane, in memory from z on, to out on.
   template <typename Z>

@@ -6,7 +6,7 @@
 
 #include "scalar.h"
 
-#ifdef __F16C__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -32,24 +32,43 @@ Lanes<A, kCount> fma(A weight, Lanes<A, kCount> x, Lanes<A, kCount> sum) {
   return {weight * x.v + sum.v};
 }
 
-// Consecutive storage values as arithmetic lanes.
+#ifdef __AVX2__
+inline __m256 widen(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline __m256 widen(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#endif
+#ifdef __AVX512F__
+// Masked by nothing: without a mask gcc 12 warns about its own header.
+inline __m512 widen_all(const Half* p) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline __m512 widen_all(const BFloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
+}
+#endif
+
+// Consecutive storage values as arithmetic lanes. Compilers take half precision apart element by element, through the
+// stack, unless told how.
 template <int kCount, typename T>
 Lanes<acc_t<T>, kCount> read_as(const T* p) {
   if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
     return Lanes<acc_t<T>, kCount>::read(p);
   } else {
     Lanes<acc_t<T>, kCount> r;
-#if defined(__F16C__)
-    if constexpr (std::is_same_v<T, Half> && kCount == 8) {
-      const __m256 half = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      std::memcpy(&r.v, &half, sizeof r.v);
+#ifdef __AVX512F__
+    if constexpr (kCount == 16) {
+      const __m512 wide = widen_all(p);
+      std::memcpy(&r.v, &wide, sizeof r.v);
       return r;
     }
 #endif
-#if defined(__AVX512F__)
-    if constexpr (std::is_same_v<T, Half> && kCount == 16) {
-      const __m512 half = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-      std::memcpy(&r.v, &half, sizeof r.v);
+#ifdef __AVX2__
+    if constexpr (kCount == 8) {
+      const __m256 wide = widen(p);
+      std::memcpy(&r.v, &wide, sizeof r.v);
       return r;
     }
 #endif

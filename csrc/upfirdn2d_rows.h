@@ -42,10 +42,11 @@ struct InputRows {
   }
 };
 
-// row[0, n) = the input rows under an output row, weighted by column taps. Returns false where no row lies there.
+// row[0, n) = the input rows under an output row from their value first on, weighted by column taps. Returns false
+// where no row lies there.
 template <typename T, typename A>
-bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T>& in, const A* taps, int64_t n,
-                 A* row) {
+bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T>& in, const A* taps, int64_t first,
+                 int64_t n, A* row) {
   const T* rows[4];
   A weights[4];
   int held = 0;
@@ -61,13 +62,13 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T
   // The row that the next output rows will ask for: rows are too short for the hardware to run ahead of them.
   const int64_t next = phase.first_in + phase.taps + 1;
   if (next >= 0 && next < p.y.in) {
-    const char* ahead = reinterpret_cast<const char*>(in.row(next));
+    const char* ahead = reinterpret_cast<const char*>(in.row(next) + first);
     for (int64_t i = 0; i < n * int64_t(sizeof(T)); i += 64) __builtin_prefetch(ahead + i);
   }
   for (int t = 0; t < phase.taps; ++t) {
     const int64_t iy = phase.first_in + t;
     if (iy < 0 || iy >= p.y.in) continue;
-    rows[held] = in.row(iy);
+    rows[held] = in.row(iy) + first;
     weights[held++] = taps[phase.first_tap + t * p.y.up];
     if (held == 4) flush();
   }
@@ -225,10 +226,11 @@ void row_pass_flat(const Axis& axis, const Phase* columns, const A* taps, const 
   }
 }
 
+// Where values go that lie side by side: in a plane, in a row of it, from a pixel on.
 template <typename T>
 struct OutputRow {
   T* out;
-  int64_t plane, oy;
+  int64_t plane, oy, ox;
 };
 
 // Output rows of one task, one after the other across planes; a plane is one image, or in NCHW one channel of it.
@@ -243,7 +245,7 @@ struct Cursor {
     seek();
   }
 
-  OutputRow<T> row() const { return {out + oy * task.params.out_stride_h, plane, oy}; }
+  OutputRow<T> row() const { return {out + oy * task.params.out_stride_h, plane, oy, 0}; }
 
   void next() {
     if (++oy < task.params.y.out) return;
@@ -263,6 +265,67 @@ struct Cursor {
   }
 };
 
+// out[i] = the sum of weighted values taps pixels apart.
+template <int kTaps, typename A>
+void correlate_pixels(const A* in, int64_t c, const A* taps, A* __restrict out, int64_t n) {
+  A weights[kTaps];
+  for (int t = 0; t < kTaps; ++t) weights[t] = taps[t];
+  with_lanes<A>(n, [&](auto lanes) {
+    constexpr int kCount = lanes();
+    cover<kCount>(n, [&](int64_t i) {
+      auto sum = Lanes<A, kCount>::all(0);
+      for (int t = 0; t < kTaps; ++t) sum = fma(weights[t], Lanes<A, kCount>::read(in + i + t * c), sum);
+      sum.write(out + i);
+    });
+  });
+}
+
+constexpr int64_t kPiece = 2048;  // values of a row that go through both passes while they are in the nearest cache
+
+// The work items [begin, end) of a task whose rows four taps filter as they are, channels_last, in pieces of rows. The
+// last pixels of one are the first of the next.
+template <typename T, typename Finish>
+void blur_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end, Finish& finish) {
+  using A = acc_t<T>;
+  const Upfirdn2dParams& p = task.params;
+  const int64_t c = p.c, most = kPiece / c < 1 ? 1 : kPiece / c, kept = 3 * c;
+  A* scratch = static_cast<A*>(std::malloc(size_t(kept + 2 * most * c) * sizeof(A)));
+  if (scratch == nullptr) throw std::bad_alloc();
+  A* sums = scratch + kept + most * c;
+  const A* fx = static_cast<const A*>(task.fx) + task.columns[0].first_tap;
+  const A* fy = static_cast<const A*>(task.fy);
+  Cursor<T> at(task, begin);
+  for (int64_t r = begin; r < end; ++r) {
+    if (r > begin) at.next();
+    const Phase& phase = task.rows[at.oy];
+    // Columns [x, x + n) of the input, weighted; beyond its edges and where no row lies: the padding.
+    auto read = [&](int64_t x, int64_t n, A* to) {
+      const int64_t before = x < 0 ? (-x < n ? -x : n) : 0;
+      int64_t inside = (x + n < p.x.in ? x + n : p.x.in) - (x + before);
+      inside = inside < 0 ? 0 : inside;
+      A* middle = to + before * c;
+      if (inside == 0 || !column_pass(p, phase, at.in, fy, (x + before) * c, inside * c, middle)) inside = 0;
+      std::memset(to, 0, size_t(before * c) * sizeof(A));
+      std::memset(middle + inside * c, 0, size_t((n - before - inside) * c) * sizeof(A));
+    };
+    OutputRow<T> out = at.row();
+    int64_t x = task.columns[0].first_in;
+    read(x, 3, scratch);
+    while (out.ox < p.x.out) {
+      const int64_t left = p.x.out - out.ox, n = left < most ? left : most;
+      read(x + 3, n, scratch + kept);
+      A* to = finish.target(out.out, sums);
+      correlate_pixels<4>(scratch, c, fx, to, n * c);
+      finish(to, out, n * c);
+      std::memmove(scratch, scratch + n * c, size_t(kept) * sizeof(A));
+      out.out += n * c;
+      out.ox += n;
+      x += n;
+    }
+  }
+  std::free(scratch);
+}
+
 // The work items [begin, end) of a task. finish has target(out, sums): where to compute the row at out, sums if in
 // doubt; and (row, OutputRow, n): called with each row of n values where it was computed.
 template <typename T, typename Finish>
@@ -272,6 +335,9 @@ void resample_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end, Finish
   const Upfirdn2dParams& p = task.params;
   const int64_t pixel = p.channels_last ? p.c : 1;  // values side by side in one pixel
   const int64_t in_n = p.x.in * pixel, out_n = p.x.out * pixel;
+  if (p.channels_last && p.separable && p.x.up == 1 && p.x.down == 1 && p.x.taps == 4 && in_n > kPiece) {
+    return blur_rows<T>(task, begin, end, finish);
+  }
   // The row pass reads past both ends: the zeros there are the padding.
   int64_t low = task.columns[0].first_in, high = task.columns[p.x.out - 1].first_in + (p.x.taps + p.x.up - 1) / p.x.up;
   low = low < 0 ? low : 0;
@@ -311,7 +377,7 @@ void resample_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end, Finish
       bool any[kBatch];
       for (int k = 0; k < held; ++k, at.next()) {
         outs[k] = at.row();
-        any[k] = column_pass(p, task.rows[at.oy], at.in, fy, in_n, first_row + k * pitch);
+        any[k] = column_pass(p, task.rows[at.oy], at.in, fy, 0, in_n, first_row + k * pitch);
         if (r + k + 1 == end) break;  // the next plane may not exist
       }
       for (int k = 0; k < held; ++k) {

@@ -51,6 +51,19 @@ def test_equals_scipy(name, layout, dtype, backend):
         assert actual.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("c,w", [(40, 60), (40, 59), (700, 7), (2100, 4)])
+@pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2)])
+def test_long_rows(c, w, up, down, dtype):
+    """Rows that go through the cache in pieces, down to a pixel each, with padding, cropping and rows beyond both."""
+    f = torch.tensor([1.0, -2.0, 3.0, 5.0]) / 8
+    x = torch.randn(2, c, 3, w, generator=torch.manual_seed(0)).to(dtype).contiguous(memory_format=torch.channels_last)
+    for padding in ((1, 2, 1, 2), (0, 0, 2, 2), (-1, 3, 0, 1), (9, 0, 5, -1)):
+        for flip in (False, True):
+            expected = oracle.upfirdn2d(x, f, (1, up), (1, down), padding, flip, 1.0)
+            assert_close(PF.upfirdn2d(x, f, (1, up), (1, down), padding, flip), expected, "upfirdn2d", dtype)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_equals_scipy_upfirdn(up, down, backend):
