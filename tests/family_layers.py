@@ -1,8 +1,8 @@
 """The style layer and toRGB of five families of StyleGAN2, each from its definition and in its own names, in float64.
 
-Sample by sample on plain torch, nothing of posgan_fast. ``n`` numbers the style layers, 0 at 4 pixels, odd ones enlarge;
-``b`` the blocks. States hold float64. ``eps`` is where the family has it, under the root of the sum over its weight:
-families that multiply the weight by c = 1 / sqrt(I * k * k) first have a sum smaller by c^2.
+Sample by sample on plain torch, nothing of posgan_fast. ``n`` numbers the style layers, 0 at 4 pixels, odd ones
+enlarge; ``b`` the blocks. States hold float64. ``eps`` is where the family has it, under the root of the sum over its
+weight: families that multiply the weight by c = 1 / sqrt(I * k * k) first have a sum smaller by c^2.
 """
 
 from __future__ import annotations
@@ -122,11 +122,8 @@ def hammer_layer(state: State, n: int, x, w, *, eps: float = EPS, gain: float = 
     results = []
     for features, latent in zip(x, w, strict=True):
         s = layer["style.weight"] @ latent / sqrt(len(latent)) + layer["style.bias"]
-        z, weight = features * s[:, None, None], layer["weight"]
-        if n % 2:
-            y = 4 * _convolved(_transposed(z, weight), layer["filter"], (1, 1))
-        else:
-            y = F.conv2d(z, weight, padding=1)
+        z, weight, fir = features * s[:, None, None], layer["weight"], layer.get("filter")
+        y = F.conv2d(z, weight, padding=1) if fir is None else 4 * _convolved(_transposed(z, weight), fir, (1, 1))
         d = ((weight * s[:, None, None]) ** 2).sum((1, 2, 3)).add(eps).rsqrt()
         y = y * d[:, None, None] + layer["noise"][0] * layer["noise_strength"] + layer["bias"][:, None, None]
         results.append(_clamped(_leaky(y) * gain, None if clamp is None else clamp * gain))
