@@ -78,7 +78,8 @@ class EqualConv2d(torch.nn.Module):
 
 def factors(up, down):
     """Factors of resampling, at most one of which differs from 1."""
-    _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
+    _check.integer(up, "up", minimum=1)
+    _check.integer(down, "down", minimum=1)
     if up > 1 and down > 1:
         raise ValueError(f"down: expected 1 beside up={up}, got {down}")
     return up, down

@@ -37,7 +37,8 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check.integer(in_channels, "in_channels", minimum=1), _check.integer(out_channels, "out_channels", minimum=1)
+        _check.integer(in_channels, "in_channels", minimum=1)
+        _check.integer(out_channels, "out_channels", minimum=1)
         for value, name in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation")):
             _check.pair(value, name, minimum=1, axes="[height, width]")
         super().__init__(
