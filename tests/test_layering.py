@@ -15,7 +15,7 @@ ALLOWED = {
     "ops": {"backend", "_native", "kernels"},
     "functional": {"ops", "backend"},
     "nn": {"functional", "ops", "backend"},
-    "models": {"nn", "functional"},
+    "models": {"nn", "functional", "ops"},
     "integrations": {"models", "nn", "functional", "ops", "backend"},
     "run": {"integrations", "backend", "_allocator"},
     "cli": {"integrations", "functional", "backend", "_native", "_allocator", "run", "demo", "doctor"},

@@ -1,4 +1,4 @@
-"""StyleGAN2 and its descendants: NVlabs' own modules, the published sizes, padding maps, derivatives."""
+"""StyleGAN2: NVlabs' own modules, the published sizes, derivatives, what the networks refuse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 
 from posgan_fast.models import Discriminator, Generator
 
@@ -182,156 +181,6 @@ def test_mapping_tracks_the_average_and_truncates_towards_it():
     assert torch.equal(G.mapping.w_avg, average)
 
 
-# MS-PIE
-
-
-@pytest.mark.parametrize("head", ["constant", "csg", "spe"])
-def test_sides_of_ms_pie(head):
-    """Scales 0, 2, 4, 10, 12 of the network for 256 are 256, 384, 512, 896, 1024 pixels."""
-    G = generator(256, head=head, up_after_conv=True)
-    D = discriminator(256, adaptive_pool=True)
-    pooled = {}
-    D.b4.conv.register_forward_hook(lambda module, inputs, y: pooled.update(side=y.shape[2]))
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # sizes alone
-        ws = torch.empty(1, G.num_ws, G.w_dim)
-        for s, side in ((0, 256), (2, 384), (4, 512), (10, 896), (12, 1024)):
-            assert G.synthesis.noise_sizes(s)[-1] == (side, side)
-            image = G.synthesis(ws, scale=s)
-            assert image.shape == (1, 3, side, side) and D(image).shape == (1, 1)
-            assert pooled["side"] == 4 + s
-
-
-def test_sizes_without_padding():
-    G = generator(256, no_pad=True)
-    chain = []
-    for name, module in G.synthesis.named_modules():
-        if name.endswith(("conv0", "conv1")):
-            module._interpolate = lambda x, plain=module._interpolate: chain.append((y := plain(x)).shape[2]) or y
-            module.register_forward_hook(lambda module, inputs, y: chain.append(y.shape[2]))
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        G.synthesis(torch.empty(1, G.num_ws, G.w_dim))
-    assert G.synthesis.b4.const.shape[1:] == (6, 6)
-    assert chain == [
-        4, 12, 10, 8, 20, 18, 16, 36, 34, 32, 68, 66, 64, 132, 130, 128, 260, 258, 256
-    ]  # fmt: skip
-    assert [h for h, _ in G.synthesis.noise_sizes()] == [c for i, c in enumerate(chain) if i % 3 != 1]
-
-
-MS_PIE = {
-    "c": dict(up_after_conv=True),
-    "d": dict(head="csg", up_after_conv=True),
-    "e": dict(head="spe", interp_head=True, up_after_conv=True),
-    "f": dict(head="spe", up_after_conv=True),
-    "h": dict(no_pad=True),
-    "i": dict(head="csg", no_pad=True),
-    "j": dict(head="spe", interp_head=True, no_pad=True, interp_pad=4),
-    "k": dict(head="spe", no_pad=True, up_after_conv=False),
-    "paper's layout": dict(head="spe", layout="paper", up_after_conv=False),
-}
-
-
-@pytest.mark.parametrize("name", MS_PIE)
-def test_configurations_of_ms_pie_run_at_every_scale(name):
-    G = generator(**MS_PIE[name])
-    ws = latents(G)
-    for scale, size in ((0, (16, 16)), (2, (24, 24)), ((1, 3), (20, 28))):
-        image = G.synthesis(ws, scale=scale)
-        assert image.shape == (2, 3, *size) and image.isfinite().all()
-        noises = [
-            torch.randn(side, generator=torch.Generator().manual_seed(0)) for side in G.synthesis.noise_sizes(scale)
-        ]
-        given = G.synthesis(ws, noises=noises, scale=scale)
-        assert torch.equal(given, G.synthesis(ws, noises=[n[None, None] for n in noises], scale=scale))
-        assert not torch.equal(given, image)
-    assert discriminator(adaptive_pool=True)(G.synthesis(ws, scale=2)).shape == (2, 1)
-
-
-@pytest.mark.parametrize("interp", [False, True])
-def test_an_encoding_expands_from_the_top_left_or_keeps_its_corners(interp):
-    block = generator(head="spe", interp_head=interp).synthesis.b4
-    small, large = block._features(2, (0, 0), None), block._features(2, (3, 1), None)
-    assert small.shape == (2, 8, 4, 4) and large.shape == (2, 8, 7, 5)
-    if interp:
-        torch.testing.assert_close(large[:, :, ::6, ::4], small[:, :, ::3, ::3])
-    assert torch.equal(large[:, :, :4, :4], small) != interp
-
-
-def test_a_constant_head_is_interpolated_with_its_corners_kept():
-    block = generator().synthesis.b4
-    large = block._features(1, (3, 1), None)
-    torch.testing.assert_close(large[0, :, -1, -1], block.const[:, -1, -1])
-    torch.testing.assert_close(large[0, :, ::2, 0], block.const[:, :, 0])
-
-
-def test_images_need_not_be_square():
-    G, D = generator(head_size=(4, 6)), discriminator(head_size=(4, 6))
-    image = G(randn(2, 8))
-    assert image.shape == (2, 3, 16, 24) and D(image).shape == (2, 1)
-    assert G.synthesis.b16.conv0.noise_const.shape == (16, 24) and G.img_size == D.img_size == (16, 24)
-
-
-# PadInv
-
-
-@pytest.fixture(scope="module")
-def inversion():
-    """A network of 64 pixels, latents, and the maps [N, C, 34, 34] of the indices 0, 1, 3, 5, 7."""
-    G = generator(64)
-    maps = [randn(2, 8, 34, 34, seed=k) if k in (0, 1, 3, 5, 7) else None for k in range(18)]
-    return G, latents(G), maps
-
-
-def test_zero_maps_change_nothing(inversion):
-    G, ws, maps = inversion
-    plain = G.synthesis(ws)
-    zeros = [None if m is None else torch.zeros_like(m) for m in maps]
-    zeros[0][:, :, 15:19, 15:19] = G.synthesis.b4.const
-    assert torch.equal(G.synthesis(ws, zeros), plain)
-    assert torch.equal(G.synthesis(ws, [G.synthesis.b4.const.expand(2, -1, -1, -1)]), plain)
-    assert torch.equal(G.synthesis(ws, []), plain) and torch.equal(G.synthesis(ws, [None] * 30), plain)
-
-
-def test_only_the_rings_of_the_maps_count_and_they_are_never_written(inversion):
-    G, ws, maps = inversion
-    before = copy.deepcopy(maps)
-    image = G.synthesis(ws, maps)
-    assert torch.equal(G.synthesis(ws, maps), image)
-    assert all(a is b is None or torch.equal(a, b) for a, b in zip(maps, before, strict=True))
-    hollow = copy.deepcopy(maps)
-    for index, r in ((1, 4), (3, 8), (5, 16), (7, 32)):
-        inside = slice((34 - r) // 2, (34 + r) // 2)
-        hollow[index][:, :, inside, inside] = 0
-    assert torch.equal(G.synthesis(ws, hollow), image)
-    shared = [maps[0] if m is not None else None for m in maps]
-    assert torch.equal(G.synthesis(ws, shared), G.synthesis(ws, shared))
-
-
-@pytest.mark.parametrize("index", [0, 1, 3, 5, 7])
-def test_each_map_matters(inversion, index):
-    G, ws, maps = inversion
-    image = G.synthesis(ws, maps)
-    one = list(maps)
-    one[index] = maps[index] + 1
-    assert not torch.equal(G.synthesis(ws, one), image)
-    one[index] = maps[index].clone().requires_grad_()
-    (g,) = torch.autograd.grad(G.synthesis(ws, one).square().sum(), one[index])
-    r = 4 if index == 0 else 2 ** (index // 2 + 2) + 2
-    inside = slice((34 - r) // 2, (34 + r) // 2)
-    reached = torch.zeros_like(g)
-    reached[:, :, inside, inside] = 1
-    if index:
-        reached[:, :, inside.start + 1 : inside.stop - 1, inside.start + 1 : inside.stop - 1] = 0
-    assert torch.equal(g != 0, reached != 0)
-
-
-def test_maps_of_the_enlarging_layers_and_further_entries(inversion):
-    G, ws, _ = inversion
-    up = [None, None, randn(2, 8, 11, 11)]  # around 9 x 9, the transposed convolution of 4 x 4
-    assert not torch.equal(G.synthesis(ws, up), G.synthesis(ws))
-    beyond = [None] * 10 + ["ignored"]
-    assert torch.equal(G.synthesis(ws, beyond), G.synthesis(ws))
-
-
 # Derivatives, precision, compilation
 
 
@@ -425,33 +274,76 @@ def test_groups_of_the_discriminator_are_strided():
     assert same == [True, False, True, False]
 
 
-@pytest.mark.parametrize(
-    "build, message",
-    [
-        (lambda: Generator(48), "^size: expected a power of two >= 8, got 48"),
-        (lambda: Discriminator(4), "^size: expected a power of two >= 8, got 4"),
-        (lambda: generator(head="cpe"), r"^head: expected one of \('constant', 'csg', 'spe'\), got 'cpe'"),
-        (lambda: generator(architecture="dense"), "^architecture: expected one of"),
-        (lambda: generator(no_pad=True, up_after_conv=True), "^up_after_conv: expected False or None with no_pad"),
-        (lambda: generator(interp_pad=4), "^interp_pad: expected 0 or None with no_pad=False, got 4"),
-        (lambda: generator(head_size=(0, 4)), "^head_size: expected a height and a width >= 1"),
-        (lambda: generator()(randn(2, 9)), r"^z: expected shape \[N, 8\], got \(2, 9\)"),
-        (lambda: generator(c_dim=3)(randn(2, 8)), r"^c: expected shape \[N, 3\], got None"),
-        (lambda: generator().synthesis(randn(2, 7, 12)), r"^ws: expected shape \[N, 6, 12\], got \(2, 7, 12\)"),
-        (lambda: generator().synthesis(randn(2, 6, 12), [randn(1, 8, 4, 4)]), r"^pad_maps\[0\]: expected \[2, 8, >= 4"),
-        (
-            lambda: generator().synthesis(randn(2, 6, 12), noises=[None] * 6),
-            "^noises: expected at most 5 tensors, got 6",
-        ),
-        (lambda: generator().synthesis(randn(2, 6, 12), scale=-1), "^scale: expected pixels >= 0, got -1"),
-        (
-            lambda: generator(no_pad=True).synthesis(randn(2, 6, 12), [None, randn(2, 8, 8, 8)]),
-            "^pad_map: expected None",
-        ),
-        (lambda: discriminator()(randn(2, 3, 24, 24)), r"^image: expected \(16, 16\) pixels, got \(24, 24\)"),
-        (lambda: discriminator()(randn(2, 1, 16, 16)), r"^image: expected shape \[N, 3, H, W\]"),
-    ],
-)
-def test_refusals_name_the_argument(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
+BUILDS = [
+    # call, exception, message
+    (lambda: Generator(48), ValueError, "^size: expected a power of two >= 8, got 48"),
+    (lambda: Generator("64"), TypeError, "^size: expected an int, got str"),
+    (lambda: Discriminator(4), ValueError, "^size: expected a power of two >= 8, got 4"),
+    (lambda: generator(head="cpe"), ValueError, r"^head: expected one of \('constant', 'csg', 'spe'\), got 'cpe'"),
+    (lambda: generator(architecture="dense"), ValueError, "^architecture: expected one of"),
+    (lambda: generator(layout="foo"), ValueError, r"^layout: expected one of \('mmgen', 'paper'\), got 'foo'"),
+    (lambda: generator(no_pad=1), TypeError, "^no_pad: expected a bool, got int"),
+    (lambda: generator(interp_head=None), TypeError, "^interp_head: expected a bool, got NoneType"),
+    (lambda: generator(div_half_dim="no"), TypeError, "^div_half_dim: expected a bool, got str"),
+    (lambda: generator(up_after_conv="no"), TypeError, "^up_after_conv: expected a bool, got str"),
+    (lambda: generator(no_pad=True, up_after_conv=True), ValueError, "^up_after_conv: expected False or None with"),
+    (lambda: generator(interp_pad=4), ValueError, "^interp_pad: expected 0 or None with no_pad=False, got 4"),
+    (lambda: generator(head_size=4), TypeError, r"^head_size: expected \[height, width\], got int"),
+    (lambda: generator(head_size=(4, 4, 4)), ValueError, r"^head_size: expected \[height, width\], got 3 values"),
+    (lambda: generator(head_size=(0, 4)), ValueError, r"^head_size\[0\]: expected an int >= 1, got 0"),
+    (lambda: discriminator(head_size=(4, 4.0)), TypeError, r"^head_size\[1\]: expected an int, got float"),
+    (
+        lambda: generator(channel_multiplier=-1),
+        ValueError,
+        "^channel_multiplier: expected a number >= 0.000976.*got -1",
+    ),
+    (lambda: generator(32, channel_multiplier=31 / 16384), ValueError, "^channel_multiplier: expected a number >= "),
+    (lambda: discriminator(channel_multiplier="2"), TypeError, "^channel_multiplier: expected a number, got str"),
+    (lambda: generator(channel_max=0), ValueError, "^channel_max: expected an int >= 1, got 0"),
+    (lambda: generator(channel_max=6, head="spe"), ValueError, "^channel_max: expected a multiple of 4, got 6"),
+    (lambda: generator(conv_clamp=-1), ValueError, "^conv_clamp: expected a number >= 0, got -1"),
+    (lambda: discriminator(conv_clamp="256"), TypeError, "^conv_clamp: expected a number, got str"),
+    (lambda: generator(img_channels=0), ValueError, "^img_channels: expected an int >= 1, got 0"),
+    (lambda: discriminator(img_channels=3.0), TypeError, "^img_channels: expected an int, got float"),
+    (lambda: generator(mapping_layers=0), ValueError, "^mapping_layers: expected an int >= 1, got 0"),
+    (lambda: generator(z_dim=0), ValueError, "^z_dim: expected a latent or a label, got z_dim=0 and c_dim=0"),
+    (lambda: generator(z_dim=-1, c_dim=3), ValueError, "^z_dim: expected an int >= 0, got -1"),
+    (lambda: generator(w_dim=0), ValueError, "^w_dim: expected an int >= 1, got 0"),
+    (lambda: generator(c_dim="3"), TypeError, "^c_dim: expected an int, got str"),
+    (lambda: discriminator(c_dim=-1), ValueError, "^c_dim: expected an int >= 0, got -1"),
+    (lambda: discriminator(adaptive_pool=1), TypeError, "^adaptive_pool: expected a bool, got int"),
+    (lambda: discriminator(mbstd_group_size=0), ValueError, "^mbstd_group_size: expected an int >= 1, got 0"),
+    (lambda: discriminator(mbstd_num_channels=-1), ValueError, "^mbstd_num_channels: expected an int >= 0, got -1"),
+]
+CALLS = [
+    (lambda: generator()(randn(2, 9)), ValueError, r"^z: expected shape \[N, 8\], got \(2, 9\)"),
+    (lambda: generator()([0.0] * 8), TypeError, r"^z: expected shape \[N, 8\], got list"),
+    (lambda: generator(c_dim=3)(randn(2, 8)), TypeError, r"^c: expected shape \[2, 3\], got NoneType"),
+    (lambda: generator(c_dim=3)(randn(2, 8), randn(1, 3)), ValueError, r"^c: expected shape \[2, 3\], got \(1, 3\)"),
+    (lambda: generator()(randn(2, 8), randn(2, 3)), ValueError, r"^c: expected None with c_dim=0, got \(2, 3\)"),
+    (lambda: generator()(randn(2, 8), truncation_psi="0.7"), TypeError, "^truncation_psi: expected a number, got str"),
+    (lambda: generator()(randn(2, 8), truncation_cutoff=1.0), TypeError, "^truncation_cutoff: expected an int, got"),
+    (lambda: generator().synthesis(None), TypeError, "^ws: expected a torch.Tensor, got NoneType"),
+    (lambda: generator().synthesis(randn(2, 7, 12)), ValueError, r"^ws: expected shape \[N, 6, 12\], got \(2, 7, 12\)"),
+    (lambda: discriminator()(randn(2, 3, 24, 24)), ValueError, r"^image: expected \(16, 16\) pixels, got \(24, 24\)"),
+    (lambda: discriminator()(randn(2, 1, 16, 16)), ValueError, r"^image: expected 3 channels, got shape \(2, 1, 16"),
+    (lambda: discriminator()([1.0]), TypeError, "^image: expected a torch.Tensor, got list"),
+    (lambda: discriminator()(randn(2, 3, 16, 16), randn(2, 3)), ValueError, "^c: expected None with c_dim=0, got"),
+    (
+        lambda: discriminator(c_dim=3)(randn(2, 3, 16, 16), randn(1, 3)),
+        ValueError,
+        r"^c: expected shape \[2, 3\], got \(1, 3\)",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BUILDS + CALLS)
+def test_refusals_name_the_argument(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_label_without_values_is_none():
+    """As NVlabs' code passes it to networks without labels."""
+    G, D, z, image = generator(), discriminator(), randn(2, 8), randn(2, 3, 16, 16)
+    assert torch.equal(G(z, torch.zeros(2, 0)), G(z)) and torch.equal(D(image, torch.zeros(2, 0)), D(image))

@@ -136,6 +136,18 @@ def test_factories_take_device_and_dtype():
         assert all(b.is_meta for b in module.buffers())
 
 
+def test_meta_tensors(layer):
+    """Sizes without memory, derivatives included."""
+    module, inputs, _ = layer
+    if isinstance(module, (nn.ModulatedConv2d, nn.StyleConv, nn.ToRGB)):
+        return
+    expected, module = module(*inputs), module.to("meta")
+    inputs = [x.detach().to("meta").requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    y, gradients = _gradients(module, inputs)
+    assert y.is_meta and y.shape == expected.shape and y.stride() == expected.stride()
+    assert all(g.is_meta for g in gradients)
+
+
 def test_keeps_channels_last(layer):
     module, inputs, _ = layer
     if inputs[0].ndim != 4 or isinstance(module, nn.MinibatchStd) or inputs[0].shape[1] == 1:

@@ -171,12 +171,22 @@ def test_padding_space_conv2d(stride, groups):
     assert torch.equal(nn.InstancePad2d()(x, pad_map), padded) and torch.equal(pad_map, before)
 
 
+@pytest.mark.parametrize("kernel_size, dilation", [(3, 1), (2, 2)])
+def test_padding_space_conv2d_takes_the_same_padding_where_it_is_one(kernel_size, dilation):
+    plain = torch.nn.Conv2d(4, 6, kernel_size, padding="same", dilation=dilation)
+    x = randn(N, 4, 6, 5)
+    assert torch.equal(nn.PaddingSpaceConv2d.from_conv(plain)(x), plain(x))
+
+
 @pytest.mark.parametrize(
     "conv, message",
     [
         (torch.nn.Conv2d(4, 6, 3), r"^conv: expected padding 1 of zeros, got \(0, 0\) of 'zeros'"),
         (torch.nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), r"of 'reflect'"),
-        (torch.nn.Conv2d(4, 6, 3, padding="same"), r"got same of"),
+        (torch.nn.Conv2d(4, 6, 5, padding="same"), r"got same of"),
+        (torch.nn.Conv2d(4, 6, (3, 1), padding="same"), r"got same of"),
+        (torch.nn.Conv2d(4, 6, 3, padding="same", dilation=2), r"got same of"),
+        (torch.nn.Conv2d(4, 6, 3, padding="valid"), r"got valid of"),
     ],
 )
 def test_padding_space_conv2d_refuses(conv, message):
@@ -261,22 +271,50 @@ X4, W5 = torch.zeros(1, 4, 6, 6), torch.zeros(1, 5)
     [
         (lambda: nn.EqualLinear(0, 4), ValueError, "^in_features: expected an int >= 1, got 0"),
         (lambda: nn.EqualLinear(3, 4, act="gelu"), ValueError, "^act: expected one of"),
+        (lambda: nn.EqualLinear(3, 4, lr_multiplier=0), ValueError, "^lr_multiplier: expected a number > 0, got 0"),
+        (lambda: nn.EqualLinear(3, 4, lr_multiplier="1"), TypeError, "^lr_multiplier: expected a number, got str"),
+        (lambda: nn.EqualLinear(3, 4, bias_init=None), TypeError, "^bias_init: expected a number, got NoneType"),
+        (lambda: nn.EqualLinear(3, 4, bias=torch.ones(4)), TypeError, "^bias: expected a bool, got Tensor"),
+        (lambda: nn.BiasAct(3, clamp=-1), ValueError, "^clamp: expected a number >= 0, got -1"),
+        (lambda: nn.BiasAct(3, dim=1.0), TypeError, "^dim: expected an int, got float"),
+        (lambda: nn.BiasAct(3, gain="1"), TypeError, "^gain: expected a number, got str"),
+        (lambda: nn.BiasAct(3, alpha="1"), TypeError, "^alpha: expected a number, got str"),
+        (lambda: nn.EqualConv2d(3, 4, clamp=-1), ValueError, "^clamp: expected a number >= 0, got -1"),
+        (lambda: nn.StyleConv(3, 4, 5, 8, clamp="1"), TypeError, "^clamp: expected a number, got str"),
+        (lambda: nn.ToRGB(3, 4, 5, clamp=-0.5), ValueError, "^clamp: expected a number >= 0, got -0.5"),
         (lambda: nn.EqualConv2d(3, 4, up=2, down=2), ValueError, "^down: expected 1 beside up=2, got 2"),
         (lambda: nn.StyleConv(3, 4, 5, 8, interp_pad=4), ValueError, "^interp_pad: expected 0 unless"),
+        (lambda: nn.StyleConv(3, 4, 0, 8), ValueError, "^w_dim: expected an int >= 1, got 0"),
+        (lambda: nn.StyleConv(3, 4, 5, (8,)), ValueError, r"^resolution: expected an int or \[height, width\], got 1"),
+        (lambda: nn.ToRGB(3, 4, 5.0), TypeError, "^w_dim: expected an int, got float"),
         (lambda: nn.ModulatedConv2d(3, 4, padding=-1), ValueError, "^padding: expected an int >= 0, got -1"),
+        (lambda: nn.ModulatedConv2d(3, 4, up=2, down=2), ValueError, "^down: expected 1 beside up=2, got 2"),
+        (lambda: nn.PaddingSpaceConv2d(3, 4, 0), ValueError, "^kernel_size: expected an int >= 1, got 0"),
+        (lambda: nn.PaddingSpaceConv2d(3, 0), ValueError, "^out_channels: expected an int >= 1, got 0"),
+        (lambda: nn.PaddingSpaceConv2d(3, 4, stride=(1, 0)), ValueError, r"^stride\[1\]: expected an int >= 1, got 0"),
+        (lambda: nn.SinusoidalEncoding2d(6), ValueError, "^channels: expected a multiple of 4, got 6"),
+        (lambda: nn.SinusoidalEncoding2d(4), ValueError, "^channels: expected at least 8 in the layout 'mmgen'"),
+        (lambda: nn.PositionalNoise2d(3, encode="csg"), ValueError, "^channels: expected 2 with encode='csg', got 3"),
+        (lambda: nn.PositionalNoise2d(3, encode="spe"), ValueError, "^channels: expected an int >= 4, got 3"),
+        (
+            lambda: nn.PositionalNoise2d(3, base_size=(4, 4)),
+            ValueError,
+            "^base_size: expected None without",
+        ),
+        (lambda: nn.PositionalNoise2d(3, padding=(1, -1)), ValueError, "^padding: expected no negative number"),
         (lambda: nn.CartesianGrid2d(join="mul"), ValueError, r"^join: expected one of \('add', 'concat'\), got 'mul'"),
         (lambda: nn.PositionalNoise2d(3, mode="instance"), ValueError, "^mode: expected one of"),
         (lambda: nn.Upsample2d("2"), TypeError, "^factor: expected an int, got str"),
         (lambda: nn.MinibatchStd(0), ValueError, "^group_size: expected an int >= 1, got 0"),
         (lambda: nn.EqualConv2d("3", 4), TypeError, "^in_channels: expected an int, got str"),
         (lambda: nn.ToRGB(3, 4, 5, kernel_size=0), ValueError, "^kernel_size: expected an int >= 1, got 0"),
-        (
-            lambda: nn.CartesianGrid2d(base_size=4),
-            TypeError,
-            r"^base_size: expected \[height, width\] or None, got int",
-        ),
+        (lambda: nn.CartesianGrid2d(base_size=4), TypeError, r"^base_size: expected \[height, width\], got int"),
         (lambda: nn.PositionalNoise2d(2, base_size=[4]), ValueError, r"^base_size: expected .*, got 1 values"),
         (lambda: nn.EqualConv2d(3, 4)(X4), ValueError, r"^x: expected 3 channels, got shape \(1, 4, 6, 6\)"),
+        (lambda: nn.ModulatedConv2d(3, 4)(X4, W5), ValueError, r"^x: expected 3 channels, got shape \(1, 4, 6, 6\)"),
+        (lambda: nn.StyleConv(3, 4, 5, 6)(X4, W5), ValueError, r"^x: expected 3 channels, got shape \(1, 4, 6, 6\)"),
+        (lambda: nn.ToRGB(3, 4, 5)(X4, W5), ValueError, r"^x: expected 3 channels, got shape \(1, 4, 6, 6\)"),
+        (lambda: nn.EqualConv2d(4, 4)(X4, gain="1"), TypeError, "^gain: expected a number, got str"),
         (lambda: nn.EqualConv2d(3, 4)(None), TypeError, "^x: expected a torch.Tensor, got NoneType"),
         (lambda: nn.EqualLinear(3, 4)(X4), ValueError, r"^x: expected shape \[\.\.\., 3\], got \(1, 4, 6, 6\)"),
         (lambda: nn.StyleConv(4, 4, 5, 6)(X4, X4), ValueError, r"^w: expected shape \(1, 5\), got \(1, 4, 6, 6\)"),

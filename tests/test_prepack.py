@@ -122,6 +122,18 @@ def test_they_can_be_forgotten(packing):
     assert not packing
 
 
+def test_swapped_parameters_are_refused_until_the_copies_are_forgotten():
+    """As the docstring says: the table of copies refers to weights weakly, and torch swaps no such tensors."""
+    module = nn.prepack(_layer())
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with pytest.raises(RuntimeError, match="Couldn't swap StyleConv.weight"):
+            module.double()
+        assert nn.prepack(module, False).double().weight.dtype == torch.float64
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 def test_refusals():
     with pytest.raises(TypeError, match="^module: expected a torch.nn.Module, got Tensor"):
         nn.prepack(torch.zeros(1))

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from ..ops import _check, encodings2d
 from .stylegan2_discriminator import Discriminator
-from .stylegan2_mapping import ARCHITECTURES, Mapping, choice, pair, resolutions
+from .stylegan2_mapping import ARCHITECTURES, Mapping, resolutions
 from .stylegan2_synthesis import Synthesis
 
 __all__ = ["Discriminator", "Generator", "Mapping", "Synthesis"]
@@ -61,7 +62,8 @@ class Generator(torch.nn.Module):
     which encodings do without.
 
     Raises:
-        ValueError: an unknown choice, or arguments that do not go together.
+        TypeError: an argument of the wrong type.
+        ValueError: a wrong size or number, an unknown choice, or arguments that do not go together.
     """
 
     def __init__(
@@ -87,13 +89,20 @@ class Generator(torch.nn.Module):
         channel_max: int = 512,
     ) -> None:
         super().__init__()
-        choice(architecture, "architecture", ARCHITECTURES)
-        choice(head, "head", HEADS)
+        _check.choice(architecture, "architecture", ARCHITECTURES)
+        _check.choice(head, "head", HEADS)
+        _check.choice(layout, "layout", encodings2d.LAYOUTS)
+        _check.flag(interp_head, "interp_head")
+        _check.flag(no_pad, "no_pad")
+        _check.flag(div_half_dim, "div_half_dim")
+        _check.bound(conv_clamp, "conv_clamp")
+        _check.integer(img_channels, "img_channels", minimum=1)
+        _check.integer(mapping_layers, "mapping_layers", minimum=1)
         if no_pad and up_after_conv:
             raise ValueError("up_after_conv: expected False or None with no_pad, got True")
         if interp_pad not in (None, 4 if no_pad else 0):
             raise ValueError(f"interp_pad: expected {4 if no_pad else 0} or None with {no_pad=}, got {interp_pad}")
-        height, width = head_size = pair(head_size, "head_size")
+        height, width = head_size = _check.size(head_size, "head_size")
         resolutions(size)
         self.size, self.z_dim, self.w_dim, self.c_dim = size, z_dim, w_dim, c_dim
         self.img_channels, self.img_size = img_channels, (size * height // 4, size * width // 4)

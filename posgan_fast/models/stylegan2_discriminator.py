@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from .stylegan2_mapping import ARCHITECTURES, Mapping, choice, pair, resolutions, widths
+from ..ops import _check
+from .stylegan2_mapping import ARCHITECTURES, Mapping, check_latent, full, resolutions, widths
 
 
 class Discriminator(torch.nn.Module):
@@ -52,10 +53,18 @@ class Discriminator(torch.nn.Module):
         mapping_layers: int = 8,
     ) -> None:
         super().__init__()
-        choice(architecture, "architecture", ARCHITECTURES)
+        _check.choice(architecture, "architecture", ARCHITECTURES)
+        _check.integer(c_dim, "c_dim", minimum=0)
+        _check.integer(img_channels, "img_channels", minimum=1)
+        _check.integer(mapping_layers, "mapping_layers", minimum=1)
+        _check.flag(adaptive_pool, "adaptive_pool")
+        _check.bound(conv_clamp, "conv_clamp")
+        if mbstd_group_size is not None:
+            _check.integer(mbstd_group_size, "mbstd_group_size", minimum=1)
+        _check.integer(mbstd_num_channels, "mbstd_num_channels", minimum=0)
         channels = widths(size, channel_multiplier, channel_max)
         self.size, self.c_dim, self.img_channels, self.adaptive_pool = size, c_dim, img_channels, adaptive_pool
-        height, width = pair(head_size, "head_size")
+        height, width = _check.size(head_size, "head_size")
         self.img_size = (size * height // 4, size * width // 4)
         self.resolutions = resolutions(size)[:0:-1]
         common: dict[str, Any] = dict(img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp)
@@ -76,10 +85,12 @@ class Discriminator(torch.nn.Module):
         """[N, img_channels, height, width] and the label [N, c_dim] to [N, 1], in float32 (float64 of a float64 image).
 
         Raises:
-            ValueError: an image of another size, unless ``adaptive_pool``; a batch that does not divide into groups.
+            TypeError: an argument of the wrong type.
+            ValueError: an image of another size, unless ``adaptive_pool``; a label of another shape, or one where there
+                is none; a batch that does not divide into groups.
         """
-        if image.ndim != 4 or image.shape[1] != self.img_channels:
-            raise ValueError(f"image: expected shape [N, {self.img_channels}, H, W], got {tuple(image.shape)}")
+        _check.features(image, "image", self.img_channels)
+        check_latent(c, "c", self.c_dim, image)
         if not self.adaptive_pool and image.shape[2:] != self.img_size:
             raise ValueError(f"image: expected {self.img_size} pixels, got {tuple(image.shape[2:])}")
         x = None
@@ -158,16 +169,11 @@ class Tail(torch.nn.Module):
         """Features [N, C, h, w], the image ("skip") and the mapped label [N, cmap_dim] or None, to [N, 1]."""
         if self.fromrgb is not None:
             x = x + self.fromrgb(image)
-        x = _full(x)
+        x = full(x)
         if self.mbstd is not None:
             x = self.mbstd(x)
-        x = _full(self.conv(x))
+        x = full(self.conv(x))
         if self.adaptive_pool:
             x = F.adaptive_avg_pool2d(x, (2, 2))
         x = self.out(self.fc(x.flatten(1)))
         return x if cmap is None else (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
-
-
-def _full(x: torch.Tensor) -> torch.Tensor:
-    """Out of half precision."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import nn
+from ..ops import _check
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 
@@ -38,10 +41,14 @@ class Mapping(torch.nn.Module):
         w_avg_beta: float = 0.995,
     ) -> None:
         super().__init__()
-        if z_dim + c_dim < 1 or num_layers < 1:
-            raise ValueError(f"z_dim: expected a latent or a label and a layer, got {z_dim=}, {c_dim=}, {num_layers=}")
+        _check.integer(z_dim, "z_dim", minimum=0)
+        _check.integer(c_dim, "c_dim", minimum=0)
+        if z_dim + c_dim == 0:
+            raise ValueError("z_dim: expected a latent or a label, got z_dim=0 and c_dim=0")
+        _check.integer(w_dim, "w_dim", minimum=1)
+        _check.integer(num_layers, "num_layers", minimum=1)
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
-        self.num_layers, self.w_avg_beta = num_layers, w_avg_beta
+        self.num_layers, self.w_avg_beta = num_layers, _check.real(w_avg_beta, "w_avg_beta")
         self.embed = nn.EqualLinear(c_dim, w_dim) if c_dim else None
         features = [z_dim + (w_dim if c_dim else 0), *[w_dim] * num_layers]
         for i in range(num_layers):
@@ -67,26 +74,34 @@ class Mapping(torch.nn.Module):
 
         Returns:
             [N, num_ws, w_dim], or [N, w_dim] where ``num_ws`` is None.
+
+        Raises:
+            TypeError, ValueError: a latent or label of another type or shape, or one too many or too few.
         """
+        psi = _check.real(truncation_psi, "truncation_psi")
+        if truncation_cutoff is not None:
+            _check.integer(truncation_cutoff, "truncation_cutoff", minimum=0)
+        check_latent(z, "z", self.z_dim)
+        check_latent(c, "c", self.c_dim, z if self.z_dim else None)
         parts = []
         dtype = self.fc0.weight.dtype
-        if self.z_dim:
-            parts.append(_normalized(_expect(z, "z", self.z_dim).to(dtype)))
-        if self.embed is not None:
-            parts.append(_normalized(self.embed(_expect(c, "c", self.c_dim).to(dtype))))
+        if z is not None and self.z_dim:
+            parts.append(_normalized(z.to(dtype)))
+        if c is not None and self.embed is not None:
+            parts.append(_normalized(self.embed(c.to(dtype))))
         x = torch.cat(parts, dim=1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
         if self.w_avg is None or self.num_ws is None:
-            if truncation_psi != 1:
+            if psi != 1:
                 raise ValueError(f"truncation_psi: expected 1 without an average of w, got {truncation_psi}")
             return x
         if self.training and not skip_w_avg_update and len(x):
             self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
-        if truncation_psi == 1:
+        if psi == 1:
             return ws
-        truncated = self.w_avg.lerp(ws, truncation_psi)
+        truncated = self.w_avg.lerp(ws, psi)
         if truncation_cutoff is None:
             return truncated
         return torch.cat([truncated[:, :truncation_cutoff], ws[:, truncation_cutoff:]], dim=1)
@@ -99,36 +114,43 @@ def resolutions(size: int) -> list[int]:
     """4, 8, ... ``size``.
 
     Raises:
-        ValueError: not a power of two >= 8.
+        TypeError, ValueError: not a power of two >= 8.
     """
-    if not isinstance(size, int) or size < 8 or size & (size - 1):
-        raise ValueError(f"size: expected a power of two >= 8, got {size!r}")
-    return [2**i for i in range(2, size.bit_length())]
+    if _check.integer(size, "size") < 8 or size & (size - 1):
+        raise ValueError(f"size: expected a power of two >= 8, got {size}")
+    return [2**i for i in range(2, int(size).bit_length())]
 
 
 def widths(size: int, multiplier: float, maximum: int) -> dict[int, int]:
-    """Channels at each resolution: config F."""
+    """Channels at each resolution: config F.
+
+    Raises:
+        TypeError, ValueError: a multiplier that leaves no channel at the last resolution, a maximum < 1.
+    """
+    _check.real(multiplier, "channel_multiplier", minimum=resolutions(size)[-1] / 16384)
+    _check.integer(maximum, "channel_max", minimum=1)
     return {r: min(int(16384 * multiplier) // r, maximum) for r in resolutions(size)}
 
 
-def choice(value: str, name: str, options: tuple[str, ...]) -> str:
-    """``value``, one of ``options``."""
-    if value not in options:
-        raise ValueError(f"{name}: expected one of {options}, got {value!r}")
-    return value
+def full(x: torch.Tensor) -> torch.Tensor:
+    """Out of half precision."""
+    return x.to(_check.arithmetic(x.dtype))
 
 
-def pair(value: tuple[int, int], name: str) -> tuple[int, int]:
-    """``value``, a height and a width >= 1."""
-    if len(value) != 2 or min(value) < 1:
-        raise ValueError(f"{name}: expected a height and a width >= 1, got {value}")
-    return value[0], value[1]
+def check_latent(value: Any, name: str, size: int, beside: torch.Tensor | None = None) -> None:
+    """``value`` [N, size] with the N of ``beside``; without a size None or, as in NVlabs' code, [N, 0].
 
-
-def _expect(value: torch.Tensor | None, name: str, size: int) -> torch.Tensor:
-    if value is None or value.ndim != 2 or value.shape[1] != size:
-        raise ValueError(f"{name}: expected shape [N, {size}], got {None if value is None else tuple(value.shape)}")
-    return value
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if value is None and not size:
+        return
+    n = "N" if beside is None else beside.shape[0]
+    expected = f"shape [{n}, {size}]" if size else f"None with {name}_dim=0"
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if value.ndim != 2 or value.shape[1] != size or (beside is not None and value.shape[0] != n):
+        raise ValueError(f"{name}: expected {expected}, got {tuple(value.shape)}")
 
 
 def _normalized(x: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from .stylegan2_mapping import resolutions, widths
+from ..ops import _check, encodings2d
+from .stylegan2_mapping import full, resolutions, widths
 
-Maps = Sequence[torch.Tensor | None] | None
+Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
 
 
 class Synthesis(torch.nn.Module):
@@ -75,20 +76,28 @@ class Synthesis(torch.nn.Module):
             ws: [N, num_ws, w_dim].
             pad_maps: the maps of PadInv: entry 0 takes the place of the head (its centre crop), entry l + 1 surrounds
                 the input of convolution l (the upsampled output of one that enlarges with the filter), as in
-                :func:`posgan_fast.functional.modulated_conv2d`. None entries and a short list leave the rest as it is;
-                further entries are ignored. Never written.
+                :func:`posgan_fast.functional.modulated_conv2d`. Their sizes: :meth:`pad_map_sizes`. None entries and a
+                short list leave the rest as it is; further entries are ignored. Never written.
             noise_mode: "const", "random" or "none", as in :class:`posgan_fast.nn.StyleConv`.
             noises: one tensor for each convolution in place of the mode's, [height, width] or [1 or N, 1, height,
                 width] of :meth:`noise_sizes`; None entries and a short list as for ``pad_maps``.
             scale: pixels, or [rows, columns], added to the head.
+
+        Raises:
+            TypeError: an argument, or an entry of a list, of the wrong type.
+            ValueError: a wrong shape, size, device or mode.
         """
-        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+        if _check.tensor(ws, "ws").ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws: expected shape [N, {self.num_ws}, {self.w_dim}], got {tuple(ws.shape)}")
+        head_map, *maps = _entries(pad_maps, "pad_maps", self.num_convs + 1)
+        given = _entries(noises, "noises", self.num_convs)
         if noises is not None and len(noises) > self.num_convs:
             raise ValueError(f"noises: expected at most {self.num_convs} tensors, got {len(noises)}")
-        first, *maps = _filled(pad_maps, self.num_convs + 1)
-        given = _filled(noises, self.num_convs)
-        x, image = self.b4(ws[:, :2], first, maps[0], noise_mode, given[0], _both(scale))
+        if pad_maps is not None:
+            _check_maps([head_map, *maps], self.pad_map_sizes(scale), ws)
+        if noises is not None:
+            _check_noises(given, self.noise_sizes(scale), ws)
+        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale))
         for i, r in enumerate(self.resolutions[1:]):
             at = slice(2 * i + 1, 2 * i + 3)  # its convolutions; toRGB shares its latent with the next block
             x, image = getattr(self, f"b{r}")(x, image, ws[:, at.start : at.stop + 1], maps[at], noise_mode, given[at])
@@ -96,12 +105,24 @@ class Synthesis(torch.nn.Module):
 
     def noise_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int]]:
         """Height and width of each convolution's noise."""
-        size = self.b4.size(_both(scale))
-        sizes = [size := self.b4.conv1.out_size(*size)]
-        for r in self.resolutions[1:]:
+        return [layer.out_size(*size) for layer, size in self._convolutions(scale)]
+
+    def pad_map_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int, int] | None]:
+        """Channels and least height and width of each entry of ``pad_maps``, a map [N, channels, height, width] whose
+        centre is taken. From the second on a ring [N, channels, 2 * (height + width) - 4] will do as well, and None
+        stands for a convolution without padding, which takes none."""
+        head = (self.b4.in_channels, *self.b4.size(_both(scale)))
+        return [head, *[layer.pad_map_size(*size) for layer, size in self._convolutions(scale)]]
+
+    def _convolutions(self, scale: int | tuple[int, int]) -> list[tuple[nn.StyleConv, tuple[int, int]]]:
+        """Each with height and width of its input."""
+        size, found = self.b4.size(_both(scale)), []
+        for r in self.resolutions:
             block = getattr(self, f"b{r}")
-            sizes += [size := layer.out_size(*size) for layer in (block.conv0, block.conv1)]
-        return sizes
+            for layer in (block.conv1,) if r == 4 else (block.conv0, block.conv1):
+                found.append((layer, size))
+                size = layer.out_size(*size)
+        return found
 
 
 class HeadBlock(torch.nn.Module):
@@ -131,6 +152,7 @@ class HeadBlock(torch.nn.Module):
         self.base_size = (head_size[0] + border, head_size[1] + border)
         self.encoding: dict[str, Any] = dict(layout=layout, base_size=self.base_size if interp_head else None)
         if head == "spe":
+            encodings2d.check_channels(channels, layout, div_half_dim, "channel_max")
             self.encoding |= dict(channels=channels, div_half_dim=div_half_dim)
         if head == "constant":
             self.const = torch.nn.Parameter(torch.randn(channels, *self.base_size))
@@ -145,7 +167,7 @@ class HeadBlock(torch.nn.Module):
         # Every later layer keeps the format, in which convolutions and epilogues run fastest.
         x = self._features(len(ws), scale, features).contiguous(memory_format=torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
-        return x, None if self.torgb is None else _image(self.torgb(x, ws[:, 1]))
+        return x, None if self.torgb is None else full(self.torgb(x, ws[:, 1]))
 
     def size(self, scale: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the head."""
@@ -158,7 +180,7 @@ class HeadBlock(torch.nn.Module):
         """What the first convolution reads, [N, I, h, w]."""
         h, w = self.size(scale)
         if given is not None:
-            return _centre(given, (n, self.in_channels, h, w)).to(self.conv1.weight.dtype)
+            return _centre(given, h, w).to(self.conv1.weight.dtype)
         like = self.conv1.weight
         if self.head == "constant":
             x = self.const[None]
@@ -220,34 +242,56 @@ class Block(torch.nn.Module):
         if image is not None:
             image = PF.upsample2d(image, self.resample_filter)
         if self.torgb is not None:
-            y = _image(self.torgb(x, ws[:, 2]))
+            y = full(self.torgb(x, ws[:, 2]))
             image = y if image is None else image + y
         return x, image
 
 
-def _filled(values: Maps, count: int) -> list[torch.Tensor | None]:
+def _entries(values: Any, name: str, count: int) -> list[torch.Tensor | None]:
     """``count`` entries, None behind the given ones."""
-    return [*(values or ()), *[None] * count][:count]
+    if values is None:
+        return [None] * count
+    if not isinstance(values, (Sequence, torch.nn.ParameterList)) or isinstance(values, str):
+        raise TypeError(f"{name}: expected a sequence of tensors and None, or None, got {type(values).__name__}")
+    return [*values, *[None] * count][:count]
+
+
+def _check_maps(maps: Sequence[Any], sizes: Sequence[tuple[int, int, int] | None], ws: torch.Tensor) -> None:
+    for name, shape, size in _given("pad_maps", maps, sizes, ws):
+        if size is None:
+            raise ValueError(f"{name}: expected None for a convolution without padding, got shape {shape}")
+        c, h, w = size
+        n = ws.shape[0]
+        ring = None if name == "pad_maps[0]" else (n, c, 2 * (h + w) - 4)  # the head has no border
+        is_map = len(shape) == 4 and shape[:2] == (n, c) and shape[2] >= h and shape[3] >= w
+        if not is_map and shape != ring:
+            or_ring = "" if ring is None else f" or a ring {list(ring)}"
+            raise ValueError(f"{name}: expected [{n}, {c}, >= {h}, >= {w}]{or_ring}, got shape {shape}")
+
+
+def _check_noises(noises: Sequence[Any], sizes: Sequence[tuple[int, int]], ws: torch.Tensor) -> None:
+    for name, shape, size in _given("noises", noises, sizes, ws):
+        allowed = size, (1, 1, *size), (ws.shape[0], 1, *size)
+        if shape not in allowed:
+            raise ValueError(f"{name}: expected shape {allowed[0]}, {allowed[1]} or {allowed[2]}, got {shape}")
+
+
+def _given(name: str, values: Sequence[Any], sizes: Sequence[Any], ws: torch.Tensor) -> list[tuple[str, Any, Any]]:
+    """Name, shape and expected size of each entry that is there."""
+    found = []
+    for i, (value, size) in enumerate(zip(values, sizes, strict=True)):
+        if value is not None:
+            entry = f"{name}[{i}]"
+            _check.same_device(_check.tensor(value, entry), entry, ws, "ws")
+            found.append((entry, tuple(value.shape), size))
+    return found
 
 
 def _both(scale: int | tuple[int, int]) -> tuple[int, int]:
-    rows, columns = (scale, scale) if isinstance(scale, int) else scale
-    if rows < 0 or columns < 0:
-        raise ValueError(f"scale: expected pixels >= 0, got {scale}")
-    return rows, columns
+    return _check.pair(scale, "scale", minimum=0, axes="[rows, columns]")
 
 
-def _centre(pad_map: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """The centre crop of ``shape``, its offset rounded down."""
-    n, c, h, w = shape
-    if not isinstance(pad_map, torch.Tensor):
-        raise TypeError(f"pad_maps[0]: expected a torch.Tensor, got {type(pad_map).__name__}")
-    if pad_map.ndim != 4 or pad_map.shape[:2] != (n, c) or pad_map.shape[2] < h or pad_map.shape[3] < w:
-        raise ValueError(f"pad_maps[0]: expected [{n}, {c}, >= {h}, >= {w}], got shape {tuple(pad_map.shape)}")
+def _centre(pad_map: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """The centre crop, its offset rounded down."""
     y, x = (pad_map.shape[2] - h) // 2, (pad_map.shape[3] - w) // 2
     return pad_map[:, :, y : y + h, x : x + w]
-
-
-def _image(y: torch.Tensor) -> torch.Tensor:
-    """The image stays out of half precision."""
-    return y if y.dtype == torch.float64 else y.float()

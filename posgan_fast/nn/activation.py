@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import functional as PF
@@ -35,9 +37,12 @@ class BiasAct(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.channels = _check.integer(channels, "channels", minimum=1)
-        self.dim, self.alpha, self.gain, self.clamp = dim, alpha, gain, clamp
+        self.dim = _check.integer(dim, "dim")
+        self.alpha = None if alpha is None else _check.real(alpha, "alpha")
+        self.gain = None if gain is None else _check.real(gain, "gain")
+        self.clamp = _check.bound(clamp, "clamp")
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
-        self.bias = torch.nn.Parameter(torch.zeros(channels, device=device, dtype=dtype)) if bias else None
+        self.bias = bias_parameter(bias, channels, 0.0, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any shape with ``channels`` along ``dim``, to the same shape and dtype."""
@@ -46,3 +51,16 @@ class BiasAct(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, act={self.act!r}, gain={self.gain}, clamp={self.clamp}, bias={self.bias is not None}"
+
+
+def bias_parameter(bias, size, value, device, dtype):
+    """The bias [size], ``value`` everywhere; None where ``bias`` is False."""
+    if not _check.flag(bias, "bias"):
+        return None
+    return torch.nn.Parameter(torch.full([size], _check.real(value, "bias_init"), device=device, dtype=dtype))
+
+
+def finish(act: str, clamp: float | None, gain: float) -> dict[str, Any]:
+    """The end of a layer as the epilogue takes it: the act's own gain, and it and the clamp times ``gain``."""
+    gain = _check.real(gain, "gain")
+    return dict(act=act, gain=ACTIVATIONS[act].gain * gain, clamp=None if clamp is None else clamp * abs(gain))

@@ -10,6 +10,7 @@ import torch
 from .. import functional as PF
 from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
+from .activation import bias_parameter, finish
 from .resample import TAPS
 
 
@@ -47,33 +48,25 @@ class EqualConv2d(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.up, self.down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
-        if up > 1 and down > 1:
-            raise ValueError(f"down: expected 1 beside up={up}, got {down}")
+        self.up, self.down = factors(up, down)
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
-        self.clamp = clamp
+        self.clamp = _check.bound(clamp, "clamp")
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
+        self.bias = bias_parameter(bias, out_channels, 0.0, device, dtype)
         self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         """[N, I, H, W] to [N, O, H * up / down, W * up / down]; ``gain`` multiplies the result and the clamp."""
-        if _check.tensor(x, "x", ndim=4).shape[1] != self.weight.shape[1]:
-            raise ValueError(f"x: expected {self.weight.shape[1]} channels, got shape {tuple(x.shape)}")
+        _check.features(x, "x", self.weight.shape[1])
         weight = (self.weight * self.weight_gain).to(x.dtype)
-        finish: dict[str, Any] = dict(
-            b=self.bias,
-            act=self.act,
-            gain=ACTIVATIONS[self.act].gain * gain,
-            clamp=None if self.clamp is None else self.clamp * gain,
-        )
+        end = finish(self.act, self.clamp, gain)
         f, k = self.resample_filter, weight.shape[2]
         if self.up > 1:
             w = weight if k == 1 else weight.transpose(0, 1)
             y, (up, _, padding, _, filter_gain) = _conv2d.enlarge(x, w, self.up, k // 2, None, f, None)
-            return PF.epilogue2d(y, f, up=up, padding=padding, filter_gain=filter_gain, **finish)
-        return PF.epilogue2d(_conv2d.convolve(x, weight, None, self.down, k // 2, None, f, None), **finish)
+            return PF.epilogue2d(y, f, b=self.bias, up=up, padding=padding, filter_gain=filter_gain, **end)
+        return PF.epilogue2d(_conv2d.convolve(x, weight, None, self.down, k // 2, None, f, None), b=self.bias, **end)
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
@@ -81,6 +74,15 @@ class EqualConv2d(torch.nn.Module):
             f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, act={self.act!r}, clamp={self.clamp},"
             f" bias={self.bias is not None}"
         )
+
+
+def factors(up, down):
+    """Factors of resampling, at most one of which differs from 1."""
+    _check.integer(up, "up", minimum=1)
+    _check.integer(down, "down", minimum=1)
+    if up > 1 and down > 1:
+        raise ValueError(f"down: expected 1 beside up={up}, got {down}")
+    return up, down
 
 
 def equal_kernel(in_channels, out_channels, kernel_size, device, dtype):

@@ -44,8 +44,8 @@ class SinusoidalEncoding2d(_Encoding):
         base_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__(join, layout, base_size)
-        self.channels = _check.integer(channels, "channels", minimum=4)
         self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
+        self.channels = encodings2d.check_channels(channels, layout, div_half_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to the same shape ("add", C = channels) or to [N, C + channels, H, W] ("concat")."""
@@ -105,10 +105,18 @@ class PositionalNoise2d(torch.nn.Module):
         self.channels = _check.integer(channels, "channels", minimum=1)
         self.encode = None if encode is None else _check.choice(encode, "encode", encodings2d.KINDS)
         self.padding = _check.padding(padding)
+        if min(self.padding) < 0:
+            raise ValueError(f"padding: expected no negative number, got {self.padding}")
         self.mode = _check.choice(mode, "mode", ("zeros", "reflect"))
         self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
         self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
         self.base_size = encodings2d.check_base(base_size)
+        if encode == "spe":
+            encodings2d.check_channels(channels, layout, div_half_dim)
+        if encode == "csg" and channels != 2:
+            raise ValueError(f"channels: expected 2 with encode='csg', got {channels}")
+        if encode is None and base_size is not None:
+            raise ValueError(f"base_size: expected None without an encoding, got {self.base_size}")
 
     def forward(
         self, noise: torch.Tensor, image: torch.Tensor | None = None, weight: float | torch.Tensor = 1.0

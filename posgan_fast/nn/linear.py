@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
-from ..ops import _check
+from ..ops import _autocast, _check
 from ..ops.bias_act import ACTIVATIONS
+from .activation import bias_parameter
 
 
 class EqualLinear(torch.nn.Module):
@@ -38,17 +39,18 @@ class EqualLinear(torch.nn.Module):
         self.out_features = _check.integer(out_features, "out_features", minimum=1)
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
         self.lr_multiplier = _check.real(lr_multiplier, "lr_multiplier")
+        if self.lr_multiplier <= 0:
+            raise ValueError(f"lr_multiplier: expected a number > 0, got {lr_multiplier}")
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier
         self.weight = torch.nn.Parameter(weight)
-        values = torch.full([out_features], float(bias_init), device=device, dtype=dtype) if bias else None
-        self.bias = None if values is None else torch.nn.Parameter(values)
+        self.bias = bias_parameter(bias, out_features, bias_init, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
         if _check.tensor(x, "x").shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
-        with torch.autocast(x.device.type, enabled=False):
+        with _autocast.disabled(x):
             weight, x = self.weight.to(x.dtype), x * self.weight_gain  # which is smaller than the weight
             bias = None if self.bias is None else self.bias.to(x.dtype)
             if bias is not None and self.lr_multiplier != 1:

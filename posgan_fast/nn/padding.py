@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
+from ..ops import _check
 
 
 class InstancePad2d(torch.nn.Module):
@@ -21,9 +22,6 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
     """A torch.nn.Conv2d with zero padding of 1 in whose place a map of each sample may stand.
 
     Without a map it is its base class. State: ``weight`` [O, I / groups, kh, kw] and ``bias`` [O], as there.
-
-    Raises:
-        ValueError: a padding other than 1, or a padding mode other than "zeros".
     """
 
     def __init__(
@@ -39,6 +37,10 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check.integer(in_channels, "in_channels", minimum=1)
+        _check.integer(out_channels, "out_channels", minimum=1)
+        for value, name in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation")):
+            _check.pair(value, name, minimum=1, axes="[height, width]")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, 1, dilation, groups, bias, device=device, dtype=dtype
         )
@@ -49,11 +51,13 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
 
         Raises:
             TypeError: not a torch.nn.Conv2d.
-            ValueError: its padding is not 1 on each side, or not of zeros.
+            ValueError: its padding is not 1 on each side ("same" can be), or not of zeros.
         """
         if not isinstance(conv, torch.nn.Conv2d):
             raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
-        if conv.padding != (1, 1) or conv.padding_mode != "zeros":
+        same = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]  # of both sides together
+        one = conv.padding == (1, 1) or (conv.padding == "same" and same == [2, 2])
+        if not one or conv.padding_mode != "zeros":
             raise ValueError(f"conv: expected padding 1 of zeros, got {conv.padding} of {conv.padding_mode!r}")
         with torch.device("meta"):
             layer = cls(

@@ -21,6 +21,9 @@ def prepack(module: M, enable: bool = True) -> M:
     are not noticed, those through ``.data`` or NumPy and those of optimisers with ``fused=True``: call this again after
     them. Calls with gradients and other backends are not affected, nor are copies and pickles of the module.
 
+    With ``torch.__future__.set_swap_module_params_on_conversion(True)`` torch refuses to convert such a module or to
+    load into it ("Couldn't swap"), as it does with any weight that is referred to weakly: forget the copies first.
+
     Args:
         module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers count.
         enable: False forgets the copies and keeps no more.

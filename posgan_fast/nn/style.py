@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
-from ..ops import _check
+from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
-from .conv import equal_kernel
+from .activation import finish
+from .conv import equal_kernel, factors
 from .linear import EqualLinear
 from .resample import TAPS
 
@@ -50,7 +51,7 @@ class ModulatedConv2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.up, self.down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
+        self.up, self.down = factors(up, down)
         self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.demodulate = _check.flag(demodulate, "demodulate")
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel_size**2)
@@ -70,6 +71,7 @@ class ModulatedConv2d(torch.nn.Module):
     ) -> torch.Tensor:
         """``x`` [N, I, H, W] and ``styles`` [N, I] to [N, O, H', W'];
         :func:`posgan_fast.functional.modulated_conv2d` has the rest."""
+        _check.features(x, "x", self.weight.shape[1])
         return PF.modulated_conv2d(
             x,
             self.weight,
@@ -143,6 +145,7 @@ class StyleConv(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check.integer(w_dim, "w_dim", minimum=1)
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.up = _check.integer(up, "up", minimum=1)
         self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
@@ -151,11 +154,11 @@ class StyleConv(torch.nn.Module):
         if interp_pad and up_after_conv is None:
             raise ValueError(f"interp_pad: expected 0 unless up_after_conv is True or False, got {interp_pad}")
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
-        self.clamp = clamp
+        self.clamp = _check.bound(clamp, "clamp")
         self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
         self.noise_strength: torch.nn.Parameter | None = None
-        if use_noise:
-            size = _check.pair(resolution, "resolution", minimum=1)
+        if _check.flag(use_noise, "use_noise"):
+            size = _check.pair(resolution, "resolution", minimum=1, axes="[height, width]")
             self.noise_strength = torch.nn.Parameter(torch.zeros([], device=device, dtype=dtype))
             self.register_buffer("noise_const", torch.randn(size, device=device, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
@@ -181,18 +184,14 @@ class StyleConv(torch.nn.Module):
             noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
             gain: multiplies the result and the clamp.
         """
-        _check.tensor(x, "x", ndim=4)
+        _check.features(x, "x", self.weight.shape[1])
         _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
         noise = self._noise(x, noise_mode, noise)
         styles = self.affine(w)  # [N, I]
-        finish: dict[str, Any] = dict(
-            act=self.act,
-            gain=ACTIVATIONS[self.act].gain * gain,
-            clamp=None if self.clamp is None else self.clamp * gain,
-        )
+        end = finish(self.act, self.clamp, gain)
         if self.up_after_conv:
             y = PF.modulated_conv2d(x, self.weight, styles, padding=self.padding, pad_map=pad_map)
-            return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **finish)
+            return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **end)
         up = self.up
         if self.up_after_conv is False:
             x, up = self._interpolate(x), 1
@@ -207,7 +206,7 @@ class StyleConv(torch.nn.Module):
             flip_weight=up == 1,
             noise=noise,
             bias=self.bias,
-            **finish,
+            **end,
         )
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
@@ -216,6 +215,19 @@ class StyleConv(torch.nn.Module):
         if self.up_after_conv:
             return (height + shrink) * self.up + self.interp_pad, (width + shrink) * self.up + self.interp_pad
         return height * self.up + self.interp_pad + shrink, width * self.up + self.interp_pad + shrink
+
+    def pad_map_size(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """Channels and least height and width of ``pad_map`` for an input of this size; None: the layer takes none."""
+        o, i, k, _ = self.weight.shape
+        enlarges = self.up > 1 and self.up_after_conv is None
+        if self.padding != 1 or (enlarges and k == 1):
+            return None
+        if enlarges:  # around the result of the transposed convolution
+            _, cut = _conv2d.up_padding(self.weight, self.up, self.padding, self.resample_filter)
+            return o, (height - 1) * self.up + k - 2 * cut[0] + 2, (width - 1) * self.up + k - 2 * cut[1] + 2
+        if self.up_after_conv is False:
+            height, width = height * self.up + self.interp_pad, width * self.up + self.interp_pad
+        return i, height + 2, width + 2
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
@@ -271,15 +283,16 @@ class ToRGB(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check.integer(w_dim, "w_dim", minimum=1)
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.clamp = clamp
+        self.clamp = _check.bound(clamp, "clamp")
         self.style_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H, W] in the dtype of ``x`` (of autocast)."""
-        _check.tensor(x, "x", ndim=4)
+        _check.features(x, "x", self.weight.shape[1])
         _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
         return PF.modulated_conv2d(
             x,

@@ -32,6 +32,13 @@ def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, 
     return value
 
 
+def features(value: Any, name: str, channels: int) -> torch.Tensor:
+    """A tensor [N, ``channels``, H, W]."""
+    if tensor(value, name, ndim=4).shape[1] != channels:
+        raise ValueError(f"{name}: expected {channels} channels, got shape {tuple(value.shape)}")
+    return value
+
+
 def arithmetic(dtype: Any) -> torch.dtype:
     """The dtype that sums and activations of a supported dtype run in."""
     if dtype not in FLOATS:
@@ -39,9 +46,9 @@ def arithmetic(dtype: Any) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def same_device(value: torch.Tensor, name: str, x: torch.Tensor) -> None:
+def same_device(value: torch.Tensor, name: str, x: torch.Tensor, like: str = "x") -> None:
     if value.device != x.device:
-        raise ValueError(f"{name}: expected device {x.device} like x, got {value.device}")
+        raise ValueError(f"{name}: expected device {x.device} like {like}, got {value.device}")
 
 
 def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
@@ -65,6 +72,11 @@ def real(value: Any, name: str, *, minimum: float | None = None) -> float:
     return number
 
 
+def bound(value: Any, name: str) -> float | None:
+    """A clamp: a number >= 0, or None for none."""
+    return None if value is None else real(value, name, minimum=0)
+
+
 def choice(value: Any, name: str, options: Sequence[str]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected one of {tuple(options)}, got {type(value).__name__}")
@@ -79,14 +91,23 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
-def pair(value: Any, name: str, *, minimum: int) -> tuple[int, int]:
-    """An int for both axes, or [x, y]."""
+def pair(value: Any, name: str, *, minimum: int, axes: str = "[x, y]") -> tuple[int, int]:
+    """An int for both axes, or one for each of ``axes``."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
         both = integer(value, name, minimum=minimum)
         return both, both
     if len(value) != 2:
-        raise ValueError(f"{name}: expected an int or [x, y], got {len(value)} values")
+        raise ValueError(f"{name}: expected an int or {axes}, got {len(value)} values")
     return integer(value[0], f"{name}[0]", minimum=minimum), integer(value[1], f"{name}[1]", minimum=minimum)
+
+
+def size(value: Any, name: str) -> tuple[int, int]:
+    """[height, width], each >= 1."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name}: expected [height, width], got {type(value).__name__}")
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected [height, width], got {len(value)} values")
+    return pair(value, name, minimum=1)
 
 
 def padding(value: Any) -> tuple[int, int, int, int]:

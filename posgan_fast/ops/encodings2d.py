@@ -35,7 +35,6 @@ mmgeneration, whose published models all use the layout "mmgen" without ``div_ha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,14 +88,17 @@ def height_first(layout: str) -> bool:
 
 def check_base(base_size: Any) -> tuple[int, int] | None:
     """A base size [height, width], or None."""
-    if base_size is None:
-        return None
-    if not isinstance(base_size, Sequence) or isinstance(base_size, str):
-        raise TypeError(f"base_size: expected [height, width] or None, got {type(base_size).__name__}")
-    if len(base_size) != 2:
-        raise ValueError(f"base_size: expected [height, width], got {len(base_size)} values")
-    height, width = (_check.integer(side, f"base_size[{i}]", minimum=1) for i, side in enumerate(base_size))
-    return height, width
+    return None if base_size is None else _check.size(base_size, "base_size")
+
+
+def check_channels(channels: Any, layout: str, div_half_dim: bool, name: str = "channels") -> int:
+    """Channels that a "spe" can have."""
+    _check.integer(channels, name, minimum=4)
+    if channels % 4:
+        raise ValueError(f"{name}: expected a multiple of 4, got {channels}")
+    if _intervals(channels, layout, div_half_dim) == 0:
+        raise ValueError(f"{name}: expected at least 8 in the layout 'mmgen' without div_half_dim, got 4")
+    return channels
 
 
 def _coordinates(size: int, layout: str, device: Any) -> torch.Tensor:
@@ -105,14 +107,13 @@ def _coordinates(size: int, layout: str, device: Any) -> torch.Tensor:
 
 
 def _frequencies(channels: Any, layout: str, div_half_dim: bool, device: Any) -> torch.Tensor:
-    _check.integer(channels, "channels", minimum=4)
-    if channels % 4:
-        raise ValueError(f"channels: expected a multiple of 4, got {channels}")
-    n = channels // 4
-    intervals = n if layout == "paper" or div_half_dim else n - 1
-    if intervals == 0:
-        raise ValueError("channels: expected at least 8 in the layout 'mmgen' without div_half_dim, got 4")
-    return torch.exp(torch.arange(n, dtype=torch.float64, device=device) * (-math.log(10000.0) / intervals))
+    n = check_channels(channels, layout, div_half_dim) // 4
+    scale = -math.log(10000.0) / _intervals(channels, layout, div_half_dim)
+    return torch.exp(torch.arange(n, dtype=torch.float64, device=device) * scale)
+
+
+def _intervals(channels: int, layout: str, div_half_dim: bool) -> int:
+    return channels // 4 - (0 if layout == "paper" or div_half_dim else 1)
 
 
 def _waves(positions: torch.Tensor, w: torch.Tensor, layout: str) -> torch.Tensor:
