@@ -240,6 +240,19 @@ def test_other_dtypes():
     torch.testing.assert_close(generator(16)(randn(2, 8)), image.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, dict(no_pad=True, head="spe"), dict(architecture="resnet")])
+def test_meta_tensors(options):
+    """Sizes of the published networks, without memory."""
+    with torch.device("meta"):
+        G, D, z = Generator(64, **options), Discriminator(64), torch.randn(4, 512)
+        for noise_mode in ("const", "random"):
+            image = G(z, noise_mode=noise_mode, truncation_psi=0.7)
+            assert image.is_meta and image.shape == (4, 3, 64, 64)
+    logits = D(generator(64, **options).to("meta")(z[:, :8]))
+    assert logits.is_meta and logits.shape == (4, 1)
+    logits.sum().backward()
+
+
 def test_copies_and_pickles():
     G, D = generator(16, head="spe"), discriminator(16)
     z = randn(2, 8)

@@ -42,7 +42,7 @@ def test_latents_and_maps_of_the_encoder(published):
 def test_the_smallest_map_of_each_index(published, index):
     _, run = published
     assert run({index: NEEDED[index]}) == (N, 3, 1024, 1024)
-    with pytest.raises(ValueError, match="^pad_map"):
+    with pytest.raises(ValueError, match=rf"^pad_maps\[{index}\]: expected"):
         run({index: NEEDED[index] - 1})
 
 
@@ -54,7 +54,7 @@ def test_the_side_that_the_encoder_chooses(published, layers, side):
     assert side == 2 ** (layers + 1) + 2
     assert run(dict.fromkeys(indices, side)) == (N, 3, 1024, 1024)
     for short in (side - 1, 2**layers + 2):
-        with pytest.raises(ValueError, match="^pad_map: expected"):
+        with pytest.raises(ValueError, match=rf"^pad_maps\[{indices[-1]}\]: expected"):
             run(dict.fromkeys(indices, short))
 
 

@@ -222,12 +222,11 @@ class StyleConv(torch.nn.Module):
         enlarges = self.up > 1 and self.up_after_conv is None
         if self.padding != 1 or (enlarges and k == 1):
             return None
-        if enlarges:  # around the result of the transposed convolution
-            _, cut = _conv2d.up_padding(self.weight, self.up, self.padding, self.resample_filter)
-            return o, (height - 1) * self.up + k - 2 * cut[0] + 2, (width - 1) * self.up + k - 2 * cut[1] + 2
         if self.up_after_conv is False:
             height, width = height * self.up + self.interp_pad, width * self.up + self.interp_pad
-        return i, height + 2, width + 2
+        up = self.up if enlarges else 1
+        h, w = _conv2d.surrounded_size((height, width), self.weight, up, self.padding, self.resample_filter)
+        return o if enlarges else i, h + 2, w + 2
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape

@@ -55,12 +55,12 @@ def up_padding(w, up, padding, f):
     return [pad[0] + cut[1], pad[1] + cut[1], pad[2] + cut[0], pad[3] + cut[0]], cut
 
 
-def surrounded_size(x, w, up, padding, f):
+def surrounded_size(size, w, up, padding, f):
     """Height and width of what a padding map surrounds: the input, or the output of the transposed convolution."""
     if up == 1:
-        return list(x.shape[2:])
+        return list(size)
     _, cut = up_padding(w, up, padding, f)
-    return [(s - 1) * up + k - 2 * p for s, k, p in zip(x.shape[2:], w.shape[2:], cut, strict=True)]
+    return [(s - 1) * up + k - 2 * p for s, k, p in zip(size, w.shape[2:], cut, strict=True)]
 
 
 def out_size(x, weight, up, down, padding, f):

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 
 from .. import backend as _backend
-from . import _activations, _check, _layout
+from . import _activations, _autocast, _check, _layout
 from ._activations import ACTIVATIONS
 
 NAME = "bias_act"
@@ -158,7 +158,7 @@ def check(
         if b.shape[0] != x.shape[dim]:
             raise ValueError(f"b: expected shape ({x.shape[dim]},) to match x.shape[{dim}], got {tuple(b.shape)}")
         if b.dtype != x.dtype:
-            if not torch.is_autocast_enabled(x.device.type):
+            if not _autocast.is_enabled(x):
                 raise TypeError(f"b: expected dtype {x.dtype} like x, got {b.dtype}")
             b = b.to(x.dtype)
     return b, dim, alpha, gain, clamp

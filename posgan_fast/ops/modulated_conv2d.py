@@ -33,7 +33,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, _conv2d, _layout, _packed, bias_act, prologue2d, upfirdn2d
+from . import _autocast, _check, _conv2d, _layout, _packed, bias_act, prologue2d, upfirdn2d
 
 NAME = "modulated_conv2d"
 
@@ -91,12 +91,11 @@ def modulated_conv2d(
         alpha, gain, clamp,
     )  # fmt: skip
     call = (*call, _backend.resolve(NAME, IMPLS, x, backend))
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocast.is_enabled(x):
         return _call(x, *call)
     if x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):  # the coefficients are not for half precision
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    with _autocast.disabled(x):  # the coefficients are not for half precision
         return _call(x, *call)
 
 
@@ -149,7 +148,7 @@ def check(
             f" {padding=} and a kernel {kh} x {kw}"
         )
     if pad_map is not None:
-        surrounded = _conv2d.surrounded_size(x, weight, up, padding, f)
+        surrounded = _conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
         prologue2d.check_border(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
     if noise is not None:
         _check.tensor(noise, "noise")
@@ -219,7 +218,9 @@ def _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
         if pad_map is not None:
             pad_map = pad_map.to(acc)
             if pad_map.ndim == 4:  # what is off the ring must not count
-                pad_map = prologue2d.ring_from_map(pad_map, *_conv2d.surrounded_size(x, weight, up, padding, f))
+                pad_map = prologue2d.ring_from_map(
+                    pad_map, *_conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
+                )
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
     return weight.to(x.dtype), styles, scale, pad_map
 
