@@ -328,7 +328,7 @@ def test_files_of_torch(tmp_path, marker):
         target.writestr("archive/byteorder", "little")
     refused(archive.read_bytes(), tmp_path, "refused, asks for '(subprocess|commands).call'")
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
-    refused(path.read_bytes(), tmp_path, "TorchScript", CheckpointError)
+    refused(path.read_bytes(), tmp_path, r"TorchScript.* save module.state_dict\(\)", CheckpointError)
 
 
 def test_a_namespace_is_data(tmp_path, marker):

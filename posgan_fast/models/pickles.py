@@ -104,7 +104,7 @@ def _storage(data: bytes) -> torch.Tensor:  # => [numel]
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise unsafe_torch_file("the bytes of a tensor", error) from None
+        raise UnsafeFileError(f"the bytes of a tensor: {unsafe_torch_file(error)}") from None
     except Exception as error:
         raise CheckpointError(f"the bytes of a tensor cannot be read: {first_line(error)}") from None
     if not isinstance(storage, torch.storage.TypedStorage):
@@ -210,13 +210,13 @@ for _core in ("numpy.core", "numpy._core"):
     GLOBALS[f"{_core}.numeric._frombuffer"] = _Global(_array_from_buffer)
 
 
-def unsafe_torch_file(what: str, error: Exception) -> UnsafeFileError:
+def unsafe_torch_file(error: Exception) -> UnsafeFileError:
     """The refusal of ``torch.load(weights_only=True)``, reduced to the name that it refused."""
     found = re.search(r"(?:GLOBAL|class|function|Unsupported global:) ([\w.]+\.[\w.]+)", str(error))
     if found:
-        return UnsafeFileError(f"{what}: refused, asks for {found[1]!r}, which weights have no need of")
+        return UnsafeFileError(f"refused, asks for {found[1]!r}, which weights have no need of")
     reasons = [line for line in str(error).splitlines() if "Unsupported" in line or "not allowed" in line]
-    return UnsafeFileError(f"{what}: refused by torch.load(weights_only=True): {(reasons or [first_line(error)])[0]}")
+    return UnsafeFileError(f"refused by torch.load(weights_only=True): {(reasons or [first_line(error)])[0]}")
 
 
 def first_line(error: BaseException) -> str:
