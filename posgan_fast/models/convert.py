@@ -14,6 +14,8 @@ import torch
 
 from .families import FAMILIES, MAX_LOG2, expand
 from .report import CheckpointError, LoadReport
+from .stylegan2 import HEADS
+from .stylegan2_mapping import choice
 
 State = dict[str, torch.Tensor]
 
@@ -25,19 +27,22 @@ def convert_generator(
 
     Args:
         family: one of ``FAMILIES``, or None to tell from the names.
-        head: "constant", "csg" or "spe" where the tensors leave that open.
+        head: "constant", "csg" or "spe"; "spe" has no tensors, so that it must be given where only those are there.
 
     Raises:
         CheckpointError: for names that are missing or unknown, and for shapes that contradict each other.
+        ValueError: another head.
     """
+    if head is not None:
+        choice(head, "head", HEADS)
     work = _Conversion("generator", state, family)
     settings = work.report.settings
     channels = work.channels(lambda r: f"synthesis.b{r}.conv1.bias")
-    affine = work.get("synthesis.b4.conv1.affine.weight")  # [in, w]
-    head = head or _head(work, affine.shape[0])
+    affine = work.get("synthesis.b4.conv1.affine.weight", 2)  # [in, w]
+    head = _head(work, affine.shape[0], head)
     conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
     skip = not resnet and work.holds(".torgb.", but=f".b{work.side}.")
-    first = work.get("mapping.fc0.weight")  # [hidden, z + embedded]
+    first = work.get("mapping.fc0.weight", 2)  # [hidden, z + embedded]
     embedded = work.get("mapping.embed.bias").numel() if conditional else 0
     w_dim = affine.shape[-1]
     image_channels = work.get(f"synthesis.b{work.side}.torgb.bias").numel()
@@ -45,7 +50,7 @@ def convert_generator(
         "size": work.side,
         "z_dim": first.shape[-1] - embedded,
         "w_dim": w_dim,
-        "c_dim": work.get("mapping.embed.weight").shape[-1] if conditional else 0,
+        "c_dim": work.get("mapping.embed.weight", 2).shape[-1] if conditional else 0,
         **_multiplier(channels),
         "mapping_layers": work.mapping_layers,
         "architecture": "resnet" if resnet else "skip" if skip else "orig",
@@ -97,10 +102,10 @@ def convert_discriminator(state: Mapping[str, Any], family: str | None = None) -
     channels = work.channels(lambda r: f"b{r}.conv0.bias" if r > 4 else "b4.conv.bias")
     conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
     skip = work.holds(".fromrgb.", but=f"b{work.side}.")
-    mbstd = work.get("b4.conv.weight").shape[1] - channels[4]
+    mbstd = work.get("b4.conv.weight", 4).shape[1] - channels[4]
     mapped = work.get("mapping.embed.bias").numel() if conditional else 1
-    features = work.get("b4.fc.weight").shape[1]
-    image_channels = work.get(f"b{work.side}.fromrgb.weight").shape[1]
+    features = work.get("b4.fc.weight", 2).shape[1]
+    image_channels = work.get(f"b{work.side}.fromrgb.weight", 4).shape[1]
     if mbstd < 0 or features not in (16 * channels[4], 4 * channels[4]):
         raise CheckpointError(
             f"{work.names['b4.fc.weight']}: expected {16 * channels[4]} inputs, or {4 * channels[4]} after pooling "
@@ -109,7 +114,7 @@ def convert_discriminator(state: Mapping[str, Any], family: str | None = None) -
     settings = work.report.settings
     settings |= {
         "size": work.side,
-        "c_dim": work.get("mapping.embed.weight").shape[-1] if conditional else 0,
+        "c_dim": work.get("mapping.embed.weight", 2).shape[-1] if conditional else 0,
         **_multiplier(channels),
         "architecture": "resnet" if resnet else "skip" if skip else "orig",
         "mbstd_num_channels": mbstd,
@@ -171,10 +176,7 @@ class _Conversion:
 
     def __init__(self, network: str, state: Mapping[str, Any], family: str | None) -> None:
         for name, value in state.items():
-            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-                raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise CheckpointError(f"state: {name:.80} is larger than its own storage")
+            _check(name, value)
         known = family or family_of(state, network)
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
@@ -205,7 +207,7 @@ class _Conversion:
             names = expand(table, self.network, log2, 0)
             blocks = [[names[f"{prefix}b{r}.{part}"] for part in _BLOCK] for r in (8, 2**log2)]
             fc = self.state.get(names["b4.fc.weight"]) if self.network == "discriminator" else None
-            dense = self.network == "generator" or (fc is not None and fc.ndim == 2)
+            dense = self.network == "generator" or (fc is not None and fc.ndim <= 2)  # 4: a convolution of this name
             if dense and all(any(name in self.state for name in block) for block in blocks):
                 return log2
         raise CheckpointError(f"state: the blocks of a {self.report.family} {self.network} are not all there")
@@ -216,11 +218,17 @@ class _Conversion:
     def holds(self, part: str, but: str = " ") -> bool:
         return any(part in here and but not in here and there in self.state for here, there in self.names.items())
 
-    def get(self, name: str) -> torch.Tensor:
+    def get(self, name: str, ndim: int = 1) -> torch.Tensor:
+        """Some families have sides of 1 around the ``ndim`` dimensions."""
         there = self.names.get(name, name)
         if there not in self.state:
             raise CheckpointError(f"state: {there} is missing ({name} in NVlabs' names)")
-        return self.state[there]
+        value = self.state[there]
+        if value.ndim < ndim or 0 in value.shape:
+            raise CheckpointError(
+                f"{there}: expected {ndim} dimensions or more, none empty ({name}), got shape {list(value.shape)}"
+            )
+        return value
 
     def channels(self, bias: Callable[[int], str]) -> dict[int, int]:
         """Channels by side, told by the biases."""
@@ -255,8 +263,6 @@ class _Conversion:
     def _take(self, here: str, there: str, shape: Callable[[str], tuple[int, ...] | None]) -> None:
         value = self.state[there].detach()
         before = tuple(value.shape)
-        if not value.is_floating_point():
-            raise CheckpointError(f"{there}: expected floating point, got {value.dtype}")
         if here.endswith("resample_filter"):
             value = self._filter(there, here, value)
         else:
@@ -287,7 +293,7 @@ class _Conversion:
         value = value[0, 0] if value.ndim == 4 and value.shape[:2] == (1, 1) else value
         expected = self.family.generator_filter_sum if self.network == "generator" else 1.0
         total = float(value.sum())
-        if value.ndim not in (1, 2) or abs(total - expected) > 1e-3 * expected:
+        if value.ndim not in (1, 2) or not abs(total - expected) <= 1e-3 * expected:
             raise CheckpointError(f"{there}: expected a filter of sum {expected:g}, got {list(value.shape)}, {total:g}")
         if self.family.mirrored_filters:
             value = value.flip(tuple(range(value.ndim)))
@@ -311,14 +317,35 @@ class _Conversion:
 _NO_W_AVG = ("nvlabs", "hammer", "genforce")  # families whose networks hold it, so that it cannot be missing
 
 
-def _head(work: _Conversion, channels: int) -> str:
-    if work.has("synthesis.b4.const"):
-        return "constant"
-    if work.report.family in ("nvlabs", "mmgeneration") and channels == 2:
-        return "csg"
-    if work.report.family == "mmgeneration" and "head_pos_enc._float_tensor" in work.state:
-        return "spe"
-    return "constant"  # which is missing then
+_ENCODED = ("nvlabs", "mmgeneration")  # families with generators that have an encoding in place of the constant
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check(name: Any, value: Any) -> None:
+    """Weights are plain numbers in memory; of other tensors torch gives no shape, no storage or no values."""
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")
+    if value.dtype not in _DTYPES:
+        raise CheckpointError(f"{name:.80}: expected floating point of 16 to 64 bits, got {value.dtype}")
+    strided = value.layout == torch.strided and not value.is_nested
+    if not strided or value.untyped_storage().device.type == "meta":
+        kind = "nested" if value.is_nested else value.layout
+        raise CheckpointError(f"{name:.80}: expected a strided tensor with values, got {kind} on {value.device}")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise CheckpointError(f"{name:.80}: expected a tensor inside its storage, got one larger than it")
+
+
+def _head(work: _Conversion, channels: int, given: str | None) -> str:
+    const = work.names["synthesis.b4.const"]
+    told = "constant" if const in work.state else "csg" if channels == 2 else "spe"
+    if given not in (None, told):
+        there = "with" if const in work.state else "without"
+        raise CheckpointError(f"head: expected {told!r} of tensors {there} {const}, got {given!r}")
+    if given is None and told != "constant" and work.report.family not in _ENCODED:
+        return "constant"  # which is missing then
+    if given is None and told == "spe" and "head_pos_enc._float_tensor" not in work.state:
+        raise CheckpointError(f'state: {const} is missing; if the head is an encoding without tensors, give head="spe"')
+    return told
 
 
 def _multiplier(channels: Mapping[int, int]) -> dict[str, Any]:
@@ -350,8 +377,8 @@ def _sides(work: _Conversion, head: str) -> tuple[int, int, int]:
     What MS-PIE's shapes tell goes to the settings; what they leave open is what its published generators are.
     """
     settings, assumed = work.report.settings, work.report.assumed
-    height, width = work.get("synthesis.b4.conv1.noise_const").shape[-2:]
-    border = work.get("synthesis.b8.conv0.noise_const").shape[-1] - 2 * width
+    height, width = work.get("synthesis.b4.conv1.noise_const", 2).shape[-2:]
+    border = work.get("synthesis.b8.conv0.noise_const", 2).shape[-1] - 2 * width
     if border not in (0, 2):
         raise CheckpointError(f"{work.names['synthesis.b8.conv0.noise_const']}: {border} pixels more than twice b4's")
     if (height, width) != (4, 4):

@@ -7,6 +7,7 @@ nothing that is in it.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import pickle
 import threading
@@ -14,17 +15,15 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
 from .convert import State, convert_discriminator, convert_generator, family_of
 from .families import MAX_LOG2
 from .pickles import LEGACY, Dtype, PickledModule, first_line, number, read_pickle, unsafe_torch_file
-from .report import CheckpointError, LoadReport
-
-if TYPE_CHECKING:
-    from .stylegan2 import Discriminator, Generator
+from .report import CheckpointError, LoadReport, UnsafeFileError
+from .stylegan2 import Discriminator, Generator
 
 Source = str | os.PathLike | Mapping[str, Any]
 
@@ -38,12 +37,15 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
         ema: take the averaged generator where the file has one (the report notes where it has none); False: the
             generator in training.
         overrides: arguments of ``Generator`` in place of the inferred ones, for what tensors do not tell:
-            ``report.assumed`` lists that.
+            ``report.assumed`` lists that. ``head="spe"`` has no tensors, and must be given for a state dictionary of
+            this library's own.
 
     Raises:
         UnsafeFileError: the file asks for code.
-        CheckpointError: it is damaged, or does not hold such a network.
+        CheckpointError: it is damaged, does not hold such a network, or its tensors contradict an argument.
+        TypeError: an override that is no argument of ``Generator``.
     """
+    _check(overrides, Generator)
     found = _find(_read(source), "generator", ema)
     state, report = convert_generator(found.state, family, head=overrides.get("head"))
     return _built(state, report, found, overrides)
@@ -51,6 +53,7 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
 
 def load_discriminator(source: Source, family: str | None = None, **overrides: Any) -> Discriminator:
     """The discriminator in a file; see ``load_generator``."""
+    _check(overrides, Discriminator)
     found = _find(_read(source), "discriminator", ema=False)
     state, report = convert_discriminator(found.state, family)
     return _built(state, report, found, overrides)
@@ -66,14 +69,20 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     with path.open("rb") as file:
         start = file.read(len(LEGACY))
         file.seek(0)
-        if start.startswith(b"PK\x03\x04") or start == LEGACY:
-            return _read_torch(path, file)
-        if not start.startswith(pickle.PROTO):
+        torch_file = start.startswith(b"PK\x03\x04") or start == LEGACY
+        if not torch_file and not start.startswith(pickle.PROTO):
             raise CheckpointError(f"{path}: neither a file of torch nor a pickle, starts with {start[:8]!r}")
         try:
-            return read_pickle(file)
+            return _read_torch(path, file) if torch_file else read_pickle(file)
         except CheckpointError as error:
-            raise type(error)(f"{path}: {error}") from None
+            raise type(error)(f"{path}: {error}{_remedy(error, file)}") from None
+
+
+def _check(overrides: Mapping[str, Any], network: type) -> None:
+    accepted = ", ".join(inspect.signature(network).parameters)
+    for name in overrides:
+        if name not in accepted.split(", "):
+            raise TypeError(f"{name}: expected an argument of {network.__name__}, one of {accepted}")
 
 
 _ALLOWED: list[Any] = [
@@ -92,16 +101,26 @@ def _read_torch(path: Path, file: BinaryIO) -> Any:
         if zipfile.is_zipfile(file):
             entries = zipfile.ZipFile(file).infolist()
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise CheckpointError(f"{path}: announces more bytes than the file has")
+                raise CheckpointError("announces more bytes than the file has")
+            if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+                raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
         file.seek(0)
         with _LOADING, torch.serialization.safe_globals(_not_yet_allowed()):
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise unsafe_torch_file(str(path), error) from None
+        raise unsafe_torch_file(error) from None
     except Exception as error:  # torch raises what its parser stumbled over
-        raise CheckpointError(f"{path}: damaged or no file of weights: {first_line(error)}") from None
+        raise CheckpointError(f"damaged or no file of weights: {first_line(error)}") from None
+
+
+def _remedy(error: CheckpointError, file: BinaryIO) -> str:
+    """A pickled module has its stores near the start; a state dictionary has none."""
+    file.seek(0)
+    start = file.read(1 << 20) if isinstance(error, UnsafeFileError) else b""
+    module = all(store in start for store in (b"_parameters", b"_buffers", b"_modules"))
+    return "; the file holds a whole module: save module.state_dict() instead" if module else ""
 
 
 def _not_yet_allowed() -> list[Any]:
@@ -135,7 +154,7 @@ def _find(data: Any, network: str, ema: bool, depth: int = 0) -> _Found:
     if isinstance(data, PickledModule):
         return _Found(data.state_dict(), data)
     if not isinstance(data, Mapping):
-        raise CheckpointError(f"the file holds a {type(data).__name__}, expected networks or a state dictionary")
+        raise CheckpointError(f"the file holds a {type(data).__name__}, expected networks or module.state_dict()")
     if family_of(data, network):
         return _Found(data)
     for level in ("models", "state_dict"):
@@ -171,23 +190,47 @@ def _why_left(name: str) -> str:
 
 def _built(state: State, report: LoadReport, found: _Found, overrides: Mapping[str, Any]) -> Any:
     """The model, made from the settings and filled strictly."""
-    from . import stylegan2
-
     report.left |= found.left
     report.notes += found.notes
+    for name, value in _untold(report).items() if found.module is None else ():
+        report.assumed.setdefault(name, f"{value}; a state dictionary does not tell")
+    told = {name: value for name, value in report.settings.items() if name not in report.assumed}
     if found.module is not None:
         report.settings |= _constructor_facts(found.module, report)
-    else:
-        report.assumed.setdefault("conv_clamp", "None; a state dictionary does not tell")
-        if report.network == "discriminator":
-            report.assumed.setdefault("mbstd_group_size", "4; a state dictionary does not tell")
-        elif report.settings.get("head", "constant") != "constant":
-            report.assumed.setdefault("layout", '"mmgen", without div_half_dim; a state dictionary does not tell')
     report.settings |= overrides
     report.assumed = {name: why for name, why in report.assumed.items() if name not in overrides}
-    settings = dict(report.settings)
-    network = stylegan2.Generator if report.network == "generator" else stylegan2.Discriminator
-    model = network(settings.pop("size"), **settings)
+    network = Generator if report.network == "generator" else Discriminator
+    try:
+        return _filled(network(**report.settings), state, report)
+    except RuntimeError as error:
+        against = [
+            f"{name}: expected {told[name]!r}, which the tensors tell, got {value!r}"
+            for name, value in overrides.items()
+            if name in told and told[name] != value
+        ]
+        why = "; ".join(against) or f"the {report.network} does not fit into {network.__name__}: {error}"
+        raise CheckpointError(why) from None
+
+
+def _untold(report: LoadReport) -> dict[str, str]:
+    """What no tensor tells: arguments and their defaults, in words."""
+    settings, own = report.settings, report.family == "nvlabs"  # these names are this library's too
+    values = {"conv_clamp": "None"}
+    if report.network == "discriminator":
+        values["mbstd_group_size"] = "4"
+        pooled = {"adaptive_pool": "True"} if settings["adaptive_pool"] else {}  # or a head_size of (2, 2)
+        return values | ({"head_size": "(4, 4)"} | pooled if own else {})
+    if own and not settings.get("no_pad"):
+        values["up_after_conv"] = "None"
+    if settings["head"] != "constant":
+        values["layout"] = '"mmgen"'
+    if settings["head"] == "spe":
+        values["div_half_dim"] = "False"
+    return values
+
+
+def _filled(model: Any, state: State, report: LoadReport) -> Any:
+    """The model with the tensors of ``state``; filters belong to the layers that resample, there or here."""
     own = model.state_dict()
     for name in [name for name in state if name.endswith("resample_filter") and name not in own]:
         report.left[name] = "the layer does not resample, and keeps no filter here"
@@ -195,11 +238,8 @@ def _built(state: State, report: LoadReport, found: _Found, overrides: Mapping[s
     for name in [name for name in own if name.endswith("resample_filter") and name not in state]:
         report.filled[name] = "the model's own filter"
         state[name] = own[name]
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the {report.network} does not fit into {network.__name__}: {error}") from None
-    model.report = report  # type: ignore[assignment]
+    model.load_state_dict(state, strict=True)
+    model.report = report
     return model.eval()
 
 

@@ -1,10 +1,9 @@
 """Network pickles of stylegan2-ada-pytorch and stylegan3, read without running anything that is in them.
 
 These files hold whole modules, with the source code of their classes (``torch_utils.persistence``) for the reader
-to execute. Here a small machine of its own walks the pickle instead. It knows the opcodes that such files use and
-the names in ``GLOBALS``, each bound to a function of this file that only builds data; anything else, opcode or name,
-is refused. Modules become inert ``PickledModule``s, their source is dropped unread, and tensor bytes go through
-``torch.load(weights_only=True)``.
+to execute. Here the small machine of ``opcodes.py`` walks the pickle instead. It knows the names in ``GLOBALS``, each
+bound to a function of this file that only builds data; any other is refused. Modules become inert ``PickledModule``s,
+their source is dropped unread, and what a storage says of itself is walked by the same machine, without callables.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 
+from .opcodes import DICT, STEPS, Global, Machine, Stateful, key
 from .report import CheckpointError, UnsafeFileError
 
 
@@ -28,12 +28,12 @@ def read_pickle(file: BinaryIO) -> Any:
 
     Raises:
         UnsafeFileError: for a name or an opcode outside the lists, which is named.
-        CheckpointError: where the file is cut short or is no pickle.
+        CheckpointError: where the file is cut short, is no pickle, or would take memory out of proportion to its size.
     """
     start = file.tell()
     size = file.seek(0, io.SEEK_END) - start
     file.seek(start)
-    return _Machine(file, size).run()
+    return Machine(file, size, GLOBALS).run()
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class PickledModule:
         """Parameters and persistent buffers under the names that ``torch.nn.Module.state_dict`` gives them."""
         state: dict[str, torch.Tensor] = {}
         pending: list[tuple[str, PickledModule]] = [("", self)]
-        for visited, (prefix, module) in enumerate(pending):
-            if visited >= _MAX_MODULES or len(prefix) > _MAX_NAME:
-                raise CheckpointError(f"more than {_MAX_MODULES} modules, or modules inside themselves")
+        entries = 0
+        for prefix, module in pending:
+            entries += sum(len(_named(module, store)) for store in ("_parameters", "_buffers", "_modules"))
+            if entries >= _MAX_ENTRIES or len(prefix) > _MAX_NAME:
+                raise CheckpointError(f"more than {_MAX_ENTRIES} modules and tensors, or modules inside themselves")
             hidden = module.attributes.get("_non_persistent_buffers_set", ())
             for store in ("_parameters", "_buffers"):
                 for name, value in _named(module, store):
@@ -72,7 +74,7 @@ class PickledModule:
 
 
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # how torch.save starts where it writes no zip
-_MAX_MODULES = 10_000
+_MAX_ENTRIES = 20_000
 _MAX_NAME = 1000
 _MAX_DIMS = 8
 
@@ -99,17 +101,26 @@ def _module(meta: dict) -> PickledModule:
 
 
 def _storage(data: bytes) -> torch.Tensor:  # => [numel]
+    """As ``torch.save`` writes a storage without a zip: five pickles, the fourth about it, a count and the values."""
     if not isinstance(data, bytes) or not data.startswith(LEGACY):
         raise CheckpointError("the bytes of a tensor cannot be read: no storage as torch pickles it")
+    file, size = io.BytesIO(data), len(data)
     try:
-        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise unsafe_torch_file("the bytes of a tensor", error) from None
-    except Exception as error:
-        raise CheckpointError(f"the bytes of a tensor cannot be read: {first_line(error)}") from None
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise CheckpointError(f"the bytes of a tensor hold a {type(storage).__name__}, not a storage")
-    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
+        *_, about, _ = [Machine(file, size - file.tell(), _STORAGES, _STORAGE_STEPS).run() for _ in range(5)]
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"the bytes of a tensor: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"the bytes of a tensor cannot be read: {error}") from None
+    if not isinstance(about, tuple) or len(about) != 6 or not isinstance(about[1], torch.dtype):
+        raise CheckpointError(f"the bytes of a tensor hold a {type(about).__name__}, not a storage")
+    dtype, count, view, start = about[1], about[4], about[5], file.tell() + 8
+    if (
+        view is not None
+        or data[start - 8 : start] != struct.pack("<q", count)
+        or size - start != count * dtype.itemsize
+    ):
+        raise CheckpointError(f"the bytes of a tensor cannot be read: {size - start} are no {count} of {dtype}")
+    return torch.frombuffer(bytearray(memoryview(data)[start:]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
@@ -130,7 +141,7 @@ def _parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
     return data
 
 
-class Dtype:
+class Dtype(Stateful):
     """A numpy.dtype of plain numbers, as "f8" and a byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
@@ -160,10 +171,14 @@ def number(dtype: Dtype, data: bytes) -> Any:
     return value
 
 
+_VALUE = 32  # bytes of a number of Python, for each byte of an array at most
+
+
 @dataclass
-class _Array:
+class _Array(Stateful):
     """A numpy.ndarray of plain numbers, kept as shape and flat values: attributes of modules, never weights."""
 
+    cost = _VALUE
     shape: tuple = ()
     values: tuple = ()
 
@@ -182,212 +197,48 @@ def _array_from_buffer(data: bytes, dtype: Dtype, shape: tuple, *_: Any) -> _Arr
     return _Array(shape, dtype.values(bytes(data)))
 
 
-@dataclass(frozen=True)
-class _Global:
-    """A name of the table: callable by REDUCE, and by NEWOBJ where it stands for a class."""
-
-    build: Callable[..., Any]
-    is_class: bool = False
-
-
-_DICT = _Global(dict, is_class=True)  # OrderedDict(), OrderedDict([[key, value], ...]) and EasyDict()
 GLOBALS: dict[str, Any] = {
-    "torch_utils.persistence._reconstruct_persistent_obj": _Global(_module),
-    "torch._utils._rebuild_tensor_v2": _Global(_tensor),
-    "torch._utils._rebuild_parameter": _Global(_parameter),
-    "torch.storage._load_from_bytes": _Global(_storage),
-    "torch.Size": _Global(tuple),
-    "torch.device": _Global(lambda *_: None),  # where a tensor was; ours are on the CPU
-    "collections.OrderedDict": _DICT,
-    "dnnlib.util.EasyDict": _DICT,
-    "builtins.set": _Global(lambda items=(): {_key(item) for item in items}),
-    "numpy.dtype": _Global(Dtype),
+    "torch_utils.persistence._reconstruct_persistent_obj": Global(_module),
+    "torch._utils._rebuild_tensor_v2": Global(_tensor),
+    "torch._utils._rebuild_parameter": Global(_parameter),
+    "torch.storage._load_from_bytes": Global(_storage, cost=2),
+    "torch.Size": Global(tuple, cost=8),
+    "torch.device": Global(lambda *_: None),  # where a tensor was; ours are on the CPU
+    "collections.OrderedDict": DICT,
+    "dnnlib.util.EasyDict": DICT,
+    "builtins.set": Global(lambda items=(): {key(item) for item in items}, cost=64),
+    "numpy.dtype": Global(Dtype),
     "numpy.ndarray": None,  # an argument of _reconstruct
 } | {f"torch.{name}": getattr(torch, name) for name in ("float16", "float32", "float64", "int32", "int64", "uint8")}
 for _core in ("numpy.core", "numpy._core"):
-    GLOBALS[f"{_core}.multiarray.scalar"] = _Global(number)
-    GLOBALS[f"{_core}.multiarray._reconstruct"] = _Global(_array)
-    GLOBALS[f"{_core}.numeric._frombuffer"] = _Global(_array_from_buffer)
+    GLOBALS[f"{_core}.multiarray.scalar"] = Global(number, cost=_VALUE)
+    GLOBALS[f"{_core}.multiarray._reconstruct"] = Global(_array)
+    GLOBALS[f"{_core}.numeric._frombuffer"] = Global(_array_from_buffer, cost=_VALUE)
 
 
-def unsafe_torch_file(what: str, error: Exception) -> UnsafeFileError:
+_STORAGES = {
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.BoolStorage": torch.bool,
+    "torch.ByteStorage": torch.uint8,
+    "torch.CharStorage": torch.int8,
+    "torch.ShortStorage": torch.int16,
+    "torch.IntStorage": torch.int32,
+    "torch.LongStorage": torch.int64,
+}
+_STORAGE_STEPS = STEPS | {pickle.PROTO: lambda m: m.take(1), pickle.BINPERSID: lambda m: None}
+
+
+def unsafe_torch_file(error: Exception) -> UnsafeFileError:
     """The refusal of ``torch.load(weights_only=True)``, reduced to the name that it refused."""
     found = re.search(r"(?:GLOBAL|class|function|Unsupported global:) ([\w.]+\.[\w.]+)", str(error))
     if found:
-        return UnsafeFileError(f"{what}: refused, asks for {found[1]!r}, which weights have no need of")
+        return UnsafeFileError(f"refused, asks for {found[1]!r}, which weights have no need of")
     reasons = [line for line in str(error).splitlines() if "Unsupported" in line or "not allowed" in line]
-    return UnsafeFileError(f"{what}: refused by torch.load(weights_only=True): {(reasons or [first_line(error)])[0]}")
+    return UnsafeFileError(f"refused by torch.load(weights_only=True): {(reasons or [first_line(error)])[0]}")
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _key(value: Any) -> str | int:
-    """Only these as keys: hashing a deeply nested tuple ends in the C stack."""
-    if not isinstance(value, (str, int)):
-        raise CheckpointError(f"a dictionary key of type {type(value).__name__}")
-    return value
-
-
-class _Machine:
-    """The pickle opcodes of protocols 3 to 5 that such files use."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size, self.left = file, size, size
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self) -> Any:
-        try:
-            while (opcode := self.take(1)) != pickle.STOP:
-                step = _STEPS.get(opcode)
-                if step is None:
-                    known = _OPCODE_NAMES.get(opcode)
-                    if known is None or self.size - self.left == 1:
-                        raise CheckpointError(f"no pickle of a network: byte {opcode!r} at {self.size - self.left - 1}")
-                    raise UnsafeFileError(f"refused, uses the pickle opcode {known}, which weights have no need of")
-                step(self)
-            (result,) = self.stack
-            return result
-        except CheckpointError:
-            raise
-        except Exception as error:
-            place = self.size - self.left
-            raise CheckpointError(f"broken pickle, at byte {place}: {type(error).__name__}: {error}") from None
-
-    def take(self, count: int) -> bytes:
-        if count > self.left:
-            raise CheckpointError(f"cut short: {count} bytes announced, {self.left} left of {self.size}")
-        self.left -= count
-        data = self.file.read(count)
-        if len(data) != count:
-            raise CheckpointError(f"cut short while reading {count} bytes")
-        return data
-
-    def number(self, layout: str) -> Any:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-
-    def line(self) -> str:
-        text = self.file.readline(min(self.left, 1024))
-        self.left -= len(text)
-        return text.decode().removesuffix("\n")
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def since_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def mark(self) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
-
-    def protocol(self) -> None:
-        if (version := self.number("B")) not in (3, 4, 5):
-            raise CheckpointError(f"pickle protocol: expected 3 to 5, got {version}")
-
-    def remember(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def tuple_of(self, count: int) -> None:
-        self.push(tuple([self.stack.pop() for _ in range(count)][::-1]))
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not dict or len(items) % 2:
-            raise CheckpointError(f"items for a {type(target).__name__}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
-
-    def extend(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not list:
-            raise CheckpointError(f"items for a {type(self.stack[-1]).__name__}")
-        self.stack[-1].extend(items)
-
-    def add(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not set:
-            raise CheckpointError(f"elements for a {type(self.stack[-1]).__name__}")
-        self.stack[-1].update(map(_key, items))
-
-    def find(self, module: Any, name: Any) -> None:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise UnsafeFileError("refused, asks for something that has no name")
-        full = f"{module}.{name}"
-        if full not in GLOBALS:
-            raise UnsafeFileError(f"refused, asks for {full[:200]!r}, which weights have no need of")
-        self.push(GLOBALS[full])
-
-    def reduce(self, new: bool) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple) or (new and not function.is_class):
-            raise UnsafeFileError(f"refused, calls a {type(function).__name__}")
-        if function is _DICT:
-            self.push({})
-            for pair in arguments[0] if arguments else ():
-                self.set_items(list(pair))
-            return
-        self.push(function.build(*arguments))
-
-    def build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, (Dtype, _Array)):
-            target.__setstate__(state)
-        elif type(target) is not dict:  # attributes of a dictionary, such as _metadata, are not needed
-            raise UnsafeFileError(f"refused, sets attributes of a {type(target).__name__}")
-
-
-def _text(layout: str) -> Callable[[_Machine], None]:
-    return lambda m: m.push(m.take(m.number(layout)).decode("utf-8", "surrogatepass"))
-
-
-def _bytes(layout: str) -> Callable[[_Machine], None]:
-    return lambda m: m.push(m.take(m.number(layout)))
-
-
-_OPCODE_NAMES = {value: name for name, value in vars(pickle).items() if name.isupper() and isinstance(value, bytes)}
-_STEPS: dict[bytes, Callable[[_Machine], Any]] = {
-    pickle.PROTO: _Machine.protocol,
-    pickle.FRAME: lambda m: m.number("<Q"),
-    pickle.NONE: lambda m: m.push(None),
-    pickle.NEWTRUE: lambda m: m.push(True),
-    pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.BININT: lambda m: m.push(m.number("<i")),
-    pickle.BININT1: lambda m: m.push(m.number("B")),
-    pickle.BININT2: lambda m: m.push(m.number("<H")),
-    pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.number("B")), "little", signed=True)),
-    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
-    pickle.SHORT_BINBYTES: _bytes("B"),
-    pickle.BINBYTES: _bytes("<I"),
-    pickle.BINBYTES8: _bytes("<Q"),
-    pickle.BYTEARRAY8: _bytes("<Q"),
-    pickle.SHORT_BINUNICODE: _text("B"),
-    pickle.BINUNICODE: _text("<I"),
-    pickle.BINUNICODE8: _text("<Q"),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
-    pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
-    pickle.EMPTY_SET: lambda m: m.push(set()),
-    pickle.MARK: _Machine.mark,
-    pickle.TUPLE: lambda m: m.push(tuple(m.since_mark())),
-    pickle.TUPLE1: lambda m: m.tuple_of(1),
-    pickle.TUPLE2: lambda m: m.tuple_of(2),
-    pickle.TUPLE3: lambda m: m.tuple_of(3),
-    pickle.APPEND: lambda m: m.extend([m.stack.pop()]),
-    pickle.APPENDS: lambda m: m.extend(m.since_mark()),
-    pickle.SETITEM: lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
-    pickle.SETITEMS: lambda m: m.set_items(m.since_mark()),
-    pickle.ADDITEMS: lambda m: m.add(m.since_mark()),
-    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
-    pickle.BINPUT: lambda m: m.remember(m.number("B")),
-    pickle.LONG_BINPUT: lambda m: m.remember(m.number("<I")),
-    pickle.BINGET: lambda m: m.push(m.memo[m.number("B")]),
-    pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number("<I")]),
-    pickle.GLOBAL: lambda m: m.find(m.line(), m.line()),
-    pickle.STACK_GLOBAL: lambda m: m.find(m.stack.pop(-2), m.stack.pop()),
-    pickle.REDUCE: lambda m: m.reduce(new=False),
-    pickle.NEWOBJ: lambda m: m.reduce(new=True),
-    pickle.BUILD: _Machine.build,
-}

@@ -1,0 +1,237 @@
+"""The pickle opcodes of protocols 3 to 5 that network files use, walked by a machine that runs nothing.
+
+A name in a file stands for what the caller's table has under it; anything else, opcode or name, is refused. What is
+built is counted in bytes, and may take no more than a multiple of the file: objects can be named again and again, and
+copies of copies would grow with the square of the file and beyond.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from .report import CheckpointError, UnsafeFileError
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name of the table: callable by REDUCE, and by NEWOBJ where it stands for a class."""
+
+    build: Callable[..., Any]
+    is_class: bool = False
+    cost: int = 0  # bytes that it builds, at most, for each element of an argument
+
+
+DICT = Global(dict, is_class=True)  # OrderedDict(), OrderedDict([[key, value], ...]) and EasyDict()
+
+
+class Stateful:
+    """What takes a state by BUILD, at ``cost`` bytes for each element of the state's parts."""
+
+    cost = 0
+
+    def __setstate__(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+def key(value: Any) -> str | int:
+    """Only these as keys: hashing a deeply nested tuple ends in the C stack."""
+    if not isinstance(value, (str, int)):
+        raise CheckpointError(f"a dictionary key of type {type(value).__name__}")
+    return value
+
+
+class Machine:
+    """One pickle at the place of ``file``, which has ``size`` bytes from there on."""
+
+    def __init__(
+        self, file: BinaryIO, size: int, names: Mapping[str, Any], steps: Mapping[bytes, Callable] | None = None
+    ) -> None:
+        self.file, self.size, self.left = file, size, size
+        self.names, self.steps = names, STEPS if steps is None else steps
+        self.budget = _FLOOR + _FACTOR * size
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        try:
+            while (opcode := self.take(1)) != pickle.STOP:
+                step = self.steps.get(opcode)
+                if step is None:
+                    known = _OPCODE_NAMES.get(opcode)
+                    if known is None or self.size - self.left == 1:
+                        raise CheckpointError(f"no pickle of a network: byte {opcode!r} at {self.size - self.left - 1}")
+                    raise UnsafeFileError(f"refused, uses the pickle opcode {known}, which weights have no need of")
+                step(self)
+            (result,) = self.stack
+            return result
+        except CheckpointError:
+            raise
+        except Exception as error:
+            place = self.size - self.left
+            raise CheckpointError(f"broken pickle, at byte {place}: {type(error).__name__}: {error}") from None
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise CheckpointError(f"cut short: {count} bytes announced, {self.left} left of {self.size}")
+        self.left -= count
+        data = self.file.read(count)
+        if len(data) != count:
+            raise CheckpointError(f"cut short while reading {count} bytes")
+        return data
+
+    def number(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def line(self) -> str:
+        text = self.file.readline(min(self.left, 1024))
+        self.left -= len(text)
+        return text.decode().removesuffix("\n")
+
+    def spend(self, cost: int) -> None:
+        self.budget -= cost
+        if self.budget < 0:
+            most = _FLOOR + _FACTOR * self.size
+            raise CheckpointError(f"would take more than {most} bytes of memory, too much for a file of {self.size}")
+
+    def push(self, value: Any) -> None:
+        self.spend(8 + (sys.getsizeof(value) if type(value) in _PLAIN else _OBJECT))
+        self.stack.append(value)
+
+    def push_known(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def mark(self) -> None:
+        self.spend(64)
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def protocol(self) -> None:
+        if (version := self.number("B")) not in (3, 4, 5):
+            raise CheckpointError(f"pickle protocol: expected 3 to 5, got {version}")
+
+    def remember(self, index: int) -> None:
+        self.spend(128)
+        self.memo[index] = self.stack[-1]
+
+    def tuple_of(self, count: int) -> None:
+        self.push(tuple([self.stack.pop() for _ in range(count)][::-1]))
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise CheckpointError(f"items for a {type(target).__name__}")
+        self.spend(64 * len(items))
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            target[key(name)] = value
+
+    def extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise CheckpointError(f"items for a {type(self.stack[-1]).__name__}")
+        self.spend(16 * len(items))
+        self.stack[-1].extend(items)
+
+    def add(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not set:
+            raise CheckpointError(f"elements for a {type(self.stack[-1]).__name__}")
+        self.spend(64 * len(items))
+        self.stack[-1].update(map(key, items))
+
+    def find(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnsafeFileError("refused, asks for something that has no name")
+        full = f"{module}.{name}"
+        if full not in self.names:
+            raise UnsafeFileError(f"refused, asks for {full[:200]!r}, which weights have no need of")
+        self.push(self.names[full])
+
+    def reduce(self, new: bool) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(function, Global) or not isinstance(arguments, tuple) or (new and not function.is_class):
+            raise UnsafeFileError(f"refused, calls a {type(function).__name__}")
+        if function is DICT:
+            self.push({})
+            for name, value in arguments[0] if arguments else ():
+                self.set_items([name, value])
+            return
+        self.spend_on(arguments, function.cost)
+        self.push(function.build(*arguments))
+
+    def spend_on(self, parts: Any, cost: int) -> None:
+        self.spend(sum(cost * len(part) for part in parts if type(part) in _SIZED))
+
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Stateful):
+            self.spend_on(state, target.cost)
+            target.__setstate__(state)
+        elif type(target) is not dict:  # attributes of a dictionary, such as _metadata, are not needed
+            raise UnsafeFileError(f"refused, sets attributes of a {type(target).__name__}")
+
+
+def _text(layout: str) -> Callable[[Machine], None]:
+    return lambda m: m.push(m.take(m.number(layout)).decode("utf-8", "surrogatepass"))
+
+
+def _bytes(layout: str) -> Callable[[Machine], None]:
+    return lambda m: m.push(m.take(m.number(layout)))
+
+
+_FACTOR = 16  # networks take 3 to 5 times their file
+_FLOOR = 1 << 22  # for files that are nearly all structure, at ten times and more
+_SIZED = {str, bytes, list, tuple, dict, set}
+_PLAIN = {type(None), bool, int, float} | _SIZED
+_OBJECT = 512  # a tensor that shares its storage, or a module
+_OPCODE_NAMES = {value: name for name, value in vars(pickle).items() if name.isupper() and isinstance(value, bytes)}
+STEPS: dict[bytes, Callable[[Machine], Any]] = {
+    pickle.PROTO: Machine.protocol,
+    pickle.FRAME: lambda m: m.number("<Q"),
+    pickle.NONE: lambda m: m.push(None),
+    pickle.NEWTRUE: lambda m: m.push(True),
+    pickle.NEWFALSE: lambda m: m.push(False),
+    pickle.BININT: lambda m: m.push(m.number("<i")),
+    pickle.BININT1: lambda m: m.push(m.number("B")),
+    pickle.BININT2: lambda m: m.push(m.number("<H")),
+    pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.number("B")), "little", signed=True)),
+    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
+    pickle.SHORT_BINBYTES: _bytes("B"),
+    pickle.BINBYTES: _bytes("<I"),
+    pickle.BINBYTES8: _bytes("<Q"),
+    pickle.BYTEARRAY8: _bytes("<Q"),
+    pickle.SHORT_BINUNICODE: _text("B"),
+    pickle.BINUNICODE: _text("<I"),
+    pickle.BINUNICODE8: _text("<Q"),
+    pickle.EMPTY_LIST: lambda m: m.push([]),
+    pickle.EMPTY_TUPLE: lambda m: m.push(()),
+    pickle.EMPTY_DICT: lambda m: m.push({}),
+    pickle.EMPTY_SET: lambda m: m.push(set()),
+    pickle.MARK: Machine.mark,
+    pickle.TUPLE: lambda m: m.push(tuple(m.since_mark())),
+    pickle.TUPLE1: lambda m: m.tuple_of(1),
+    pickle.TUPLE2: lambda m: m.tuple_of(2),
+    pickle.TUPLE3: lambda m: m.tuple_of(3),
+    pickle.APPEND: lambda m: m.extend([m.stack.pop()]),
+    pickle.APPENDS: lambda m: m.extend(m.since_mark()),
+    pickle.SETITEM: lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+    pickle.SETITEMS: lambda m: m.set_items(m.since_mark()),
+    pickle.ADDITEMS: lambda m: m.add(m.since_mark()),
+    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
+    pickle.BINPUT: lambda m: m.remember(m.number("B")),
+    pickle.LONG_BINPUT: lambda m: m.remember(m.number("<I")),
+    pickle.BINGET: lambda m: m.push_known(m.number("B")),
+    pickle.LONG_BINGET: lambda m: m.push_known(m.number("<I")),
+    pickle.GLOBAL: lambda m: m.find(m.line(), m.line()),
+    pickle.STACK_GLOBAL: lambda m: m.find(m.stack.pop(-2), m.stack.pop()),
+    pickle.REDUCE: lambda m: m.reduce(new=False),
+    pickle.NEWOBJ: lambda m: m.reduce(new=True),
+    pickle.BUILD: Machine.build,
+}

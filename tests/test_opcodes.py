@@ -1,0 +1,74 @@
+"""Files that would take memory, or time, out of proportion to their size."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tracemalloc
+
+import pytest
+import torch
+from test_pickles import Call, persistent, pickled
+
+from posgan_fast.models import CheckpointError, UnsafeFileError
+from posgan_fast.models.pickles import LEGACY, read_pickle
+
+
+def again(function: str, argument: object, times: int, *more: object, state: object = None) -> bytes:
+    """One large object, named in many calls."""
+    calls = [Call(function, argument, *more, state=state) for _ in range(times)]
+    for call in calls:
+        call.function, call.arguments = calls[0].function, calls[0].arguments
+    return pickled(calls)
+
+
+LARGE: dict[str, object] = {"list": [None] * 4000, "bytes": b"\0" * 24_000, "ints": list(range(10_000))}
+LARGE |= {"pairs": [(i, None) for i in range(5000)]}
+STORAGE = torch.zeros(6000)._typed_storage().__reduce__()[1][0]
+SCALAR = Call("torch.storage._load_from_bytes", torch.zeros(1)._typed_storage().__reduce__()[1][0])
+F2, NUMPY = Call("numpy.dtype", "f2"), "numpy.core"
+GROWING = {  # files of at most 64 KB that would take 10 MB to 1 GB
+    "torch.Size": again("torch.Size", LARGE["list"], 2000),
+    "torch.Size of bytes": again("torch.Size", LARGE["bytes"], 2000),
+    "set": again("builtins.set", LARGE["ints"], 2000),
+    "OrderedDict": again("collections.OrderedDict", LARGE["pairs"], 1500),
+    "numpy buffer": again(f"{NUMPY}.numeric._frombuffer", LARGE["bytes"], 1500, F2, (1,)),
+    "numpy state": again(f"{NUMPY}.multiarray._reconstruct", 0, 1500, state=(1, (1,), F2, False, LARGE["bytes"])),
+    "storage": again("torch.storage._load_from_bytes", STORAGE, 2000),
+    "tensor": again("torch._utils._rebuild_tensor_v2", SCALAR, 9000, 0, (), ()),
+    "sets": b"\x80\x04](" + pickle.EMPTY_SET * 60_000 + b"e.",
+    "memo": b"\x80\x04N" + pickle.MEMOIZE * 60_000 + b".",
+}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_files_that_grow(kind):
+    assert len(GROWING[kind]) < 1 << 16
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="would take more than .* bytes of memory, too much for a file of"):
+            read_pickle(io.BytesIO(GROWING[kind]))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_storage_of_every_type_and_no_call_inside():
+    for dtype in (torch.bfloat16, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int64):
+        for value in (torch.arange(5).to(dtype), torch.zeros(0, dtype=dtype)):
+            assert torch.equal(read_pickle(io.BytesIO(pickle.dumps(value, 4))), value)
+    nested = b"\x80\x02ctorch.storage\n_load_from_bytes\n."
+    for inside in (nested, b"\x80\x02cbuiltins\nset\n)R."):
+        with pytest.raises(UnsafeFileError, match="the bytes of a tensor: refused, asks for"):
+            read_pickle(io.BytesIO(pickled(Call("torch.storage._load_from_bytes", LEGACY + inside))))
+
+
+def test_parameters_shared_by_many_modules():
+    """2 ** 12 modules in the tree, each with the same 2000 parameters."""
+    stores: dict = {"_parameters": {str(i): None for i in range(2000)}}
+    tree = persistent("G", stores)
+    for _ in range(12):
+        tree = persistent("G", {**stores, "_modules": {"a": tree, "b": tree}})
+    data = read_pickle(io.BytesIO(pickled(tree)))
+    with pytest.raises(CheckpointError, match="more than 20000 modules and tensors"):
+        data.state_dict()
