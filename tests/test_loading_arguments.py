@@ -72,7 +72,8 @@ def test_arguments(tmp_path):
         ({"size": 64}, CheckpointError, "size: expected 32, which the tensors tell, got 64"),
         ({"size": 30}, ValueError, "size: expected a power of two >= 8, got 30"),
         ({"z_dim": 3, "conv_clamp": 1.0}, CheckpointError, "^z_dim: expected 5, which the tensors tell, got 3$"),
-        ({"channel_max": -1}, CheckpointError, "channel_max: expected 8, which the tensors tell, got -1"),
+        ({"channel_max": 7}, CheckpointError, "channel_max: expected 8, which the tensors tell, got 7"),
+        ({"channel_max": -1}, ValueError, "channel_max: expected an int >= 1, got -1"),
         ({"foo": 1}, TypeError, "foo: expected an argument of Generator, one of size, z_dim, .*channel_max"),
         ({"family": "nvidia"}, CheckpointError, "family: expected one of nvlabs, rosinality, .*, got 'nvidia'"),
     ):

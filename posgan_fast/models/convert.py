@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from ..ops import _check
 from .families import FAMILIES, MAX_LOG2, expand
 from .report import CheckpointError, LoadReport
 from .stylegan2 import HEADS
-from .stylegan2_mapping import choice
 
 State = dict[str, torch.Tensor]
 
@@ -34,7 +34,7 @@ def convert_generator(
         ValueError: another head.
     """
     if head is not None:
-        choice(head, "head", HEADS)
+        _check.choice(head, "head", HEADS)
     work = _Conversion("generator", state, family)
     settings = work.report.settings
     channels = work.channels(lambda r: f"synthesis.b{r}.conv1.bias")
@@ -176,7 +176,7 @@ class _Conversion:
 
     def __init__(self, network: str, state: Mapping[str, Any], family: str | None) -> None:
         for name, value in state.items():
-            _check(name, value)
+            _check_weight(name, value)
         known = family or family_of(state, network)
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
@@ -321,7 +321,7 @@ _ENCODED = ("nvlabs", "mmgeneration")  # families with generators that have an e
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _check(name: Any, value: Any) -> None:
+def _check_weight(name: Any, value: Any) -> None:
     """Weights are plain numbers in memory; of other tensors torch gives no shape, no storage or no values."""
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")

@@ -218,9 +218,8 @@ def _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
         if pad_map is not None:
             pad_map = pad_map.to(acc)
             if pad_map.ndim == 4:  # what is off the ring must not count
-                pad_map = prologue2d.ring_from_map(
-                    pad_map, *_conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
-                )
+                surrounded = _conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
+                pad_map = prologue2d.ring_from_map(pad_map, *surrounded)
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
     return weight.to(x.dtype), styles, scale, pad_map
 
