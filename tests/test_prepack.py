@@ -11,7 +11,7 @@ import torch
 from tolerances import assert_close
 
 from posgan_fast import nn
-from posgan_fast.ops import _packed, modulated_conv2d
+from posgan_fast.ops import _blocked, _packed, modulated_conv2d
 
 LAYERS = {"plain": dict(), "enlarging": dict(up=2), "pixel": dict(kernel_size=1)}
 
@@ -54,6 +54,46 @@ def test_results_are_the_same(kwargs, dtype, n, packing):
         assert_close(_run(module, n, dtype), expected, "modulated_conv2d", dtype)
     small = n == 1 and kwargs.get("kernel_size") == 1  # than the features: not worth it
     assert len(packing) == (0 if small else 1), "made once, used twice"
+
+
+@pytest.mark.parametrize("kwargs", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_inputs_of_other_sizes(kwargs, dtype):
+    """The layout was chosen for the first input; others, empty ones among them, may follow."""
+    module = _layer(**kwargs).to(dtype)
+    packed, exact = nn.prepack(copy.deepcopy(module)), copy.deepcopy(module).double()
+    for n, h, w in ((2, 8, 8), (1, 3, 4), (0, 8, 8), (5, 17, 9)):
+        x, latent = torch.randn(n, 32, h, w, dtype=dtype), torch.randn(n, 5, dtype=dtype)
+        with torch.no_grad():
+            y = packed(x, latent, noise_mode="none")
+            expected = exact(x.double(), latent.double(), noise_mode="none")
+        assert y.shape == expected.shape and y.dtype == dtype
+        if n:
+            assert_close(y, expected, "modulated_conv2d", dtype)
+
+
+@pytest.mark.parametrize("broken", [AttributeError, NotImplementedError, RuntimeError, TypeError])
+def test_layouts_of_onednn_are_a_gain_and_no_need(broken, monkeypatch):
+    """Other releases of torch may lack them, or take other arguments."""
+
+    def refuse(*arguments):
+        raise broken
+
+    layers = [_layer(**kwargs) for kwargs in LAYERS.values()] + [nn.ModulatedConv2d(32, 24, down=2)]
+    module = torch.nn.ModuleList(layers).eval()
+    x, w = _inputs(2)
+
+    @torch.no_grad()
+    def results():
+        nn.prepack(module)
+        return [layer(x, w) for layer in layers[:-1]] + [layers[-1](x, x[:, :, 0, 0])]
+
+    with_it = results()
+    _blocked._usable.cache_clear()
+    monkeypatch.setattr(_blocked, "_reordered", refuse)
+    torch.testing.assert_close(with_it, results())
+    assert not any(_blocked._usable(torch.float32, transposed) for transposed in (False, True))
+    _blocked._usable.cache_clear()
 
 
 def test_padding_maps_use_them_too(packing):

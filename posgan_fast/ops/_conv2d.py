@@ -6,9 +6,8 @@ the ops that are called.
 
 from __future__ import annotations
 
-from torch.nn import functional as F
-
 from . import epilogue2d, prologue2d, upfirdn2d
+from ._blocked import conv2d, conv_transpose2d
 
 NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
 
@@ -23,11 +22,11 @@ def convolve(x, w, styles, down, padding, pad_map, f, backend):
             z = upfirdn2d.upfirdn2d(x, f, down=early, padding=pad, backend=backend)
         else:
             z = epilogue2d.epilogue2d(x, f, styles, down=early, padding=pad, backend=backend)
-        return F.conv2d(z, w, stride=down // early)
+        return conv2d(z, w, stride=down // early)
     if pad_map is not None:
         z = prologue2d.prologue2d(x, styles, padding=1, mode="instance", pad_map=pad_map, backend=backend)
-        return F.conv2d(z, w)
-    return F.conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding)
+        return conv2d(z, w)
+    return conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=(padding, padding))
 
 
 def enlarge(z, w, up, padding, pad_map, f, backend):
@@ -36,8 +35,8 @@ def enlarge(z, w, up, padding, pad_map, f, backend):
     pad, cut = up_padding(w, up, padding, f)
     gain = float(up * up)
     if w.shape[2:] == (1, 1):
-        return F.conv2d(z, w), ((up, up), (1, 1), pad, False, gain)
-    y = F.conv_transpose2d(z, w, stride=up, padding=cut)
+        return conv2d(z, w), ((up, up), (1, 1), pad, False, gain)
+    y = conv_transpose2d(z, w, stride=up, padding=cut)
     if pad_map is not None:
         y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
         pad = [p - 1 for p in pad]

@@ -30,10 +30,9 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _autocast, _check, _conv2d, _layout, _packed, bias_act, prologue2d, upfirdn2d
+from . import _autocast, _blocked, _check, _conv2d, _layout, _packed, bias_act, prologue2d, upfirdn2d
 
 NAME = "modulated_conv2d"
 
@@ -289,8 +288,8 @@ def _infer_cpu(
     flipped = flip if up > 1 else not flip  # from the stored kernel to what torch transposes or correlates
     form = (x.dtype, up > 1, phases, flipped)
     kept = None
-    if not fold or weight.numel() > x.numel():  # a small weight is prepared sooner than the features are scaled
-        kept = _packed.packed(weight, form, lambda: _pack(weight.detach().to(acc), *form))
+    if x.shape[0] and (not fold or weight.numel() > x.numel()):  # a small one is prepared sooner than x is scaled
+        kept = _packed.packed(weight, form, lambda: _pack(weight.detach().to(acc), x.shape, up, down, padding, *form))
     if kept is not None:
         squares, w, odd = kept
         scale = (styles.square() @ squares + eps).rsqrt() if demodulate else None
@@ -305,7 +304,7 @@ def _infer_cpu(
     if phases:
         pad, _ = _conv2d.up_padding(weight, up, padding, f)
         y = x.new_empty((x.shape[0], *[s * up for s in x.shape[2:]], weight.shape[0])).permute(0, 3, 1, 2)
-        even, odd = F.conv2d(z, w, padding=1), F.conv2d(z, odd, padding=(0, 1))
+        even, odd = _blocked.conv2d(z, w, padding=(1, 1)), _blocked.conv2d(z, odd, padding=(0, 1))
         torch.ops.posgan_fast_native.epilogue2d(
             even, odd, f, scale, noise, bias, y, 1, 1, 1, 1, pad[0], pad[2], False, up * up,
             bias_act.ACTIVATIONS[act].index, alpha, gain, bias_act.round_to(clamp, x.dtype),
@@ -329,11 +328,16 @@ def _cast(t, dtype):
     return None if t is None else t.to(dtype)
 
 
-def _pack(weight, *form):
+def _pack(weight, x_shape, up, down, padding, *form):
     """What of a weight no styles change: the sum of squares of each filter's channels [I, O], and the weights."""
     ones = weight.new_ones((1, weight.shape[1]))
     _, w, odd = _prepared(weight, ones, False, 0.0, False, *form)
-    return weight.square().sum((2, 3)).t().contiguous(), w, odd
+    squares = weight.square().sum((2, 3)).t().contiguous()
+    if odd is not None:
+        return squares, _blocked.blocked(w, x_shape, 1, (1, 1), False), _blocked.blocked(odd, x_shape, 1, (0, 1), False)
+    transposed = up > 1 and w.shape[2:] != (1, 1)
+    stride, pad = (up, (0, 0)) if transposed else (down, (padding, padding))
+    return squares, _blocked.blocked(w, x_shape, stride, pad, transposed), None
 
 
 def _prepared(weight, styles, demodulate, eps, fold, dtype, up, phases, flip):

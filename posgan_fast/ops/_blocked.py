@@ -1,0 +1,57 @@
+"""Convolutions on the CPU whose weight is kept in oneDNN's own layout.
+
+A weight in torch's layout is brought into it anew at every call. The operators that take it otherwise serve torch's
+compiler and are not public: what they do here is tried out once, and where they do not, the weight stays as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+
+def blocked(
+    w: torch.Tensor, x_shape: Sequence[int], stride: int, padding: Sequence[int], transposed: bool
+) -> torch.Tensor:
+    """``w`` in the layout for such a convolution of inputs like [N, C, H, W], or as it is."""
+    return _reordered(w, x_shape, stride, padding, transposed) if _usable(w.dtype, transposed) else w
+
+
+def conv2d(x: torch.Tensor, w: torch.Tensor, *, stride: int = 1, padding: Sequence[int] = (0, 0)) -> torch.Tensor:
+    """:func:`torch.nn.functional.conv2d` with ``w`` in either layout."""
+    if not w.is_mkldnn:
+        return F.conv2d(x, w, stride=stride, padding=tuple(padding))
+    return torch.ops.mkldnn._convolution_pointwise(x, w, None, padding, [stride] * 2, [1, 1], 1, "none", [], None)
+
+
+def conv_transpose2d(
+    x: torch.Tensor, w: torch.Tensor, *, stride: int = 1, padding: Sequence[int] = (0, 0)
+) -> torch.Tensor:
+    """:func:`torch.nn.functional.conv_transpose2d` with ``w`` in either layout."""
+    if not w.is_mkldnn:
+        return F.conv_transpose2d(x, w, stride=stride, padding=tuple(padding))
+    return torch.ops.mkldnn._convolution_transpose_pointwise(
+        x, w, None, padding, [0, 0], [stride] * 2, [1, 1], 1, "none", [], None
+    )
+
+
+def _reordered(w, x_shape, stride, padding, transposed):
+    stride = [stride] * 2
+    if transposed:
+        return torch.ops.mkldnn._reorder_convolution_transpose_weight(w, padding, [0, 0], stride, [1, 1], 1, x_shape)
+    return torch.ops.mkldnn._reorder_convolution_weight(w, padding, stride, [1, 1], 1, x_shape)
+
+
+@functools.cache
+def _usable(dtype: torch.dtype, transposed: bool) -> bool:
+    x = torch.ones((1, 16, 4, 4), dtype=dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.ones((16, 16, 3, 3), dtype=dtype)
+    conv = conv_transpose2d if transposed else conv2d
+    try:
+        y = conv(x, _reordered(w, x.shape, 2, (0, 0), transposed), stride=2)
+        return torch.equal(y, conv(x, w, stride=2)) and y.is_contiguous(memory_format=torch.channels_last)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # missing, of another form, or refusing
+        return False
