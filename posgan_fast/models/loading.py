@@ -31,6 +31,9 @@ Source = str | os.PathLike | Mapping[str, Any]
 def load_generator(source: Source, family: str | None = None, *, ema: bool = True, **overrides: Any) -> Generator:
     """The generator in a file, in eval mode, with a ``LoadReport`` as its ``report``.
 
+    The ``eps`` of demodulation joins sums over unscaled weights, as in NVlabs' and Hammer's code. The other families
+    scale them first, which float32 shows beside styles near zero only.
+
     Args:
         source: a file, what ``read_checkpoint`` made of it, or a state dictionary.
         family: "nvlabs", "rosinality", "mmgeneration", "hammer" (PadInv too) or "genforce"; None: told by the names.

@@ -93,6 +93,7 @@ class Discriminator(torch.nn.Module):
         check_latent(c, "c", self.c_dim, image)
         if not self.adaptive_pool and image.shape[2:] != self.img_size:
             raise ValueError(f"image: expected {self.img_size} pixels, got {tuple(image.shape[2:])}")
+        image = image.contiguous(memory_format=torch.channels_last)  # which every layer keeps, and filters fastest
         x = None
         for r in self.resolutions:
             x, image = getattr(self, f"b{r}")(x, image)
