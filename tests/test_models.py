@@ -261,7 +261,8 @@ def test_copies_and_pickles():
     assert "size=16, img_size=(16, 16), num_ws=6" in repr(G) and "adaptive_pool=False" in repr(D)
 
 
-def test_compiles_without_a_graph_break():
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_a_graph_break(backend):
     G, D = generator(8), discriminator(8, mbstd_group_size=2)
     z, maps = randn(2, 8), [randn(2, 8, 6, 6), randn(2, 8, 6, 6)]
 
@@ -270,7 +271,7 @@ def test_compiles_without_a_graph_break():
 
     expected = torch.autograd.grad(both(z, maps).sum(), list(G.parameters()), allow_unused=True)
     torch._dynamo.reset()
-    logits = torch.compile(both, fullgraph=True, backend="aot_eager")(z, maps)
+    logits = torch.compile(both, fullgraph=True, backend=backend)(z, maps)
     torch.testing.assert_close(logits, both(z, maps), rtol=1e-5, atol=1e-5)
     for g, e in zip(torch.autograd.grad(logits.sum(), list(G.parameters()), allow_unused=True), expected, strict=True):
         assert (g is None) == (e is None)
