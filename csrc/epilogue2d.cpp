@@ -9,14 +9,14 @@ namespace {
 constexpr int kChunk = 1024;     // values between the sum and the store
 constexpr int kShortPixel = 16;  // channels below which scales and biases are laid out for many pixels
 
-template <Act kAct, typename A>
-void activate(const A* __restrict v, A* __restrict out, int n, Scalars<A> s) {
-  for (int i = 0; i < n; ++i) out[i] = epilogue2d_act<kAct, Math, A>(v[i], s.alpha, s.gain, s.clamp);
+template <Act kAct, typename T, typename A>
+void activate(const A* __restrict v, T* __restrict out, int n, Scalars<A> s) {
+  for (int i = 0; i < n; ++i) store(out + i, epilogue2d_act<kAct, Math, A>(v[i], s.alpha, s.gain, s.clamp));
 }
 
-template <typename A>
+template <typename T>
 auto select_activation(Act act) {
-  return with_act(act, [](auto constant) { return &activate<constant, A>; });
+  return with_act(act, [](auto constant) { return &activate<constant, T, acc_t<T>>; });
 }
 
 // out = z * scale + noise + b over pixels of one channel; noise null: none.
@@ -45,7 +45,7 @@ class Finish {
   explicit Finish(const Epilogue2dTask& task)
       : task_(task),
         p_(task.params),
-        activation_(select_activation<A>(task.act)),
+        activation_(select_activation<T>(task.act)),
         scalars_{A(p_.alpha), A(p_.gain), A(p_.clamp)},
         cycle_(p_.c < kShortPixel ? kChunk / p_.c * p_.c : p_.c) {
     if (!p_.channels_last) return;
@@ -126,23 +126,26 @@ class Finish {
   }
 
   void emit(T* out, int n) {
-    if constexpr (sizeof(T) == sizeof(A)) {
-      if (!task_.fir.stream) return activation_(sums_, out, n, scalars_);
+    if constexpr (std::is_same_v<T, float>) {  // the type that stream_copy knows
+      if (task_.fir.stream) {
+        activation_(sums_, results_, n, scalars_);
+        return store_row(out, results_, n, true);
+      }
     }
-    activation_(sums_, results_, n, scalars_);
-    store_row(out, results_, n, task_.fir.stream);
+    activation_(sums_, out, n, scalars_);
   }
 
   const Epilogue2dTask& task_;
   const Epilogue2dParams& p_;
-  void (*const activation_)(const A*, A*, int, Scalars<A>);
+  void (*const activation_)(const A*, T*, int, Scalars<A>);
   const Scalars<A> scalars_;
   const int64_t cycle_;
   int64_t plane_ = -1;
   A scale_ = 1, bias_ = 0;
   const A* noise_ = nullptr;
   A *scales_ = nullptr, *biases_ = nullptr;  // channels_last: [cycle]
-  A sums_[kChunk], results_[kChunk];
+  A sums_[kChunk];
+  T results_[kChunk];
 };
 
 // Work items of a task without a filter: segments of lines of pixels that lie side by side.
