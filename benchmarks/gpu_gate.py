@@ -1,13 +1,13 @@
 """python -m benchmarks.gpu_gate: everything that needs a GPU, in one command, within nine minutes, without network.
 
 Builds the native libraries into ``build/gate`` (nothing is installed, nothing outside ``build/`` and ``--out``
-changes), then, from there, runs the tests marked gpu, compute-sanitizer over two of the CUDA kernels, and the op
-benchmarks. Each step writes one JSON file; ``summary.json`` has the verdict and the environment. Every step runs even
-if one before it failed, unless the build did. Exit code 0: all passed; 1: something failed; 3: nothing failed, but time
-ran out.
+changes), then, from there, runs the tests marked gpu, compute-sanitizer over the CUDA kernels, and the benchmarks of
+layers, generators and ops. Each step writes one JSON file; ``summary.json`` has the verdict and the environment. Every
+step runs even if one before it failed, unless the build did. Exit code 0: all passed; 1: something failed; 3: nothing
+failed, but time ran out.
 
-``--dry-run`` does the same on the CPU, in a minute: the tests are collected, the sanitizer is skipped, the benchmark is
-the quick one. A checkout without its git history can tell its commit by POSGAN_FAST_COMMIT.
+``--dry-run`` does the same on the CPU, in two minutes: the tests are collected, the sanitizer is skipped, the
+benchmarks are the quick ones. A checkout without its git history can tell its commit by POSGAN_FAST_COMMIT.
 """
 
 from __future__ import annotations
@@ -93,6 +93,15 @@ def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[Step]:
     size = ["--device", "cpu", "--quick"] if dry_run else ["--device", "cuda", "--batch", "8"]
     if not dry_run:
         size += ["--dtype", "float16", "float32", "--layout", "nchw", "channels_last"]
+    what = ["--what", "layer", "--rounds", "2"] if dry_run else ["--what", "layer", "generator", "--size", "256"]
+    nvlabs = [part for entry in asked if entry.startswith("nvlabs=") for part in ("--peer", entry.partition("=")[2])]
+    networks = Step(
+        "networks", 90,
+        lambda seconds: [
+            python, "-m", "benchmarks.networks", *what, *nvlabs, "--out", str(work), "--name", "networks",
+        ],
+        lambda code, output: _judge_file(code, work / "networks.json"),
+    )  # fmt: skip
     benchmarks = Step(
         "benchmarks", 40 if dry_run else 150 if tune else TOTAL,
         lambda seconds: [
@@ -101,7 +110,7 @@ def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[Step]:
         ],
         lambda code, output: _judge_benchmarks(code, work / "benchmarks.json"),
     )  # fmt: skip
-    steps = [build, tests, *(_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")), benchmarks]
+    steps = [build, tests, *(_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")), networks, benchmarks]
     if tune:
         found = work / "tune.json"
         skip = "no CUDA device" if dry_run else ""
@@ -156,7 +165,7 @@ def verdict_of(statuses: list[str]) -> str:
 
 
 def exercise(backend: str) -> int:
-    """Both kernels on every small case, forward and two derivatives, few launches each: what the sanitizer watches."""
+    """Every kernel on small cases, forward and two derivatives, few launches each: what the sanitizer watches."""
     import cases
 
     from posgan_fast import functional as PF
@@ -175,10 +184,36 @@ def exercise(backend: str) -> int:
                     if dx.requires_grad:
                         torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
                     count += 1
+            count += _exercise_layers(dtype, layout, device, backend)
     if device == "cuda":
         torch.cuda.synchronize()
     print(f"exercised {count} calls on {backend}")
     return 0
+
+
+def _exercise_layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backend: str) -> int:
+    """Style layers with everything that their prologue and epilogue can do; returns how many."""
+    from posgan_fast import functional as PF
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    for up, side in ((1, 9), (2, 18)):
+        x = randn(2, 20, 9, 9).contiguous(memory_format=layout).requires_grad_()
+        given: dict[str, Any] = dict(
+            up=up, padding=1, pad_map=randn(2, 20 if up == 1 else 12, 23, 24), noise=randn(2, 1, side, side),
+            resample_filter=PF.setup_filter([1, 3, 3, 1], device=device), bias=randn(12), act="lrelu", clamp=1.0,
+            backend=backend,
+        )  # fmt: skip
+        weight, styles = randn(12, 20, 3, 3), randn(2, 20)
+        with torch.no_grad():
+            PF.modulated_conv2d(x, weight, styles, **given)
+        y = PF.modulated_conv2d(x, weight, styles, **given)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
+        z = PF.prologue2d(x, padding=2, mode="reflect", encode="spe", join="concat", channels=8, backend=backend)
+        torch.autograd.grad(z.sum(), x)
+    return 6
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,7 +51,10 @@ class Row:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
     if args.peak:
         print(_peak(args.peak, args.size[0], args.batch[0], args.peer))
         return 0
@@ -200,17 +203,8 @@ def _memory(args, device, nvlabs) -> Iterator[Row]:
         size, n = max(args.size), 4
         row = Row("memory", f"generator {size}, N={n}, float32, GiB")
         for name in (OURS, NVLABS) if args.peer else (OURS,):
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.networks",
-                "--peak",
-                name,
-                "--size",
-                str(size),
-                "--batch",
-                str(n),
-            ]
+            command = [sys.executable, "-m", "benchmarks.networks", "--peak", name]
+            command += ["--size", str(size), "--batch", str(n)]
             command += ["--peer", str(args.peer)] if args.peer else []
             env = harness.environment_for("as started")  # what the allocator keeps is not what is needed
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)

@@ -301,7 +301,7 @@ def test_the_gate_needs_a_device_or_a_dry_run(monkeypatch, capsys):
 def test_the_sanitized_program_covers_both_ops(monkeypatch, capsys):
     monkeypatch.setattr(cases, "SMALL", {op: small[:2] for op, small in cases.SMALL.items()})
     assert gpu_gate.main(["--exercise", "cpu"]) == 0
-    assert capsys.readouterr().out == "exercised 32 calls on cpu\n"
+    assert capsys.readouterr().out == "exercised 80 calls on cpu\n"
 
 
 def test_tuning_tries_the_rows_of_the_table():
