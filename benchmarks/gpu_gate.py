@@ -76,7 +76,7 @@ def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[Step]:
     python = sys.executable
     asked = [part for entry in peer for part in ("--peer", _absolute(entry))]
     build = Step(
-        "build", 120,
+        "build", 100,
         lambda seconds: [python, "setup.py", "-q", "build_py", "--build-lib", str(STAGE)],
         _judge_build, _build_environment(dry_run), ROOT,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[Step]:
         tests = Step("tests", 60, lambda seconds: [*pytest, "--collect-only"], _judge_collection)
     else:
         tests = Step(
-            "tests", 150, lambda seconds: [*pytest, f"--junitxml={junit}", *asked], lambda c, o: _judge_junit(c, junit)
+            "tests", 130, lambda seconds: [*pytest, f"--junitxml={junit}", *asked], lambda c, o: _judge_junit(c, junit)
         )  # fmt: skip
     size = ["--device", "cpu", "--quick"] if dry_run else ["--device", "cuda", "--batch", "8"]
     if not dry_run:
@@ -96,7 +96,7 @@ def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[Step]:
     what = ["--what", "layer", "--rounds", "2"] if dry_run else ["--what", "layer", "generator", "--size", "256"]
     nvlabs = [part for entry in asked if entry.startswith("nvlabs=") for part in ("--peer", entry.partition("=")[2])]
     networks = Step(
-        "networks", 90,
+        "networks", 60,
         lambda seconds: [
             python, "-m", "benchmarks.networks", *what, *nvlabs, "--out", str(work), "--name", "networks",
         ],
@@ -283,7 +283,7 @@ def _sanitizer(tool: str, dry_run: bool) -> Step:
     command += ["-m", "benchmarks.gpu_gate", "--exercise", "cuda"]
     # every tensor an allocation of its own, so that a step outside one is seen
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Step(tool, 75, None if skip else lambda seconds: command, _judge_sanitizer, environment, skip=skip)
+    return Step(tool, 65, None if skip else lambda seconds: command, _judge_sanitizer, environment, skip=skip)
 
 
 def _judge_build(code: int, output: str) -> tuple[str, dict[str, Any]]:

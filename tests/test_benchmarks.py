@@ -221,17 +221,18 @@ def test_contenders_of_a_case():
 def test_the_gate_has_the_same_steps_dry_and_wet(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_gate.shutil, "which", lambda *args, **kwargs: "/bin/compute-sanitizer")
     wet, dry = (gpu_gate.plan(d, ["nvlabs=some/where"], True, tmp_path) for d in (False, True))
-    names = ["build", "tests", "memcheck", "racecheck", "benchmarks", "tune"]
+    names = ["build", "tests", "memcheck", "racecheck", "networks", "benchmarks", "tune"]
     assert [s.name for s in wet] == [s.name for s in dry] == names
     assert wet[0].environment["POSGAN_FAST_CUDA"] == "1" and dry[0].environment["POSGAN_FAST_CUDA"] == "0"
-    assert [s.skip for s in dry] == ["", "", *["no CUDA device"] * 2, "", "no CUDA device"]
+    assert [s.skip for s in dry] == ["", "", *["no CUDA device"] * 2, "", "", "no CUDA device"]
     commands = {s.name: s.command(100.0) for s in wet if s.command is not None}
     assert set(commands) == set(names)
     assert commands["tests"][3:6] == ["tests", "-m", "gpu"] and "--collect-only" in dry[1].command(100.0)
     assert commands["racecheck"][1:3] == ["--tool", "racecheck"]
-    assert "--quick" not in commands["benchmarks"] and "--quick" in dry[4].command(100.0)
+    assert "--quick" not in commands["benchmarks"] and "--quick" in dry[5].command(100.0)
     for name in ("tests", "benchmarks"):
         assert commands[name][commands[name].index("--peer") + 1].startswith("nvlabs=/")
+    assert commands["networks"][commands["networks"].index("--peer") + 1].startswith("/")
     assert sum(s.limit for s in wet if s.name not in ("benchmarks", "tune")) <= gpu_gate.TOTAL - 100
 
 
