@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run.main(arguments)
     if command in ("doctor", "verify"):
+        if arguments in (["-h"], ["--help"]):
+            print(USAGE, end="")
+            return 0
         from . import doctor
 
         return _without_arguments(command, arguments) or (doctor.main() if command == "doctor" else doctor.verify())

@@ -172,6 +172,10 @@ MODULATED_CONV2D = [
     (dict(backend="gpu"), ValueError, "backend"),
 ]
 SETUP_FILTER = [
+    (dict(f=[float("nan"), 1.0]), ValueError, "f"),
+    (dict(normalize="no"), TypeError, "normalize"),
+    (dict(flip_filter=1), TypeError, "flip_filter"),
+    (dict(separable="x"), TypeError, "separable"),
     (dict(f="1331"), TypeError, "f"),
     (dict(f=[]), ValueError, "f"),
     (dict(f=torch.zeros(2, 2, 2)), ValueError, "f"),

@@ -99,6 +99,28 @@ def test_whole_modules(inside, zipped, tmp_path):
         load_generator(path)
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_wrapped_modules(wrapper):
+    state = generator()
+    for given in ({wrapper + name: value for name, value in state.items()}, {"state_dict": state}):
+        loaded = load_generator(given).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    with pytest.raises(TypeError, match="^ema: expected a bool, got str"):
+        load_generator(state, ema="no")
+
+
+def test_damage_is_noticed(tmp_path):
+    """In a tensor, where any bytes are numbers."""
+    path = tmp_path / "state.pt"
+    torch.save(generator(), path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(255 - byte for byte in content[middle : middle + 40])
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_generator(path)
+
+
 def test_heads():
     for state, head, told in (
         (generator(), "spe", "'constant' of tensors with synthesis.b4.const"),

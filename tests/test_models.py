@@ -278,6 +278,13 @@ def test_compiles_without_a_graph_break(backend):
         assert g is None or (g - e).norm() <= 1e-4 * e.norm() + 1e-7
 
 
+def test_exports_with_a_batch_of_any_size():
+    G = generator(8)
+    with torch.no_grad():
+        exported = torch.export.export(G, (randn(3, 8),), dynamic_shapes={"z": {0: torch.export.Dim("n", min=2)}})
+    torch.testing.assert_close(exported.module()(randn(5, 8)), G(randn(5, 8)))
+
+
 def test_groups_of_the_discriminator_are_strided():
     """Samples 0 and 2 share a group, 1 and 3 the other."""
     D = discriminator(16, mbstd_group_size=2)
@@ -330,6 +337,9 @@ BUILDS = [
     (lambda: discriminator(mbstd_num_channels=-1), ValueError, "^mbstd_num_channels: expected an int >= 0, got -1"),
 ]
 CALLS = [
+    (lambda: generator()(randn(2, 8).to("meta")), ValueError, "^z: expected device cpu like the network, got meta"),
+    (lambda: generator()(randn(2, 8).to(torch.complex64)), TypeError, "^z: expected real numbers, got torch.complex64"),
+    (lambda: discriminator()(randn(2, 3, 16, 16).to("meta")), ValueError, "^image: expected device cpu like weight"),
     (lambda: generator()(randn(2, 9)), ValueError, r"^z: expected shape \[N, 8\], got \(2, 9\)"),
     (lambda: generator()([0.0] * 8), TypeError, r"^z: expected shape \[N, 8\], got list"),
     (lambda: generator(c_dim=3)(randn(2, 8)), TypeError, r"^c: expected shape \[2, 3\], got NoneType"),

@@ -192,8 +192,18 @@ def test_padding_space_conv2d_takes_the_same_padding_where_it_is_one(kernel_size
 def test_padding_space_conv2d_refuses(conv, message):
     with pytest.raises(ValueError, match=message):
         nn.PaddingSpaceConv2d.from_conv(conv)
-    with pytest.raises(TypeError, match=r"^conv: expected a torch.nn.Conv2d, got Linear"):
-        nn.PaddingSpaceConv2d.from_conv(torch.nn.Linear(3, 4))
+
+
+def test_padding_space_conv2d_takes_plain_convolutions_only():
+    """Of a subclass, and of what hooks and parametrizations do, it would not know."""
+    spectral = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(3, 4, 3, padding=1))
+    for conv in (torch.nn.Linear(3, 4), type("Scaled", (torch.nn.Conv2d,), {})(3, 4, 3, padding=1), spectral):
+        with pytest.raises(TypeError, match="^conv: expected a plain torch.nn.Conv2d, got"):
+            nn.PaddingSpaceConv2d.from_conv(conv)
+    hooked = torch.nn.Conv2d(3, 4, 3, padding=1)
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(TypeError, match="^conv: expected a torch.nn.Conv2d without hooks"):
+        nn.PaddingSpaceConv2d.from_conv(hooked)
 
 
 @pytest.mark.parametrize("layout", ["mmgen", "paper"])
@@ -237,8 +247,15 @@ def test_positional_noise2d(encode, channels, mode, weight):
     kind = "constant" if mode == "zeros" else mode
     torch.testing.assert_close(module(noise, image, weight), F.pad(z + image, (5,) * 4, kind), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(module(noise, None, weight), F.pad(z, (5,) * 4, kind), rtol=1e-12, atol=1e-12)
+    assert module(noise.float(), image).dtype == torch.float64, "the image's"
     with pytest.raises(ValueError, match=rf"^noise: expected 1 or {channels} channels"):
         module(randn(N, 5, 7, 8))
+    with pytest.raises(ValueError, match="^image: expected shape"):
+        module(noise, image[:, :, 1:])
+    with pytest.raises(TypeError, match="^weight: expected a number, got str"):
+        module(noise, image, "a")
+    with pytest.raises(ValueError, match="^weight: expected a finite number, got nan"):
+        module(noise, image, math.nan)
 
 
 @pytest.mark.parametrize("group, channels", [(4, 1), (2, 3), (None, 1)])
@@ -271,6 +288,12 @@ X4, W5 = torch.zeros(1, 4, 6, 6), torch.zeros(1, 5)
     [
         (lambda: nn.EqualLinear(0, 4), ValueError, "^in_features: expected an int >= 1, got 0"),
         (lambda: nn.EqualLinear(3, 4, act="gelu"), ValueError, "^act: expected one of"),
+        (lambda: nn.EqualLinear(3, 4, dtype="float32"), TypeError, "^dtype: expected one of .* got 'float32'"),
+        (lambda: nn.StyleConv(3, 4, 5, 8, dtype=torch.int32), TypeError, "^dtype: expected one of .* got torch.int32"),
+        (lambda: nn.EqualLinear(6, 4)(X4.to("meta")), ValueError, "^x: expected device cpu like weight, got meta"),
+        (lambda: nn.EqualConv2d(4, 4)(X4.to("meta")), ValueError, "^x: expected device cpu like weight, got meta"),
+        (lambda: nn.ToRGB(4, 3, 5)(X4, W5.to("meta")), ValueError, "^w: expected device cpu like x, got meta"),
+        (lambda: nn.prepack(nn.ToRGB(4, 3, 5), "no"), TypeError, "^enable: expected a bool, got str"),
         (lambda: nn.EqualLinear(3, 4, lr_multiplier=0), ValueError, "^lr_multiplier: expected a number > 0, got 0"),
         (lambda: nn.EqualLinear(3, 4, lr_multiplier="1"), TypeError, "^lr_multiplier: expected a number, got str"),
         (lambda: nn.EqualLinear(3, 4, bias_init=None), TypeError, "^bias_init: expected a number, got NoneType"),

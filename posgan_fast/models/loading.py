@@ -48,6 +48,8 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
         CheckpointError: it is damaged, does not hold such a network, or its tensors contradict an argument.
         TypeError: an override that is no argument of ``Generator``.
     """
+    if not isinstance(ema, bool):
+        raise TypeError(f"ema: expected a bool, got {type(ema).__name__}")
     _check(overrides, Generator)
     found = _find(_read(source), "generator", ema)
     state, report = convert_generator(found.state, family, head=overrides.get("head"))
@@ -96,15 +98,19 @@ _ALLOWED: list[Any] = [
 ]
 _LOADING = threading.Lock()  # torch's list of what is safe belongs to the process
 _AVERAGED = ("G_ema", "g_ema", "generator_ema", "generator_smooth")
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _NETWORKS = {"generator": ("G", "g", "generator"), "discriminator": ("D", "d", "discriminator")}
 
 
 def _read_torch(path: Path, file: BinaryIO) -> Any:
     try:
         if zipfile.is_zipfile(file):
-            entries = zipfile.ZipFile(file).infolist()
+            archive = zipfile.ZipFile(file)
+            entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise CheckpointError("announces more bytes than the file has")
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"damaged: {damaged} has another checksum")
             if any(entry.filename.endswith("/constants.pkl") for entry in entries):
                 raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
         file.seek(0)
@@ -160,6 +166,11 @@ def _find(data: Any, network: str, ema: bool, depth: int = 0) -> _Found:
         raise CheckpointError(f"the file holds a {type(data).__name__}, expected networks or module.state_dict()")
     if family_of(data, network):
         return _Found(data)
+    for wrapper in _WRAPPERS:
+        if data and all(str(name).startswith(wrapper) for name in data):
+            found = _find({name[len(wrapper) :]: data[name] for name in data}, network, ema, depth + 1)
+            found.notes.append(f"every name is under {wrapper!r}")
+            return found
     for level in ("models", "state_dict"):
         if isinstance(data.get(level), Mapping):
             found = _find(data[level], network, ema, depth + 1)

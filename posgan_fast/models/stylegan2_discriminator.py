@@ -89,8 +89,8 @@ class Discriminator(torch.nn.Module):
             ValueError: an image of another size, unless ``adaptive_pool``; a label of another shape, or one where there
                 is none; a batch that does not divide into groups.
         """
-        _check.features(image, "image", self.img_channels)
-        check_latent(c, "c", self.c_dim, image)
+        _check.features(image, "image", self.img_channels, self.b4.out.weight)
+        check_latent(c, "c", self.c_dim, self.b4.out.weight, image)
         if not self.adaptive_pool and image.shape[2:] != self.img_size:
             raise ValueError(f"image: expected {self.img_size} pixels, got {tuple(image.shape[2:])}")
         image = image.contiguous(memory_format=torch.channels_last)  # which every layer keeps, and filters fastest

@@ -81,8 +81,8 @@ class Mapping(torch.nn.Module):
         psi = _check.real(truncation_psi, "truncation_psi")
         if truncation_cutoff is not None:
             _check.integer(truncation_cutoff, "truncation_cutoff", minimum=0)
-        check_latent(z, "z", self.z_dim)
-        check_latent(c, "c", self.c_dim, z if self.z_dim else None)
+        check_latent(z, "z", self.z_dim, self.fc0.weight)
+        check_latent(c, "c", self.c_dim, self.fc0.weight, z if self.z_dim else None)
         parts = []
         dtype = self.fc0.weight.dtype
         if z is not None and self.z_dim:
@@ -137,8 +137,9 @@ def full(x: torch.Tensor) -> torch.Tensor:
     return x.to(_check.arithmetic(x.dtype))
 
 
-def check_latent(value: Any, name: str, size: int, beside: torch.Tensor | None = None) -> None:
-    """``value`` [N, size] with the N of ``beside``; without a size None or, as in NVlabs' code, [N, 0].
+def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: torch.Tensor | None = None) -> None:
+    """``value`` [N, size], real, on the device of the weight ``like``, with the N of ``beside``; without a size None
+    or, as in NVlabs' code, [N, 0].
 
     Raises:
         TypeError, ValueError: anything else.
@@ -149,6 +150,9 @@ def check_latent(value: Any, name: str, size: int, beside: torch.Tensor | None =
     expected = f"shape [{n}, {size}]" if size else f"None with {name}_dim=0"
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if value.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+    _check.same_device(value, name, like, like="the network")
     if value.ndim != 2 or value.shape[1] != size or (beside is not None and value.shape[0] != n):
         raise ValueError(f"{name}: expected {expected}, got {tuple(value.shape)}")
 

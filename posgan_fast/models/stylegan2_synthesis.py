@@ -165,7 +165,7 @@ class HeadBlock(torch.nn.Module):
     def forward(self, ws, features, pad_map, noise_mode, noise, scale):
         """Features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
         # Every later layer keeps the format, in which convolutions and epilogues run fastest.
-        x = self._features(len(ws), scale, features).contiguous(memory_format=torch.channels_last)
+        x = self._features(ws.shape[0], scale, features).contiguous(memory_format=torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         return x, None if self.torgb is None else full(self.torgb(x, ws[:, 1]))
 

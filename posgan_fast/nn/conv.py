@@ -58,7 +58,7 @@ class EqualConv2d(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
         """[N, I, H, W] to [N, O, H * up / down, W * up / down]; ``gain`` multiplies the result and the clamp."""
-        _check.features(x, "x", self.weight.shape[1])
+        _check.features(x, "x", self.weight.shape[1], self.weight)
         weight = (self.weight * self.weight_gain).to(x.dtype)
         end = finish(self.act, self.clamp, gain)
         f, k = self.resample_filter, weight.shape[2]
@@ -89,4 +89,5 @@ def equal_kernel(in_channels, out_channels, kernel_size, device, dtype):
     """A weight [O, I, k, k] of N(0, 1)."""
     for value, name in ((in_channels, "in_channels"), (out_channels, "out_channels"), (kernel_size, "kernel_size")):
         _check.integer(value, name, minimum=1)
+    _check.parameter_dtype(dtype)
     return torch.randn(out_channels, in_channels, kernel_size, kernel_size, device=device, dtype=dtype)

@@ -122,8 +122,13 @@ class PositionalNoise2d(torch.nn.Module):
         self, noise: torch.Tensor, image: torch.Tensor | None = None, weight: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """``noise`` [N, channels or 1, H, W], ``image`` [N, channels, H, W] or None and the noise's ``weight``, a
-        number or a tensor [], to [N, channels, H + top + bottom, W + left + right]."""
+        number or a tensor [], to [N, channels, H + top + bottom, W + left + right], in the dtype of the image."""
         _check.tensor(noise, "noise", ndim=4)
+        if image is not None:
+            n, _, h, w = noise.shape
+            _check.tensor(image, "image", shape=(n, self.channels, h, w))
+            _check.same_device(image, "image", noise, like="noise")
+            noise = noise.to(image.dtype)
         if noise.shape[1] == 1:
             noise = noise.expand(-1, self.channels, -1, -1)
         elif noise.shape[1] != self.channels:
@@ -133,8 +138,8 @@ class PositionalNoise2d(torch.nn.Module):
             if weight.numel() != 1:
                 raise ValueError(f"weight: expected a number or a tensor of one, got shape {tuple(weight.shape)}")
             styles = weight.reshape(1, 1).expand(1, self.channels)
-        elif weight != 1:
-            styles = torch.full((1, self.channels), float(weight), dtype=torch.float64, device=noise.device)
+        elif _check.real(weight, "weight") != 1:
+            styles = torch.full((1, self.channels), weight, dtype=torch.float64, device=noise.device)
         return PF.prologue2d(
             noise,
             styles,

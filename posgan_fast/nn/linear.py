@@ -41,6 +41,7 @@ class EqualLinear(torch.nn.Module):
         self.lr_multiplier = _check.real(lr_multiplier, "lr_multiplier")
         if self.lr_multiplier <= 0:
             raise ValueError(f"lr_multiplier: expected a number > 0, got {lr_multiplier}")
+        _check.parameter_dtype(dtype)
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier
         self.weight = torch.nn.Parameter(weight)
@@ -50,6 +51,7 @@ class EqualLinear(torch.nn.Module):
         """[..., in_features] to [..., out_features]."""
         if _check.tensor(x, "x").shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
+        _check.same_device(x, "x", self.weight, like="weight")
         with _autocast.disabled(x):
             weight, x = self.weight.to(x.dtype), x * self.weight_gain  # which is smaller than the weight
             bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -50,11 +50,13 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         """The same layer with the parameters of ``conv``, shared rather than copied.
 
         Raises:
-            TypeError: not a torch.nn.Conv2d.
+            TypeError: not a plain torch.nn.Conv2d: a subclass, hooks or parametrizations may compute something else.
             ValueError: its padding is not 1 on each side ("same" can be), or not of zeros.
         """
-        if not isinstance(conv, torch.nn.Conv2d):
-            raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
+        if type(conv) is not torch.nn.Conv2d:  # parametrized ones have a class of their own too
+            raise TypeError(f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}")
+        if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
+            raise TypeError("conv: expected a torch.nn.Conv2d without hooks, got one with them")
         same = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]  # of both sides together
         one = conv.padding == (1, 1) or (conv.padding == "same" and same == [2, 2])
         if not one or conv.padding_mode != "zeros":

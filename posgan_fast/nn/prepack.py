@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from ..ops import _packed
+from ..ops import _check, _packed
 from .style import ModulatedConv2d, StyleConv
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -37,6 +37,7 @@ def prepack(module: M, enable: bool = True) -> M:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    _check.flag(enable, "enable")
     weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
     if any(weight.is_inference() for weight in weights):
         raise ValueError("module: expected weights created outside of torch.inference_mode, got one created inside")

@@ -71,7 +71,7 @@ class ModulatedConv2d(torch.nn.Module):
     ) -> torch.Tensor:
         """``x`` [N, I, H, W] and ``styles`` [N, I] to [N, O, H', W'];
         :func:`posgan_fast.functional.modulated_conv2d` has the rest."""
-        _check.features(x, "x", self.weight.shape[1])
+        _check.features(x, "x", self.weight.shape[1], self.weight)
         return PF.modulated_conv2d(
             x,
             self.weight,
@@ -184,8 +184,9 @@ class StyleConv(torch.nn.Module):
             noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
             gain: multiplies the result and the clamp.
         """
-        _check.features(x, "x", self.weight.shape[1])
+        _check.features(x, "x", self.weight.shape[1], self.weight)
         _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
+        _check.same_device(w, "w", x)
         noise = self._noise(x, noise_mode, noise)
         styles = self.affine(w)  # [N, I]
         end = finish(self.act, self.clamp, gain)
@@ -291,8 +292,9 @@ class ToRGB(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H, W] in the dtype of ``x`` (of autocast)."""
-        _check.features(x, "x", self.weight.shape[1])
+        _check.features(x, "x", self.weight.shape[1], self.weight)
         _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
+        _check.same_device(w, "w", x)
         return PF.modulated_conv2d(
             x,
             self.weight,

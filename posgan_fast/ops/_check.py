@@ -32,10 +32,11 @@ def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, 
     return value
 
 
-def features(value: Any, name: str, channels: int) -> torch.Tensor:
-    """A tensor [N, ``channels``, H, W]."""
+def features(value: Any, name: str, channels: int, weight: torch.Tensor) -> torch.Tensor:
+    """A tensor [N, ``channels``, H, W] on the device of ``weight``."""
     if tensor(value, name, ndim=4).shape[1] != channels:
         raise ValueError(f"{name}: expected {channels} channels, got shape {tuple(value.shape)}")
+    same_device(value, name, weight, like="weight")
     return value
 
 
@@ -44,6 +45,12 @@ def arithmetic(dtype: Any) -> torch.dtype:
     if dtype not in FLOATS:
         raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def parameter_dtype(dtype: Any) -> None:
+    """Of the parameters of a module; None: torch's default."""
+    if dtype is not None and dtype not in FLOATS:
+        raise TypeError(f"dtype: expected one of {', '.join(map(str, FLOATS))} or None, got {dtype!r}")
 
 
 def same_device(value: torch.Tensor, name: str, x: torch.Tensor, like: str = "x") -> None:

@@ -139,7 +139,8 @@ def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int |
     h = pad_map.shape[2] - 2 if height is None else _check.integer(height, "height", minimum=1)
     w = pad_map.shape[3] - 2 if width is None else _check.integer(width, "width", minimum=1)
     if not (1 <= h <= pad_map.shape[2] - 2 and 1 <= w <= pad_map.shape[3] - 2):
-        raise ValueError(f"pad_map: expected at least {h + 2} x {w + 2} pixels, got shape {tuple(pad_map.shape)}")
+        least = f"{max(h, 1) + 2} x {max(w, 1) + 2}"
+        raise ValueError(f"pad_map: expected at least {least} pixels, got shape {tuple(pad_map.shape)}")
     y, x = _offsets(pad_map.shape, h, w)
     crop = pad_map[:, :, y : y + h + 2, x : x + w + 2]  # [N, C, H + 2, W + 2]
     return torch.cat([crop[:, :, 0], crop[:, :, -1], crop[:, :, 1:-1, 0], crop[:, :, 1:-1, -1]], dim=2)

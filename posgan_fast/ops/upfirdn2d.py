@@ -130,9 +130,9 @@ def setup_filter(
         separable: keep rank 1 (True) or expand to the outer product (False); None keeps 8 taps and more.
 
     Raises:
-        TypeError: ``f`` is not numeric.
-        ValueError: ``f`` has more than two axes, is empty, sums to zero under ``normalize``, or is two-dimensional
-            with ``separable=True``; ``gain`` is negative for a separable filter.
+        TypeError: ``f`` is not numeric, or another argument of the wrong type.
+        ValueError: ``f`` has more than two axes, is empty or not finite, sums to zero under ``normalize``, or is
+            two-dimensional with ``separable=True``; ``gain`` is negative for a separable filter.
     """
     try:
         here = f.device if isinstance(f, torch.Tensor) else "cpu"  # the sum is read, whatever the default device
@@ -141,7 +141,12 @@ def setup_filter(
         raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
     if taps.ndim > 2 or taps.numel() == 0:
         raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(taps.shape)}")
-    gain = _check.real(gain, "gain")
+    if not taps.isfinite().all():
+        raise ValueError("f: expected finite taps, got NaN or infinity")
+    gain, normalize = _check.real(gain, "gain"), _check.flag(normalize, "normalize")
+    _check.flag(flip_filter, "flip_filter")
+    if separable is not None:
+        _check.flag(separable, "separable")
     if taps.ndim == 0:
         taps = taps[None]
     if separable is None:
