@@ -66,9 +66,11 @@ Lanes<acc_t<T>, kCount> read_as(const T* p) {
     }
 #endif
 #ifdef __AVX2__
-    if constexpr (kCount == 8) {
-      const __m256 wide = widen(p);
-      std::memcpy(&r.v, &wide, sizeof r.v);
+    if constexpr (kCount % 8 == 0) {
+      for (int i = 0; i < kCount; i += 8) {
+        const __m256 wide = widen(p + i);
+        std::memcpy(reinterpret_cast<float*>(&r.v) + i, &wide, sizeof wide);
+      }
       return r;
     }
 #endif

@@ -10,6 +10,7 @@ import torch
 
 from . import _native, functional
 from .backend import BACKENDS, Choice
+from .ops import _blocked
 
 _Example = tuple[tuple, dict]
 
@@ -33,6 +34,10 @@ def main() -> int:
         print(f"native library for {library}: {_library(library, status)}")
         if not status.loaded and status.remedy and (library == _native.CPU or torch.cuda.is_available()):
             remedies[f"the {library} library is missing ({status.reason})"] = status.remedy
+    packing = (
+        "oneDNN" if _blocked.usable(torch.float32, transposed=False) else "torch, whose operators for oneDNN's refuse"
+    )
+    print(f"prepacked weights: in the layout of {packing}")
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         print(f"\non {device} tensors")
         for name in functional.OPS:

@@ -20,7 +20,7 @@ ALLOWED = {
     "run": {"integrations", "backend", "_allocator"},
     "cli": {"integrations", "functional", "backend", "_native", "_allocator", "run", "demo", "doctor"},
     "demo": {"integrations", "functional", "backend", "_native"},
-    "doctor": {"functional", "backend", "_native"},
+    "doctor": {"functional", "ops", "backend", "_native"},
     "__main__": {"cli"},
     "__init__": {"functional", "backend", "integrations", "_allocator"},
 }

@@ -278,6 +278,17 @@ def test_compiles_without_a_graph_break(backend):
         assert g is None or (g - e).norm() <= 1e-4 * e.norm() + 1e-7
 
 
+def test_features_are_channels_last():
+    """In which convolutions and filters run fastest; whatever the format of the image."""
+    found = []
+    look = lambda module, inputs, y: found.append(y.is_contiguous(memory_format=torch.channels_last))  # noqa: E731
+    G, D = generator(16), discriminator(16)
+    for module in (G.synthesis.b8.conv0, G.synthesis.b16.conv1, D.b16.conv0, D.b8.conv1):
+        module.register_forward_hook(look)
+    D(G(randn(2, 8)).contiguous())
+    assert found == [True] * 4
+
+
 def test_exports_with_a_batch_of_any_size():
     G = generator(8)
     with torch.no_grad():

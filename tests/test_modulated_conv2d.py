@@ -206,6 +206,17 @@ def test_float16_stays_in_range_beside_a_large_map(layer, backend, size):
         assert (y.float() - exact)[n].norm() <= 2e-3 * exact[n].norm()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float16_sums_over_a_whole_ring(backend):
+    """Every sign alike, in as many channels as there are: in range because of the ring's own factor."""
+    x, styles = torch.zeros(1, 2048, 1, 1), torch.ones(1, 2048)
+    weight, ring = torch.full((2, 2048, 3, 3), 1e-9), torch.full((1, 2048, 8), 2e3)
+    exact = PF.modulated_conv2d(x, weight, styles, padding=1, pad_map=ring)
+    y = PF.modulated_conv2d(x.half(), weight, styles, padding=1, pad_map=ring, backend=backend)
+    assert 100 < exact.max() < 1000
+    torch.testing.assert_close(y.float(), exact, rtol=2e-3, atol=0)
+
+
 def test_styles_of_a_sample_have_no_scale():
     """A positive factor on all styles of a sample is undone by the demodulation, up to eps."""
     x, weight, styles, *_ = tensors(LAYERS[0])
@@ -356,3 +367,19 @@ def test_an_exported_layer_trains(recwarn):
     x.requires_grad_()
     torch.testing.assert_close(*(torch.autograd.grad(m(x, w).square().sum(), x) for m in (exported, layer)))
     assert not [w for w in recwarn if "autograd" in str(w.message)]
+
+
+def test_an_exported_layer_runs_under_autocast():
+    """In the dtype that it was exported in; autocast still reaches the affine layer ahead of it."""
+    layer, x, w = StyleConv(4, 3, 5, 6), torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x, w)).module()
+        expected = layer(x, w)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = exported(x, w)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        (actual,) = torch.autograd.grad(exported(x, w).sum(), x)
+    torch.testing.assert_close(actual, torch.autograd.grad(layer(x, w).sum(), x)[0], rtol=2e-2, atol=2e-2)

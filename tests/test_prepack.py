@@ -31,9 +31,13 @@ def _inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def packing(monkeypatch):
     """How often a weight was packed."""
+    return _counted(monkeypatch, "_pack")
+
+
+def _counted(monkeypatch, name):
     count = []
-    pack = modulated_conv2d._pack
-    monkeypatch.setattr(modulated_conv2d, "_pack", lambda *form: count.append(form) or pack(*form))
+    function = getattr(modulated_conv2d, name)
+    monkeypatch.setattr(modulated_conv2d, name, lambda *arguments: count.append(arguments) or function(*arguments))
     return count
 
 
@@ -46,14 +50,15 @@ def _run(module: nn.StyleConv, n: int = 1, dtype: torch.dtype = torch.float32) -
 @pytest.mark.parametrize("kwargs", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [1, 2])
-def test_results_are_the_same(kwargs, dtype, n, packing):
+def test_results_are_the_same(kwargs, dtype, n, monkeypatch):
     module = _layer(**kwargs)
     expected = _run(copy.deepcopy(module).double(), n, torch.float64)
+    prepared = _counted(monkeypatch, "_prepared")  # to be kept or not
     assert nn.prepack(module) is module
     for _ in range(2):
         assert_close(_run(module, n, dtype), expected, "modulated_conv2d", dtype)
     small = n == 1 and kwargs.get("kernel_size") == 1  # than the features: not worth it
-    assert len(packing) == (0 if small else 1), "made once, used twice"
+    assert len(prepared) == (2 if small else 1), "made once, used twice"
 
 
 @pytest.mark.parametrize("kwargs", LAYERS.values(), ids=LAYERS)
@@ -70,6 +75,15 @@ def test_inputs_of_other_sizes(kwargs, dtype):
         assert y.shape == expected.shape and y.dtype == dtype
         if n:
             assert_close(y, expected, "modulated_conv2d", dtype)
+
+
+@pytest.mark.skipif(not _blocked.usable(torch.float32, False), reason="this torch has no such operators")
+@pytest.mark.parametrize("kwargs", [dict(), dict(up=2)], ids=["plain", "enlarging"])
+def test_weights_are_kept_in_the_layout_of_onednn(kwargs):
+    module = nn.prepack(_layer(**kwargs))
+    _run(module)
+    ((_, (squares, w, odd)),) = _packed._KEPT[module.weight].values()
+    assert w.is_mkldnn and odd is None and squares.shape == (32, 24)
 
 
 @pytest.mark.parametrize("broken", [AttributeError, NotImplementedError, RuntimeError, TypeError])
@@ -89,11 +103,11 @@ def test_layouts_of_onednn_are_a_gain_and_no_need(broken, monkeypatch):
         return [layer(x, w) for layer in layers[:-1]] + [layers[-1](x, x[:, :, 0, 0])]
 
     with_it = results()
-    _blocked._usable.cache_clear()
+    _blocked.usable.cache_clear()
     monkeypatch.setattr(_blocked, "_reordered", refuse)
     torch.testing.assert_close(with_it, results())
-    assert not any(_blocked._usable(torch.float32, transposed) for transposed in (False, True))
-    _blocked._usable.cache_clear()
+    assert not any(_blocked.usable(torch.float32, transposed) for transposed in (False, True))
+    _blocked.usable.cache_clear()
 
 
 def test_padding_maps_use_them_too(packing):

@@ -41,6 +41,7 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         _check.integer(out_channels, "out_channels", minimum=1)
         for value, name in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation")):
             _check.pair(value, name, minimum=1, axes="[height, width]")
+        _check.flag(bias, "bias")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, 1, dilation, groups, bias, device=device, dtype=dtype
         )
@@ -78,5 +79,6 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         """[N, I, H, W] to [N, O, H', W']; ``pad_map`` as in :class:`InstancePad2d`, raw, in the space of ``x``."""
         if pad_map is None:
             return super().forward(x)
+        _check.features(x, "x", self.in_channels, self.weight)
         x = PF.instance_pad2d(x, pad_map)  # [N, I, H + 2, W + 2]
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)

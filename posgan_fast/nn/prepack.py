@@ -19,7 +19,8 @@ def prepack(module: M, enable: bool = True) -> M:
     copies are made at the first call in each dtype and take as much memory as the weights in that dtype. A weight
     written to by torch (``load_state_dict``, ``to``, an optimiser) is prepared anew. Writes that torch does not count
     are not noticed, those through ``.data`` or NumPy and those of optimisers with ``fused=True``: call this again after
-    them. Calls with gradients and other backends are not affected, nor are copies and pickles of the module.
+    them, and after ``load_state_dict(assign=True)``, which brings other tensors. Calls with gradients and other
+    backends are not affected, nor are copies and pickles of the module.
 
     With ``torch.__future__.set_swap_module_params_on_conversion(True)`` torch refuses to convert such a module or to
     load into it ("Couldn't swap"), as it does with any weight that is referred to weakly: forget the copies first.

@@ -17,7 +17,7 @@ def blocked(
     w: torch.Tensor, x_shape: Sequence[int], stride: int, padding: Sequence[int], transposed: bool
 ) -> torch.Tensor:
     """``w`` in the layout for such a convolution of inputs like [N, C, H, W], or as it is."""
-    return _reordered(w, x_shape, stride, padding, transposed) if _usable(w.dtype, transposed) else w
+    return _reordered(w, x_shape, stride, padding, transposed) if usable(w.dtype, transposed) else w
 
 
 def conv2d(x: torch.Tensor, w: torch.Tensor, *, stride: int = 1, padding: Sequence[int] = (0, 0)) -> torch.Tensor:
@@ -38,15 +38,9 @@ def conv_transpose2d(
     )
 
 
-def _reordered(w, x_shape, stride, padding, transposed):
-    stride = [stride] * 2
-    if transposed:
-        return torch.ops.mkldnn._reorder_convolution_transpose_weight(w, padding, [0, 0], stride, [1, 1], 1, x_shape)
-    return torch.ops.mkldnn._reorder_convolution_weight(w, padding, stride, [1, 1], 1, x_shape)
-
-
 @functools.cache
-def _usable(dtype: torch.dtype, transposed: bool) -> bool:
+def usable(dtype: torch.dtype, transposed: bool) -> bool:
+    """Whether this torch has these operators, and they do what is expected of them."""
     x = torch.ones((1, 16, 4, 4), dtype=dtype).contiguous(memory_format=torch.channels_last)
     w = torch.ones((16, 16, 3, 3), dtype=dtype)
     conv = conv_transpose2d if transposed else conv2d
@@ -55,3 +49,10 @@ def _usable(dtype: torch.dtype, transposed: bool) -> bool:
         return torch.equal(y, conv(x, w, stride=2)) and y.is_contiguous(memory_format=torch.channels_last)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # missing, of another form, or refusing
         return False
+
+
+def _reordered(w, x_shape, stride, padding, transposed):
+    stride = [stride] * 2
+    if transposed:
+        return torch.ops.mkldnn._reorder_convolution_transpose_weight(w, padding, [0, 0], stride, [1, 1], 1, x_shape)
+    return torch.ops.mkldnn._reorder_convolution_weight(w, padding, stride, [1, 1], 1, x_shape)

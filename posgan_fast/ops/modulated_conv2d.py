@@ -19,7 +19,8 @@ format of ``x``, H' = (H * up + 2 * padding - kh) // down + 1 for the filters of
 Where a derivative is asked for, the memory format is that of torch's convolution. Under autocast the layer runs in
 autocast's dtype, unless ``x`` is float64.
 Dtypes: of ``x``; the factors are computed in float32 (float64). float16 activations are kept in range by scaling the
-weight per filter, the styles and the map per sample, which the coefficients undo: the result is that of float32.
+weight per filter, the styles and the map per sample, which the coefficients undo: the result is that of float32, surely
+while features stay below 6e4 / sqrt(I * kh * kw).
 Derivatives: as epilogue2d, in ``x``, ``weight``, ``styles``, ``pad_map``, ``noise`` and ``bias``.
 
 Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy/padinv for the map.
@@ -32,7 +33,7 @@ import functools
 import torch
 
 from .. import backend as _backend
-from . import _autocast, _blocked, _check, _conv2d, _layout, _packed, bias_act, prologue2d, upfirdn2d
+from . import _autocast, _blocked, _check, _conv2d, _layout, _modulation, _packed, bias_act, prologue2d, upfirdn2d
 
 NAME = "modulated_conv2d"
 
@@ -96,14 +97,6 @@ def modulated_conv2d(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     with _autocast.disabled(x):  # the coefficients are not for half precision
         return _call(x, *call)
-
-
-def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """The coefficients ``rsqrt(sum_{i, k} (weight[o, i, k] * styles[n, i])^2 + eps)``, [N, O], as one matrix product.
-
-    ``weight`` [O, I, kh, kw] and ``styles`` [N, I] are float32 or float64.
-    """
-    return (styles.square() @ weight.square().sum((2, 3)).t() + eps).rsqrt()
 
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
@@ -192,7 +185,7 @@ def _stages(
     dtype, acc = x.dtype, _check.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
-    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
+    weight, styles, scale, pad_map = _modulation.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     noise, bias, activation = _cast(noise, acc), _cast(bias, x.dtype), (act, alpha, gain, clamp, backend)
     if up > 1:
         z = prologue2d.prologue2d(x, styles, backend=backend)
@@ -208,41 +201,6 @@ def _stages(
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation).to(dtype)
 
 
-def _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
-    """The weight in the dtype of x, styles and coefficients in its arithmetic type, the map: all in range."""
-    acc = _check.arithmetic(x.dtype)
-    weight, styles = weight.to(acc), styles.to(acc)
-    scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
-    if demodulate and x.dtype == torch.float16 and x.shape[0] > 0:
-        if pad_map is not None:
-            pad_map = pad_map.to(acc)
-            if pad_map.ndim == 4:  # what is off the ring must not count
-                surrounded = _conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
-                pad_map = prologue2d.ring_from_map(pad_map, *surrounded)
-        weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
-    return weight.to(x.dtype), styles, scale, pad_map
-
-
-_RING_LIMIT = 1e3  # a pixel's sum over a ring of that magnitude, every sign alike, stays below float16's 65504
-
-
-def _in_range(weight, styles, scale, ring, up):
-    """float16: weight and styles to magnitude 1, or less where the ring is far larger, undone by the coefficients, with
-    the ring in step. The factors are constants to autograd, since the result does not depend on them."""
-    per_filter = weight.detach().abs().amax((1, 2, 3)) * weight[0].numel() ** 0.5  # [O]
-    per_sample = styles.detach().abs().amax(1)  # [N]
-    if ring is not None:
-        largest = ring.detach().abs().amax(2) / _RING_LIMIT  # [N, C]
-        per_sample = torch.maximum(per_sample, largest.amax(1))
-        if up > 1:
-            per_filter = torch.maximum(per_filter, (largest / per_sample[:, None]).nan_to_num(0).amax(0))
-    per_filter, per_sample = (torch.where((t > 0) & t.isfinite(), t, 1) for t in (per_filter, per_sample))
-    undo = per_sample[:, None] * per_filter  # [N, O]
-    if ring is not None:
-        ring = ring / (undo if up > 1 else per_sample[:, None])[:, :, None]
-    return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, ring
-
-
 def _setup_context(ctx, inputs, output):
     ctx.places = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
     ctx.call = [None if i in ctx.places else value for i, value in enumerate(inputs)]
@@ -252,7 +210,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy):
     """Of the op itself, which an exported graph holds: what the stages derive, once they ran."""
     call, higher = list(ctx.call), torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), _autocast.disabled(dy):
         for i, t in zip(ctx.places, ctx.saved_tensors, strict=True):
             call[i] = t.view_as(t)  # so that what one argument was computed from does not count twice
         y = _stages(*call[:-1], backend=_backend.decided(NAME, IMPLS, call[0], call[-1]))
@@ -316,7 +274,7 @@ def _infer_cpu(
 
 def _few_filters_cpu(x, weight, styles, demodulate, eps, noise, bias, activation):
     """Features to an image: the weight of every sample is smaller than a scaled copy of the features would be."""
-    scale = demodulation(weight, styles, eps) if demodulate else None
+    scale = _modulation.demodulation(weight, styles, eps) if demodulate else None
     per_sample = (weight[:, :, 0, 0] * styles[:, None]).to(x.dtype)  # [N, O, I]
     y = x.permute(0, 2, 3, 1).flatten(1, 2) @ per_sample.mT  # [N, H * W, O]
     y = y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
@@ -374,7 +332,7 @@ def _infer_triton(
 ):  # fmt: skip
     """Inference in one kernel."""
     y = _empty_output(x, weight, up, down, padding, f)
-    weight, styles, scale, pad_map = _factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
+    weight, styles, scale, pad_map = _modulation.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     border = None if pad_map is None else pad_map.to(x.dtype)
     noise, bias = _cast(noise, styles.dtype), _cast(bias, x.dtype)
     styles, scale, noise, bias = (None if t is None else t.contiguous() for t in (styles, scale, noise, bias))
@@ -392,7 +350,8 @@ IMPLS = (
 
 
 def _dispatch(x, *arguments):
-    y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
+    with _autocast.disabled(x):  # in an exported graph; the public function leaves it off
+        y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
     expected = _empty_output(x, weight, up, down, padding, f, "meta")
     return y if y.stride() == expected.stride() else torch.empty_like(expected, device=x.device).copy_(y)
