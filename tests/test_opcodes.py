@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_pickles import Call, persistent, pickled
 
-from posgan_fast.models import CheckpointError, UnsafeFileError
+from posgan_fast.models import CheckpointError, UnsafeFileError, load_generator
 from posgan_fast.models.pickles import LEGACY, read_pickle
 
 
@@ -61,6 +61,24 @@ def test_a_storage_of_every_type_and_no_call_inside():
     for inside in (nested, b"\x80\x02cbuiltins\nset\n)R."):
         with pytest.raises(UnsafeFileError, match="the bytes of a tensor: refused, asks for"):
             read_pickle(io.BytesIO(pickled(Call("torch.storage._load_from_bytes", LEGACY + inside))))
+
+
+def test_long_names():
+    """Of each store, under short and under long prefixes; every module that holds one would copy it."""
+    tree = persistent("G", {})
+    for _ in range(4):
+        tree = persistent("G", {"_modules": {"a" * 300: tree}})
+    trees = [tree, *(persistent("G", {store: {"a" * 60_000: None}}) for store in ("_parameters", "_buffers"))]
+    trees.append(persistent("G", {"_modules": {str(i): trees[1] for i in range(3000)}}))
+    for tree in trees:
+        data = read_pickle(io.BytesIO(pickled(tree)))
+        with pytest.raises(CheckpointError, match="a name of more than 1000 characters") as caught:
+            data.state_dict()
+        assert len(str(caught.value)) < 300
+    state = {"synthesis.b4.conv1.weight" + "a" * 60_000: torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="no StyleGAN2 generator .* it holds synthesis") as caught:
+        load_generator(state)
+    assert len(str(caught.value)) < 300
 
 
 def test_parameters_shared_by_many_modules():

@@ -181,8 +181,8 @@ class _Conversion:
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
         if known is None:
-            some = ", ".join(list(state)[:5]) or "nothing"
-            raise CheckpointError(f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}, ...")
+            some = _some(list(state)) or "nothing"
+            raise CheckpointError(f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}")
         if known not in FAMILIES:
             raise CheckpointError(f"family: expected one of {', '.join(FAMILIES)}, got {known!r}")
         self.network, self.state, self.family = network, state, FAMILIES[known]
@@ -384,4 +384,4 @@ def _sides(work: _Conversion, head: str) -> tuple[int, int, int]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(f"{name:.80}" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -193,7 +193,7 @@ def _find(data: Any, network: str, ema: bool, depth: int = 0) -> _Found:
             found.notes.append("no averaged generator in the file, this is the one in training")
         return found
     if any(not isinstance(value, torch.Tensor) for value in data.values()):
-        raise CheckpointError(f"no {network} among {', '.join(map(str, list(data)[:8]))}")
+        raise CheckpointError(f"no {network} among {', '.join(f'{name!s:.80}' for name in list(data)[:8])}")
     return _Found(data)
 
 

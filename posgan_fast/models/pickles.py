@@ -49,16 +49,20 @@ class PickledModule:
         pending: list[tuple[str, PickledModule]] = [("", self)]
         entries = 0
         for prefix, module in pending:
-            entries += sum(len(_named(module, store)) for store in ("_parameters", "_buffers", "_modules"))
-            if entries >= _MAX_ENTRIES or len(prefix) > _MAX_NAME:
-                raise CheckpointError(f"more than {_MAX_ENTRIES} modules and tensors, or modules inside themselves")
+            names = [name for store in ("_parameters", "_buffers", "_modules") for name, _ in _named(module, store)]
+            entries += len(names)
+            if entries >= _MAX_ENTRIES or len(prefix) + max(map(len, names), default=0) > _MAX_NAME:
+                raise CheckpointError(
+                    f"more than {_MAX_ENTRIES} modules and tensors, a name of more than {_MAX_NAME} characters, "
+                    "or modules inside themselves"
+                )
             hidden = module.attributes.get("_non_persistent_buffers_set", ())
             for store in ("_parameters", "_buffers"):
                 for name, value in _named(module, store):
                     if value is None or (store == "_buffers" and isinstance(hidden, set) and name in hidden):
                         continue
                     if not isinstance(value, torch.Tensor):
-                        raise CheckpointError(f"{prefix}{name}: expected a tensor, got {type(value).__name__}")
+                        raise CheckpointError(f"{prefix + name:.80}: expected a tensor, got {type(value).__name__}")
                     state[prefix + name] = value
             pending += [(f"{prefix}{name}.", m) for name, m in _named(module, "_modules") if m is not None]
         return state
@@ -82,9 +86,9 @@ _MAX_DIMS = 8
 def _named(module: PickledModule, store: str) -> list[tuple[str, Any]]:
     entries = module.attributes.get(store, {})
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise CheckpointError(f"{module.class_name}.{store}: expected a dictionary with names")
+        raise CheckpointError(f"{module.class_name:.80}.{store}: expected a dictionary with names")
     if store == "_modules" and not all(m is None or isinstance(m, PickledModule) for m in entries.values()):
-        raise CheckpointError(f"{module.class_name}._modules: expected modules only")
+        raise CheckpointError(f"{module.class_name:.80}._modules: expected modules only")
     return list(entries.items())
 
 
