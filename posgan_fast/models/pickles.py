@@ -104,6 +104,12 @@ def _module(meta: dict) -> PickledModule:
     return PickledModule(class_name, attributes)
 
 
+def _size(items: Any = ()) -> tuple:
+    if type(items) not in (list, tuple):  # a string would become one object for each character
+        raise CheckpointError(f"torch.Size: expected a list or a tuple, got {type(items).__name__}")
+    return tuple(items)
+
+
 def _storage(data: bytes) -> torch.Tensor:  # => [numel]
     """As ``torch.save`` writes a storage without a zip: five pickles, the fourth about it, a count and the values."""
     if not isinstance(data, bytes) or not data.startswith(LEGACY):
@@ -206,7 +212,7 @@ GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": Global(_tensor),
     "torch._utils._rebuild_parameter": Global(_parameter),
     "torch.storage._load_from_bytes": Global(_storage, cost=2),
-    "torch.Size": Global(tuple, cost=8),
+    "torch.Size": Global(_size, cost=8),
     "torch.device": Global(lambda *_: None),  # where a tensor was; ours are on the CPU
     "collections.OrderedDict": DICT,
     "dnnlib.util.EasyDict": DICT,
