@@ -65,6 +65,16 @@ def test_a_storage_of_every_type_and_no_call_inside():
             read_pickle(io.BytesIO(pickled(Call("torch.storage._load_from_bytes", LEGACY + inside))))
 
 
+@pytest.mark.parametrize("kind", [set, dict.fromkeys])
+def test_keys_of_one_hash(kind):
+    """These would take time quadratic in their number."""
+    assert read_pickle(io.BytesIO(pickle.dumps(kind([3, 1 - (1 << 32), "a"]), 4))) == kind([3, 1 - (1 << 32), "a"])
+    for sign in (1, -1):
+        same = kind(sign * (i * (2**61 - 1) + 7) for i in range(100))
+        with pytest.raises(CheckpointError, match="key of more than 32 bits"):
+            read_pickle(io.BytesIO(pickle.dumps(same, 4)))
+
+
 def test_long_names():
     """Of each store, under short and under long prefixes; every module that holds one would copy it."""
     tree = persistent("G", {})
