@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import io
+import math
 import pickle
 import struct
 import subprocess
@@ -279,6 +280,17 @@ def test_modules_that_are_none(tmp_path):
         path.write_bytes(pickled({"G_ema": module(generator(), "Generator", {path_: {name: value}})}))
         with pytest.raises(CheckpointError, match=f"{path_}.{name}: expected"):
             load_generator(path)
+    for load, make, layer, name, values in (
+        (load_generator, generator, "synthesis.b4.conv1", "conv_clamp", (math.nan, math.inf, -1.0, True, 1 << 2000)),
+        (load_discriminator, discriminator, "b4.conv", "conv_clamp", (math.nan, -1)),
+        (load_discriminator, discriminator, "b4.mbstd", "group_size", (0, 1.5, True, "4")),
+    ):
+        for value in values:
+            facts = {layer: {name: value}}
+            state = {**make(), "b4.mbstd.w_avg": None} if make is discriminator else make()
+            path.write_bytes(pickled({"G": module(state, "G", facts), "D": module(state, "D", facts)}))
+            with pytest.raises(CheckpointError, match=f"^{layer}.{name}: "):
+                load(path)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

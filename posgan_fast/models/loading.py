@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..ops._check import bound, integer
 from .convert import State, convert_discriminator, convert_generator, family_of
 from .families import MAX_LOG2
 from .pickles import LEGACY, Dtype, PickledModule, first_line, number, read_pickle, unsafe_torch_file
@@ -264,10 +265,14 @@ def _constructor_facts(module: PickledModule, report: LoadReport) -> dict[str, A
     for name, path in (("conv_clamp", "synthesis.b4.conv1" if generator else "b4.conv"), ("group_size", "b4.mbstd")):
         layer = module.submodule(path)
         if layer is not None:
-            value = layer.attributes.get(name)
-            if not isinstance(value, (int, float, type(None))):
-                raise CheckpointError(f"{path}.{name}: expected a number, got {type(value).__name__}")
-            facts["mbstd_group_size" if name == "group_size" else name] = value
+            value, place = layer.attributes.get(name), f"{path}.{name}"
+            try:
+                if name == "conv_clamp":
+                    facts[name] = bound(value, place)
+                else:
+                    facts["mbstd_group_size"] = None if value is None else integer(value, place, minimum=1)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise CheckpointError(str(error) if place in str(error) else f"{place}: {error}") from None
     for path in ("mapping.fc0", "synthesis.b4.conv1", "b4.conv"):
         layer = module.submodule(path)
         usual = {"activation": "lrelu"} | ({"bias_gain": 0.01} if path == "mapping.fc0" else {})
