@@ -192,6 +192,7 @@ KINDS = {
     "float8": lambda v: v.to(torch.float8_e4m3fn),
     "complex64": lambda v: v + 0j,
     "bool": lambda v: v > 0,
+    "inside its storage": lambda v: torch.zeros(1).expand(2, *v.shape),
     "ndarray": lambda v: v.numpy(),
     "list": lambda v: v.tolist(),
 }

@@ -198,7 +198,8 @@ def test_bytes_of_tensors(tmp_path, marker):
     _, (data,) = torch.zeros(4)._typed_storage().__reduce__()
     assert data.count(b"K\x04N") == 1
     large = data.replace(b"K\x04N", b"\x8a\x08" + (1 << 61).to_bytes(8, "little") + b"N")
-    for broken in (zipped.getvalue(), pickle.dumps(Evil(), 2), large):
+    view = data.replace(b"K\x04N", b"K\x04)")
+    for broken in (zipped.getvalue(), pickle.dumps(Evil(), 2), large, view):
         call = Call("torch.storage._load_from_bytes", broken)
         refused(pickled(call), tmp_path, "the bytes of a tensor cannot be read", CheckpointError)
     plain = io.BytesIO()
