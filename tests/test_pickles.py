@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 from stylegan2_states import discriminator, generator
 
 from posgan_fast.models import CheckpointError, UnsafeFileError, load_discriminator, load_generator, read_checkpoint
-from posgan_fast.models.pickles import PickledModule, read_pickle
+from posgan_fast.models.pickles import LEGACY, PickledModule, read_pickle
 
 SOURCE = "import pathlib\npathlib.Path({marker!r}).touch()\nclass Generator: pass\n"
 
@@ -343,6 +344,28 @@ def test_files_of_torch(tmp_path, marker):
     refused(archive.read_bytes(), tmp_path, "refused, asks for '(subprocess|commands).call'")
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     refused(path.read_bytes(), tmp_path, r"TorchScript.* save module.state_dict\(\)", CheckpointError)
+
+
+@pytest.mark.parametrize("module_", [b"__builtin__", b"builtins"])
+def test_buffers_in_files_of_torch(module_, tmp_path):
+    """A few bytes that would become 100 MB, in whichever pickle torch reads."""
+    large = b"\x80\x02c" + module_ + b"\nbytearray\nJ" + struct.pack("<i", 100_000_000) + b"\x85R."
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        target.writestr("archive/data.pkl", large)
+        target.writestr("archive/version", "3\n")
+        target.writestr("archive/byteorder", "little")
+    files = [archive.read_bytes()]
+    plain = [LEGACY, *(pickle.dumps(part, 2) for part in (1001, {"little_endian": True}, {}, []))]
+    files += [b"".join([*plain[:i], large, *plain[i + 1 :]]) for i in range(1, 5)]
+    files.append(files[-1] + files[0])  # torch goes by the start, and takes no notice of the zip
+    for data in files:
+        tracemalloc.start()
+        try:
+            refused(data, tmp_path, "asks for 'builtins.bytearray'")
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_namespace_is_data(tmp_path, marker):

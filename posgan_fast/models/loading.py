@@ -22,7 +22,16 @@ import torch
 from ..ops._check import bound, integer
 from .convert import State, convert_discriminator, convert_generator, family_of
 from .families import MAX_LOG2
-from .pickles import LEGACY, Dtype, PickledModule, first_line, number, read_pickle, unsafe_torch_file
+from .pickles import (
+    LEGACY,
+    Dtype,
+    PickledModule,
+    first_line,
+    number,
+    read_pickle,
+    refuse_buffers,
+    unsafe_torch_file,
+)
 from .report import CheckpointError, LoadReport, UnsafeFileError
 from .stylegan2 import Discriminator, Generator
 
@@ -114,6 +123,7 @@ def _read_torch(path: Path, file: BinaryIO) -> Any:
                 raise CheckpointError(f"damaged: {damaged} has another checksum")
             if any(entry.filename.endswith("/constants.pkl") for entry in entries):
                 raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
+        refuse_buffers(file)
         file.seek(0)
         with _LOADING, torch.serialization.safe_globals(_not_yet_allowed()):
             return torch.load(file, map_location="cpu", weights_only=True)

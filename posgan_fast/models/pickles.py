@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 from collections.abc import Mapping
@@ -239,6 +240,20 @@ _STORAGES = {
     "torch.LongStorage": torch.int64,
 }
 _STORAGE_STEPS = STEPS | {pickle.PROTO: lambda m: m.take(1), pickle.BINPERSID: lambda m: None}
+
+
+def refuse_buffers(file: BinaryIO) -> None:
+    """``torch.load`` allows ``bytearray``, which a few bytes of a file can make as large as they like."""
+    file.seek(0)
+    legacy = file.read(len(LEGACY)) == LEGACY
+    file.seek(0)
+    # torch's own reader of zips, so that these are the bytes that torch.load will take; without a zip the fourth of
+    # five pickles is the object, and torch reads each of them
+    pickles = file if legacy else io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
+    for _ in range(5 if legacy else 1):
+        for opcode, argument, _ in pickletools.genops(pickles):
+            if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):
+                raise UnsafeFileError("refused, asks for 'builtins.bytearray', which weights have no need of")
 
 
 def unsafe_torch_file(error: Exception) -> UnsafeFileError:
