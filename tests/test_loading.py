@@ -16,8 +16,10 @@ from posgan_fast.models import (
     convert_generator,
     load_discriminator,
     load_generator,
+    stylegan2_mapping,
 )
 from posgan_fast.models.loading import read_checkpoint
+from posgan_fast.models.stylegan2_mapping import mean_latent
 
 pytestmark = pytest.mark.usefixtures("reference")
 FAMILIES = ("nvlabs", "rosinality", "mmgeneration", "hammer", "genforce")
@@ -190,6 +192,7 @@ KINDS = {
     "float8": lambda v: v.to(torch.float8_e4m3fn),
     "complex64": lambda v: v + 0j,
     "bool": lambda v: v > 0,
+    "inside its storage": lambda v: torch.zeros(1).expand(2, *v.shape),
     "ndarray": lambda v: v.numpy(),
     "list": lambda v: v.tolist(),
 }
@@ -244,6 +247,19 @@ def test_the_average_of_w_is_that_of_the_mapping():
     w = model.mapping(z)[:, 0]
     spread = w.std(0) / 4096**0.5
     assert ((model.mapping.w_avg - w.mean(0)).abs() < 6 * spread).all()
+
+
+def test_the_average_of_w_in_chunks(monkeypatch):
+    """The same samples, however few there are at a time; and few where a file has wide latents."""
+    state = convert_generator(generator())[0]
+    whole = mean_latent(state, LAYERS, Z)
+    monkeypatch.setattr(stylegan2_mapping, "_CHUNK", 100 * W)
+    torch.testing.assert_close(mean_latent(state, LAYERS, Z), whole, rtol=1e-5, atol=1e-7)
+    monkeypatch.undo()
+    wide = {"mapping.fc0.weight": torch.ones(1, 40_000), "mapping.fc0.bias": torch.zeros(1)}
+    with torch.profiler.profile(profile_memory=True) as profile:
+        assert mean_latent(wide, 1, 40_000).shape == (1,)
+    assert max(event.self_cpu_memory_usage for event in profile.events()) <= 16 << 20
 
 
 FILES = {

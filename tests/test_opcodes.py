@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_pickles import Call, persistent, pickled
 
-from posgan_fast.models import CheckpointError, UnsafeFileError
+from posgan_fast.models import CheckpointError, UnsafeFileError, load_generator
 from posgan_fast.models.pickles import LEGACY, read_pickle
 
 
@@ -30,6 +30,7 @@ F2, NUMPY = Call("numpy.dtype", "f2"), "numpy.core"
 GROWING = {  # files of at most 64 KB that would take 10 MB to 1 GB
     "torch.Size": again("torch.Size", LARGE["list"], 2000),
     "torch.Size of bytes": again("torch.Size", LARGE["bytes"], 2000),
+    "torch.Size of text": again("torch.Size", "\u4e00" * 15_000, 500),
     "set": again("builtins.set", LARGE["ints"], 2000),
     "OrderedDict": again("collections.OrderedDict", LARGE["pairs"], 1500),
     "numpy buffer": again(f"{NUMPY}.numeric._frombuffer", LARGE["bytes"], 1500, F2, (1,)),
@@ -39,14 +40,21 @@ GROWING = {  # files of at most 64 KB that would take 10 MB to 1 GB
     "sets": b"\x80\x04](" + pickle.EMPTY_SET * 60_000 + b"e.",
     "memo": b"\x80\x04N" + pickle.MEMOIZE * 60_000 + b".",
 }
+STEPS = {  # what the machine itself keeps for a step, or a step adds to what is there
+    "marks": pickle.MARK * 100_000,
+    "list": b"](" + pickle.NONE * 200_000 + b"e.",
+    "set": b"K\x01\x94\x8f(" + b"h\x00" * 150_000 + b"\x90.",
+}
+GROWING |= {f"step: {name}": b"\x80\x04" + body for name, body in STEPS.items()}
+MATCH = "would take more than .* bytes of memory, too much for a file of|torch.Size: expected a list or a tuple"
 
 
 @pytest.mark.parametrize("kind", GROWING)
 def test_files_that_grow(kind):
-    assert len(GROWING[kind]) < 1 << 16
+    assert len(GROWING[kind]) < 1 << (19 if kind.startswith("step") else 16)
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match="would take more than .* bytes of memory, too much for a file of"):
+        with pytest.raises(CheckpointError, match=MATCH):
             read_pickle(io.BytesIO(GROWING[kind]))
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
@@ -61,6 +69,34 @@ def test_a_storage_of_every_type_and_no_call_inside():
     for inside in (nested, b"\x80\x02cbuiltins\nset\n)R."):
         with pytest.raises(UnsafeFileError, match="the bytes of a tensor: refused, asks for"):
             read_pickle(io.BytesIO(pickled(Call("torch.storage._load_from_bytes", LEGACY + inside))))
+
+
+@pytest.mark.parametrize("kind", [set, dict.fromkeys])
+def test_keys_of_one_hash(kind):
+    """These would take time quadratic in their number."""
+    assert read_pickle(io.BytesIO(pickle.dumps(kind([3, 1 - (1 << 32), "a"]), 4))) == kind([3, 1 - (1 << 32), "a"])
+    for sign in (1, -1):
+        same = kind(sign * (i * (2**61 - 1) + 7) for i in range(100))
+        with pytest.raises(CheckpointError, match="key of more than 32 bits"):
+            read_pickle(io.BytesIO(pickle.dumps(same, 4)))
+
+
+def test_long_names():
+    """Of each store, under short and under long prefixes; every module that holds one would copy it."""
+    tree = persistent("G", {})
+    for _ in range(4):
+        tree = persistent("G", {"_modules": {"a" * 300: tree}})
+    trees = [tree, *(persistent("G", {store: {"a" * 60_000: None}}) for store in ("_parameters", "_buffers"))]
+    trees.append(persistent("G", {"_modules": {str(i): trees[1] for i in range(3000)}}))
+    for tree in trees:
+        data = read_pickle(io.BytesIO(pickled(tree)))
+        with pytest.raises(CheckpointError, match="a name of more than 1000 characters") as caught:
+            data.state_dict()
+        assert len(str(caught.value)) < 300
+    state = {"synthesis.b4.conv1.weight" + "a" * 60_000: torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="no StyleGAN2 generator .* it holds synthesis") as caught:
+        load_generator(state)
+    assert len(str(caught.value)) < 300
 
 
 def test_parameters_shared_by_many_modules():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import collections
 import io
+import math
 import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 from stylegan2_states import discriminator, generator
 
 from posgan_fast.models import CheckpointError, UnsafeFileError, load_discriminator, load_generator, read_checkpoint
-from posgan_fast.models.pickles import PickledModule, read_pickle
+from posgan_fast.models.pickles import LEGACY, PickledModule, read_pickle
 
 SOURCE = "import pathlib\npathlib.Path({marker!r}).touch()\nclass Generator: pass\n"
 
@@ -197,7 +199,8 @@ def test_bytes_of_tensors(tmp_path, marker):
     _, (data,) = torch.zeros(4)._typed_storage().__reduce__()
     assert data.count(b"K\x04N") == 1
     large = data.replace(b"K\x04N", b"\x8a\x08" + (1 << 61).to_bytes(8, "little") + b"N")
-    for broken in (zipped.getvalue(), pickle.dumps(Evil(), 2), large):
+    view = data.replace(b"K\x04N", b"K\x04)")
+    for broken in (zipped.getvalue(), pickle.dumps(Evil(), 2), large, view):
         call = Call("torch.storage._load_from_bytes", broken)
         refused(pickled(call), tmp_path, "the bytes of a tensor cannot be read", CheckpointError)
     plain = io.BytesIO()
@@ -279,6 +282,17 @@ def test_modules_that_are_none(tmp_path):
         path.write_bytes(pickled({"G_ema": module(generator(), "Generator", {path_: {name: value}})}))
         with pytest.raises(CheckpointError, match=f"{path_}.{name}: expected"):
             load_generator(path)
+    for load, make, layer, name, values in (
+        (load_generator, generator, "synthesis.b4.conv1", "conv_clamp", (math.nan, math.inf, -1.0, True, 1 << 2000)),
+        (load_discriminator, discriminator, "b4.conv", "conv_clamp", (math.nan, -1)),
+        (load_discriminator, discriminator, "b4.mbstd", "group_size", (0, 1.5, True, "4")),
+    ):
+        for value in values:
+            facts = {layer: {name: value}}
+            state = {**make(), "b4.mbstd.w_avg": None} if make is discriminator else make()
+            path.write_bytes(pickled({"G": module(state, "G", facts), "D": module(state, "D", facts)}))
+            with pytest.raises(CheckpointError, match=f"^{layer}.{name}: "):
+                load(path)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -330,6 +344,28 @@ def test_files_of_torch(tmp_path, marker):
     refused(archive.read_bytes(), tmp_path, "refused, asks for '(subprocess|commands).call'")
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     refused(path.read_bytes(), tmp_path, r"TorchScript.* save module.state_dict\(\)", CheckpointError)
+
+
+@pytest.mark.parametrize("module_", [b"__builtin__", b"builtins"])
+def test_buffers_in_files_of_torch(module_, tmp_path):
+    """A few bytes that would become 100 MB, in whichever pickle torch reads."""
+    large = b"\x80\x02c" + module_ + b"\nbytearray\nJ" + struct.pack("<i", 100_000_000) + b"\x85R."
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        target.writestr("archive/data.pkl", large)
+        target.writestr("archive/version", "3\n")
+        target.writestr("archive/byteorder", "little")
+    files = [archive.read_bytes()]
+    plain = [LEGACY, *(pickle.dumps(part, 2) for part in (1001, {"little_endian": True}, {}, []))]
+    files += [b"".join([*plain[:i], large, *plain[i + 1 :]]) for i in range(1, 5)]
+    files.append(files[-1] + files[0])  # torch goes by the start, and takes no notice of the zip
+    for data in files:
+        tracemalloc.start()
+        try:
+            refused(data, tmp_path, "asks for 'builtins.bytearray'")
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_namespace_is_data(tmp_path, marker):

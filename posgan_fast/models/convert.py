@@ -16,6 +16,7 @@ from ..ops import _check
 from .families import FAMILIES, MAX_LOG2, expand
 from .report import CheckpointError, LoadReport
 from .stylegan2 import HEADS
+from .stylegan2_mapping import SAMPLES, mean_latent
 
 State = dict[str, torch.Tensor]
 
@@ -91,8 +92,8 @@ def convert_generator(
 
     work.run(shape, wanted)
     if "mapping.w_avg" not in work.out:
-        work.out["mapping.w_avg"] = _mean_latent(work.out, work.mapping_layers, settings["z_dim"])
-        work.report.filled["mapping.w_avg"] = f"the file has none; mean over {_SAMPLES} latents of seed 0"
+        work.out["mapping.w_avg"] = mean_latent(work.out, work.mapping_layers, settings["z_dim"])
+        work.report.filled["mapping.w_avg"] = f"the file has none; mean over {SAMPLES} latents of seed 0"
     return work.out, work.report
 
 
@@ -150,7 +151,6 @@ def family_of(state: Mapping[str, Any], network: str) -> str | None:
     return next((family for family, name in _SIGNATURES[network] if name in state), None)
 
 
-_SAMPLES = 4096
 _MAX_LAYERS = 64
 _BLOCK = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias")
 _SIGNATURES = {  # the first name that is there decides
@@ -181,8 +181,8 @@ class _Conversion:
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
         if known is None:
-            some = ", ".join(list(state)[:5]) or "nothing"
-            raise CheckpointError(f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}, ...")
+            some = _some(list(state)) or "nothing"
+            raise CheckpointError(f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}")
         if known not in FAMILIES:
             raise CheckpointError(f"family: expected one of {', '.join(FAMILIES)}, got {known!r}")
         self.network, self.state, self.family = network, state, FAMILIES[known]
@@ -360,17 +360,6 @@ def _multiplier(channels: Mapping[int, int]) -> dict[str, Any]:
     return {"channel_multiplier": int(multiplier) if multiplier.is_integer() else multiplier, "channel_max": maximum}
 
 
-def _mean_latent(state: State, layers: int, z_dim: int) -> torch.Tensor:  # => [w]
-    """The average of the mapping, as these families compute it when they truncate."""
-    z = torch.randn(_SAMPLES, z_dim, generator=torch.Generator().manual_seed(0))
-    x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()  # [samples, z]
-    for j in range(layers):
-        weight, bias = state[f"mapping.fc{j}.weight"].float().cpu(), state[f"mapping.fc{j}.bias"].float().cpu()
-        x = x @ (weight * (0.01 / weight.shape[1] ** 0.5)).t() + bias * 0.01
-        x = torch.nn.functional.leaky_relu(x, 0.2) * 2**0.5
-    return x.mean(0)
-
-
 def _sides(work: _Conversion, head: str) -> tuple[int, int, int]:
     """Height and width of the first block, and the pixels that a generator without padding adds.
 
@@ -395,4 +384,4 @@ def _sides(work: _Conversion, head: str) -> tuple[int, int, int]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(f"{name:.80}" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

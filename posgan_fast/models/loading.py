@@ -19,9 +19,19 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..ops._check import bound, integer
 from .convert import State, convert_discriminator, convert_generator, family_of
 from .families import MAX_LOG2
-from .pickles import LEGACY, Dtype, PickledModule, first_line, number, read_pickle, unsafe_torch_file
+from .pickles import (
+    LEGACY,
+    Dtype,
+    PickledModule,
+    first_line,
+    number,
+    read_pickle,
+    refuse_buffers,
+    unsafe_torch_file,
+)
 from .report import CheckpointError, LoadReport, UnsafeFileError
 from .stylegan2 import Discriminator, Generator
 
@@ -113,6 +123,7 @@ def _read_torch(path: Path, file: BinaryIO) -> Any:
                 raise CheckpointError(f"damaged: {damaged} has another checksum")
             if any(entry.filename.endswith("/constants.pkl") for entry in entries):
                 raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
+        refuse_buffers(file)
         file.seek(0)
         with _LOADING, torch.serialization.safe_globals(_not_yet_allowed()):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -193,7 +204,7 @@ def _find(data: Any, network: str, ema: bool, depth: int = 0) -> _Found:
             found.notes.append("no averaged generator in the file, this is the one in training")
         return found
     if any(not isinstance(value, torch.Tensor) for value in data.values()):
-        raise CheckpointError(f"no {network} among {', '.join(map(str, list(data)[:8]))}")
+        raise CheckpointError(f"no {network} among {', '.join(f'{name!s:.80}' for name in list(data)[:8])}")
     return _Found(data)
 
 
@@ -264,10 +275,14 @@ def _constructor_facts(module: PickledModule, report: LoadReport) -> dict[str, A
     for name, path in (("conv_clamp", "synthesis.b4.conv1" if generator else "b4.conv"), ("group_size", "b4.mbstd")):
         layer = module.submodule(path)
         if layer is not None:
-            value = layer.attributes.get(name)
-            if not isinstance(value, (int, float, type(None))):
-                raise CheckpointError(f"{path}.{name}: expected a number, got {type(value).__name__}")
-            facts["mbstd_group_size" if name == "group_size" else name] = value
+            value, place = layer.attributes.get(name), f"{path}.{name}"
+            try:
+                if name == "conv_clamp":
+                    facts[name] = bound(value, place)
+                else:
+                    facts["mbstd_group_size"] = None if value is None else integer(value, place, minimum=1)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise CheckpointError(str(error) if place in str(error) else f"{place}: {error}") from None
     for path in ("mapping.fc0", "synthesis.b4.conv1", "b4.conv"):
         layer = module.submodule(path)
         usual = {"activation": "lrelu"} | ({"bias_gain": 0.01} if path == "mapping.fc0" else {})

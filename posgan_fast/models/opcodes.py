@@ -39,9 +39,11 @@ class Stateful:
 
 
 def key(value: Any) -> str | int:
-    """Only these as keys: hashing a deeply nested tuple ends in the C stack."""
+    """Only these as keys: hashing a deeply nested tuple ends in the C stack, and large ints can share one hash."""
     if not isinstance(value, (str, int)):
         raise CheckpointError(f"a dictionary key of type {type(value).__name__}")
+    if isinstance(value, int) and abs(value) >= 1 << 32:
+        raise CheckpointError("a dictionary key of more than 32 bits")
     return value
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 from collections.abc import Mapping
@@ -49,16 +50,20 @@ class PickledModule:
         pending: list[tuple[str, PickledModule]] = [("", self)]
         entries = 0
         for prefix, module in pending:
-            entries += sum(len(_named(module, store)) for store in ("_parameters", "_buffers", "_modules"))
-            if entries >= _MAX_ENTRIES or len(prefix) > _MAX_NAME:
-                raise CheckpointError(f"more than {_MAX_ENTRIES} modules and tensors, or modules inside themselves")
+            names = [name for store in ("_parameters", "_buffers", "_modules") for name, _ in _named(module, store)]
+            entries += len(names)
+            if entries >= _MAX_ENTRIES or len(prefix) + max(map(len, names), default=0) > _MAX_NAME:
+                raise CheckpointError(
+                    f"more than {_MAX_ENTRIES} modules and tensors, a name of more than {_MAX_NAME} characters, "
+                    "or modules inside themselves"
+                )
             hidden = module.attributes.get("_non_persistent_buffers_set", ())
             for store in ("_parameters", "_buffers"):
                 for name, value in _named(module, store):
                     if value is None or (store == "_buffers" and isinstance(hidden, set) and name in hidden):
                         continue
                     if not isinstance(value, torch.Tensor):
-                        raise CheckpointError(f"{prefix}{name}: expected a tensor, got {type(value).__name__}")
+                        raise CheckpointError(f"{prefix + name:.80}: expected a tensor, got {type(value).__name__}")
                     state[prefix + name] = value
             pending += [(f"{prefix}{name}.", m) for name, m in _named(module, "_modules") if m is not None]
         return state
@@ -82,9 +87,9 @@ _MAX_DIMS = 8
 def _named(module: PickledModule, store: str) -> list[tuple[str, Any]]:
     entries = module.attributes.get(store, {})
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise CheckpointError(f"{module.class_name}.{store}: expected a dictionary with names")
+        raise CheckpointError(f"{module.class_name:.80}.{store}: expected a dictionary with names")
     if store == "_modules" and not all(m is None or isinstance(m, PickledModule) for m in entries.values()):
-        raise CheckpointError(f"{module.class_name}._modules: expected modules only")
+        raise CheckpointError(f"{module.class_name:.80}._modules: expected modules only")
     return list(entries.items())
 
 
@@ -98,6 +103,12 @@ def _module(meta: dict) -> PickledModule:
     if not isinstance(class_name, str) or not isinstance(attributes, dict):
         raise CheckpointError("torch_utils.persistence: expected a class name and attributes")
     return PickledModule(class_name, attributes)
+
+
+def _size(items: Any = ()) -> tuple:
+    if type(items) not in (list, tuple):  # a string would become one object for each character
+        raise CheckpointError(f"torch.Size: expected a list or a tuple, got {type(items).__name__}")
+    return tuple(items)
 
 
 def _storage(data: bytes) -> torch.Tensor:  # => [numel]
@@ -202,7 +213,7 @@ GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": Global(_tensor),
     "torch._utils._rebuild_parameter": Global(_parameter),
     "torch.storage._load_from_bytes": Global(_storage, cost=2),
-    "torch.Size": Global(tuple, cost=8),
+    "torch.Size": Global(_size, cost=8),
     "torch.device": Global(lambda *_: None),  # where a tensor was; ours are on the CPU
     "collections.OrderedDict": DICT,
     "dnnlib.util.EasyDict": DICT,
@@ -229,6 +240,20 @@ _STORAGES = {
     "torch.LongStorage": torch.int64,
 }
 _STORAGE_STEPS = STEPS | {pickle.PROTO: lambda m: m.take(1), pickle.BINPERSID: lambda m: None}
+
+
+def refuse_buffers(file: BinaryIO) -> None:
+    """``torch.load`` allows ``bytearray``, which a few bytes of a file can make as large as they like."""
+    file.seek(0)
+    legacy = file.read(len(LEGACY)) == LEGACY
+    file.seek(0)
+    # torch's own reader of zips, so that these are the bytes that torch.load will take; without a zip the fourth of
+    # five pickles is the object, and torch reads each of them
+    pickles = file if legacy else io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
+    for _ in range(5 if legacy else 1):
+        for opcode, argument, _ in pickletools.genops(pickles):
+            if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):
+                raise UnsafeFileError("refused, asks for 'builtins.bytearray', which weights have no need of")
 
 
 def unsafe_torch_file(error: Exception) -> UnsafeFileError:

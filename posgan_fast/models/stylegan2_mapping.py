@@ -159,3 +159,27 @@ def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: t
 
 def _normalized(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+SAMPLES = 4096
+_CHUNK = SAMPLES * 512  # numbers in memory at a time: all at once where the width is the usual one
+
+
+def mean_latent(state: dict[str, torch.Tensor], layers: int, z_dim: int) -> torch.Tensor:  # => [w]
+    """The average of the mapping, as these families compute it when they truncate.
+
+    In chunks, as the file says how wide a latent is; of 16 k rows each, so that randn draws as it does for all at once.
+    """
+    names = [f"mapping.fc{j}" for j in range(layers)]
+    fcs = [(state[f"{name}.weight"].float().cpu(), state[f"{name}.bias"].float().cpu()) for name in names]
+    rows = max(_CHUNK // max(z_dim, *(len(bias) for _, bias in fcs)) // 16 * 16, 16)
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(())
+    for start in range(0, SAMPLES, rows):
+        z = torch.randn(min(rows, SAMPLES - start), z_dim, generator=generator)
+        x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()  # [rows, z]
+        for weight, bias in fcs:
+            x = x @ (weight * (0.01 / weight.shape[1] ** 0.5)).t() + bias * 0.01
+            x = torch.nn.functional.leaky_relu(x, 0.2) * 2**0.5
+        total = total + x.sum(0)
+    return total / SAMPLES
