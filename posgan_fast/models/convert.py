@@ -318,14 +318,13 @@ _NO_W_AVG = ("nvlabs", "hammer", "genforce")  # families whose networks hold it,
 
 
 _ENCODED = ("nvlabs", "mmgeneration")  # families with generators that have an encoding in place of the constant
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _check_weight(name: Any, value: Any) -> None:
     """Weights are plain numbers in memory; of other tensors torch gives no shape, no storage or no values."""
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")
-    if value.dtype not in _DTYPES:
+    if value.dtype not in _check.FLOATS:
         raise CheckpointError(f"{name:.80}: expected floating point of 16 to 64 bits, got {value.dtype}")
     strided = value.layout == torch.strided and not value.is_nested
     if not strided or value.untyped_storage().device.type == "meta":

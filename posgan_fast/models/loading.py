@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..ops._check import bound, integer
+from ..ops import _check
 from .convert import State, convert_discriminator, convert_generator, family_of
 from .families import MAX_LOG2
 from .pickles import (
@@ -58,9 +58,8 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
         CheckpointError: it is damaged, does not hold such a network, or its tensors contradict an argument.
         TypeError: an override that is no argument of ``Generator``.
     """
-    if not isinstance(ema, bool):
-        raise TypeError(f"ema: expected a bool, got {type(ema).__name__}")
-    _check(overrides, Generator)
+    _check.flag(ema, "ema")
+    _check_overrides(overrides, Generator)
     found = _find(_read(source), "generator", ema)
     state, report = convert_generator(found.state, family, head=overrides.get("head"))
     return _built(state, report, found, overrides)
@@ -68,7 +67,7 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
 
 def load_discriminator(source: Source, family: str | None = None, **overrides: Any) -> Discriminator:
     """The discriminator in a file; see ``load_generator``."""
-    _check(overrides, Discriminator)
+    _check_overrides(overrides, Discriminator)
     found = _find(_read(source), "discriminator", ema=False)
     state, report = convert_discriminator(found.state, family)
     return _built(state, report, found, overrides)
@@ -93,7 +92,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
             raise type(error)(f"{path}: {error}{_remedy(error, file)}") from None
 
 
-def _check(overrides: Mapping[str, Any], network: type) -> None:
+def _check_overrides(overrides: Mapping[str, Any], network: type) -> None:
     accepted = ", ".join(inspect.signature(network).parameters)
     for name in overrides:
         if name not in accepted.split(", "):
@@ -278,9 +277,9 @@ def _constructor_facts(module: PickledModule, report: LoadReport) -> dict[str, A
             value, place = layer.attributes.get(name), f"{path}.{name}"
             try:
                 if name == "conv_clamp":
-                    facts[name] = bound(value, place)
+                    facts[name] = _check.bound(value, place)
                 else:
-                    facts["mbstd_group_size"] = None if value is None else integer(value, place, minimum=1)
+                    facts["mbstd_group_size"] = None if value is None else _check.integer(value, place, minimum=1)
             except (TypeError, ValueError, OverflowError) as error:
                 raise CheckpointError(str(error) if place in str(error) else f"{place}: {error}") from None
     for path in ("mapping.fc0", "synthesis.b4.conv1", "b4.conv"):

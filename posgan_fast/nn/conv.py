@@ -48,7 +48,7 @@ class EqualConv2d(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.up, self.down = factors(up, down)
+        self.up, self.down = _check.factors(up, down)
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
         self.clamp = _check.bound(clamp, "clamp")
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
@@ -74,15 +74,6 @@ class EqualConv2d(torch.nn.Module):
             f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, act={self.act!r}, clamp={self.clamp},"
             f" bias={self.bias is not None}"
         )
-
-
-def factors(up, down):
-    """Factors of resampling, at most one of which differs from 1."""
-    _check.integer(up, "up", minimum=1)
-    _check.integer(down, "down", minimum=1)
-    if up > 1 and down > 1:
-        raise ValueError(f"down: expected 1 beside up={up}, got {down}")
-    return up, down
 
 
 def equal_kernel(in_channels, out_channels, kernel_size, device, dtype):

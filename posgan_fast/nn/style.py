@@ -13,7 +13,7 @@ from .. import functional as PF
 from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
 from .activation import finish
-from .conv import equal_kernel, factors
+from .conv import equal_kernel
 from .linear import EqualLinear
 from .resample import TAPS
 
@@ -51,7 +51,7 @@ class ModulatedConv2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.up, self.down = factors(up, down)
+        self.up, self.down = _check.factors(up, down)
         self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.demodulate = _check.flag(demodulate, "demodulate")
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel_size**2)

@@ -98,6 +98,14 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
+def factors(up: Any, down: Any) -> tuple[int, int]:
+    """Of resampling, at most one of which differs from 1."""
+    up, down = integer(up, "up", minimum=1), integer(down, "down", minimum=1)
+    if up > 1 and down > 1:
+        raise ValueError(f"down: expected 1 beside up={up}, got {down}")
+    return up, down
+
+
 def pair(value: Any, name: str, *, minimum: int, axes: str = "[x, y]") -> tuple[int, int]:
     """An int for both axes, or one for each of ``axes``."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):

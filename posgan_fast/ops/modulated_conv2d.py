@@ -120,9 +120,7 @@ def check(
         raise ValueError(f"weight: expected shape [O, {c}, kh, kw] for x of {c} channels, got {tuple(weight.shape)}")
     _check.tensor(styles, "styles", shape=(n, c))
     _check.same_device(styles, "styles", x)
-    up, down = _check.integer(up, "up", minimum=1), _check.integer(down, "down", minimum=1)
-    if up > 1 and down > 1:
-        raise ValueError(f"down: expected 1 beside up={up}, got {down}")
+    up, down = _check.factors(up, down)
     _check.integer(padding, "padding", minimum=0)
     _check.flag(demodulate, "demodulate")
     _check.flag(flip_weight, "flip_weight")
