@@ -75,15 +75,15 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T
   return any;
 }
 
-// Row pass over pixels of one value with four taps. out must not be accumulated into.
+// Row pass with four taps over pixels of c values: n values of out, which must not be accumulated into.
 template <typename A>
-void row_pass_blur(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
-  const A* in = row + columns[0].first_in;
+void row_pass_blur(const A* in, int64_t c, const A* taps, A* __restrict out, int64_t n) {
+  const A weights[4] = {taps[0], taps[1], taps[2], taps[3]};
   with_lanes<A>(n, [&](auto lanes) {
     constexpr int kCount = lanes();
     cover<kCount>(n, [&](int64_t i) {
       auto sum = Lanes<A, kCount>::all(0);
-      for (int t = 0; t < 4; ++t) sum = fma(taps[t], Lanes<A, kCount>::read(in + i + t), sum);
+      for (int t = 0; t < 4; ++t) sum = fma(weights[t], Lanes<A, kCount>::read(in + i + t * c), sum);
       sum.write(out + i);
     });
   });
@@ -158,7 +158,7 @@ template <typename A>
 void row_pass(const Axis& axis, const Phase* columns, const A* taps, const A* row, A* out, bool accumulate) {
   const bool four = axis.taps == 4 && !accumulate;
   if (four && axis.up == 1 && axis.down == 1) {
-    row_pass_blur(columns, taps, row, out, axis.out);
+    row_pass_blur(row + columns[0].first_in, 1, taps + columns[0].first_tap, out, axis.out);
   } else if (four && axis.up == 2 && axis.down == 1) {
     row_pass_up2(columns, taps, row, out, axis.out);
   } else if (four && axis.up == 1 && axis.down == 2) {
@@ -223,21 +223,6 @@ void row_pass_flat(const Axis& axis, const Phase* columns, const A* taps, const 
       for (int64_t i = 0; i < c; ++i) out[(m * axis.up + q) * c + i] = spare[m * c + i];
     }
   }
-}
-
-// out[i] = the sum of weighted values taps pixels apart.
-template <int kTaps, typename A>
-void correlate_pixels(const A* in, int64_t c, const A* taps, A* __restrict out, int64_t n) {
-  A weights[kTaps];
-  for (int t = 0; t < kTaps; ++t) weights[t] = taps[t];
-  with_lanes<A>(n, [&](auto lanes) {
-    constexpr int kCount = lanes();
-    cover<kCount>(n, [&](int64_t i) {
-      auto sum = Lanes<A, kCount>::all(0);
-      for (int t = 0; t < kTaps; ++t) sum = fma(weights[t], Lanes<A, kCount>::read(in + i + t * c), sum);
-      sum.write(out + i);
-    });
-  });
 }
 
 }  // namespace

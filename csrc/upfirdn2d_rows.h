@@ -81,7 +81,7 @@ void blur_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end, Finish& fi
       const int64_t left = p.x.out - out.ox, n = left < most ? left : most;
       read(x + 3, n, scratch + kept);
       A* to = finish.target(out.out, sums);
-      correlate_pixels<4>(scratch, c, fx, to, n * c);
+      row_pass_blur(scratch, c, fx, to, n * c);
       finish(to, out, n * c);
       std::memmove(scratch, scratch + n * c, size_t(kept) * sizeof(A));
       out.out += n * c;
