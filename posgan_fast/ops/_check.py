@@ -8,7 +8,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -25,10 +24,6 @@ def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, 
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(value.shape)}")
     if shape is not None and tuple(value.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:  # it would be lost
-        raise NotImplementedError(
-            f"{name}: expected a tensor without a tangent, got a dual one; only reverse-mode derivatives exist"
-        )
     return value
 
 
@@ -61,6 +56,8 @@ def same_device(value: torch.Tensor, name: str, x: torch.Tensor, like: str = "x"
 def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
     if type(value) is int:  # the common case, without the slow look at abstract base classes
         pass
+    elif isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # as TorchScript's tracer hands out sizes
+        value = int(value)
     elif isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if minimum is not None and value < minimum:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ._op import transforms_active
+
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """channels_last only where the strides say so and the format is not ambiguous; views of it count too."""
@@ -23,6 +25,11 @@ def readable(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
 def empty(x: torch.Tensor, shape: tuple[int, ...], device: str | None = None) -> torch.Tensor:
     """A tensor of another shape in the dtype and memory format of ``x``, and on its device unless another is named."""
     return torch.empty(shape, dtype=x.dtype, device=device or x.device, memory_format=memory_format(x))
+
+
+def in_format_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``y`` in the memory format of ``x``; inside torch's transforms, where neither has one to tell, as it is."""
+    return y if transforms_active() else y.contiguous(memory_format=memory_format(x))
 
 
 def is_dense(x: torch.Tensor) -> bool:

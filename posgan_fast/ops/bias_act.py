@@ -39,6 +39,7 @@ import torch
 from .. import backend as _backend
 from . import _activations, _autocast, _check, _layout
 from ._activations import ACTIVATIONS
+from ._op import Op, is_transformed
 
 NAME = "bias_act"
 
@@ -76,10 +77,10 @@ def bias_act(
         NotImplementedError: in backward, a third derivative of a smooth activation.
     """
     b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
+    name = _backend.resolve(NAME, IMPLS, x, backend)
     if act == "linear" and gain == 1.0 and b is None and clamp < 0:
         return x
-    name = _backend.resolve(NAME, IMPLS, x, backend)
-    return torch.ops.posgan_fast.bias_act(x, b, dim, act, alpha, gain, clamp, name)
+    return OP(x, b, dim, act, alpha, gain, clamp, name)
 
 
 def bias_act_(
@@ -103,11 +104,13 @@ def bias_act_(
         ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for that needs the overwritten input.
     """
     b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
+    name = _backend.resolve(NAME, IMPLS, x, backend)
+    if is_transformed(x, b):
+        return x.copy_(OP(x, b, dim, act, alpha, gain, clamp, name))
     if not _layout.is_dense(x):
         raise ValueError(
             f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
         )
-    name = _backend.resolve(NAME, IMPLS, x, backend)
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
@@ -196,12 +199,17 @@ def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
         v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
         value = gain * _activations.value(act, v, alpha)
         if order == 0:
-            return torch.empty_like(x).copy_(value if clamp < 0 else value.clamp(-clamp, clamp))
+            return (value if clamp < 0 else _clamped(value, clamp)).to(x.dtype)
         slope = _activations.slope(act, v, alpha) if order == 1 else _activations.curvature(act, v, alpha)
     y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
     if clamp >= 0:
         y = torch.where((value > -clamp) & (value < clamp), y, 0)
-    return torch.empty_like(x).copy_(y)
+    return y.to(x.dtype)
+
+
+def _clamped(value, clamp):
+    """``value.clamp(-clamp, clamp)``, whose derivative is zero at the bounds too."""
+    return torch.where((value > -clamp) & (value < clamp), value, value.detach().clamp(-clamp, clamp))
 
 
 def _setup_context(ctx, inputs, output):
@@ -221,8 +229,8 @@ def gradient(g, ref, b, arguments):
     """The first derivative as a registered op; ref None: a mere scaling."""
     dim, _, _, gain, _, backend = arguments
     if ref is None:
-        return g if gain == 1 else torch.ops.posgan_fast.bias_act(g, None, dim, "linear", 0.0, gain, -1.0, backend)
-    return torch.ops.posgan_fast.bias_act_grad(g, ref, b, *arguments)
+        return g if gain == 1 else OP(g, None, dim, "linear", 0.0, gain, -1.0, backend)
+    return GRAD(g, ref, b, *arguments)
 
 
 def _setup_context_grad(ctx, inputs, output):
@@ -232,10 +240,10 @@ def _setup_context_grad(ctx, inputs, output):
 
 def _backward_grad(ctx, h):
     g, ref, b = ctx.saved_tensors
-    dg = torch.ops.posgan_fast.bias_act_grad(h, ref, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
+    dg = GRAD(h, ref, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
     if ctx.arguments[1] in ("linear", "relu", "lrelu") or not any(ctx.needs_input_grad[1:3]):
         return dg, *[None] * 8
-    dx = torch.ops.posgan_fast.bias_act_grad2(h, g, ref, b, *ctx.arguments)
+    dx = GRAD2(h, g, ref, b, *ctx.arguments)
     return dg, dx, _bias_gradient(ctx, dx, 2), *[None] * 6
 
 
@@ -250,18 +258,9 @@ def _backward_grad2(ctx, h):
             f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented"
         )
     g, dy, x, b = ctx.saved_tensors
-    dg = torch.ops.posgan_fast.bias_act_grad2(h, dy, x, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
-    ddy = torch.ops.posgan_fast.bias_act_grad2(h, g, x, b, *ctx.arguments) if ctx.needs_input_grad[1] else None
+    dg = GRAD2(h, dy, x, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
+    ddy = GRAD2(h, g, x, b, *ctx.arguments) if ctx.needs_input_grad[1] else None
     return dg, ddy, *[None] * 8
-
-
-torch.library.register_autograd("posgan_fast::bias_act", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd(
-    "posgan_fast::bias_act_grad", _backward_grad, setup_context=_setup_context_grad, lib=_LIBRARY
-)
-torch.library.register_autograd(
-    "posgan_fast::bias_act_grad2", _backward_grad2, setup_context=_setup_context_grad2, lib=_LIBRARY
-)
 
 
 class _InPlace(torch.autograd.Function):
@@ -335,6 +334,35 @@ _LIBRARY.impl("bias_act_grad", _dispatch_grad, "CompositeExplicitAutograd")
 _LIBRARY.impl("bias_act_grad2", _dispatch_grad2, "CompositeExplicitAutograd")
 
 
+class _Elementwise(Op):
+    """An op on tensors of any shape; a batch of calls is one call with a dimension more."""
+
+    def _merged(self, size, call):
+        *tensors, b, dim, act, alpha, gain, clamp, backend = call
+        return self(*tensors, b, dim if b is None else dim + 1, act, alpha, gain, clamp, backend)
+
+
+def _decomposition(x, b, dim, act, alpha, gain, clamp, backend):
+    return reference(x, b, None, None, dim, 0, act, alpha, gain, clamp)
+
+
+def _decomposition_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
+    return reference(g, b, ref, None, dim, 1, act, alpha, gain, clamp)
+
+
+def _decomposition_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
+    return reference(g, b, x, dy, dim, 2, act, alpha, gain, clamp)
+
+
+OP = _Elementwise(_LIBRARY, NAME, _decomposition, _setup_context, _backward, samples=(0,))
+GRAD = _Elementwise(
+    _LIBRARY, "bias_act_grad", _decomposition_grad, _setup_context_grad, _backward_grad, samples=(0, 1)
+)
+GRAD2 = _Elementwise(
+    _LIBRARY, "bias_act_grad2", _decomposition_grad2, _setup_context_grad2, _backward_grad2, samples=(0, 1, 2)
+)
+
+
 def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
     """Bring every tensor to one dense layout, that of the forward input, and run."""
     leader = x if ref is None else ref
@@ -360,7 +388,10 @@ def _contiguous(b: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _bias_gradient(ctx, dx, index):
-    return dx.sum([i for i in range(dx.ndim) if i != ctx.arguments[0]]) if ctx.needs_input_grad[index] else None
+    if not ctx.needs_input_grad[index]:
+        return None
+    others = [i for i in range(dx.ndim) if i != ctx.arguments[0]]
+    return dx.sum(others) if others else dx  # a sum over no dimensions is one over all
 
 
 @functools.cache

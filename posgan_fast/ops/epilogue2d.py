@@ -23,6 +23,7 @@ import torch
 
 from .. import backend as _backend
 from . import _activations, _check, _layout, bias_act, upfirdn2d
+from ._op import Op
 
 NAME = "epilogue2d"
 
@@ -67,7 +68,7 @@ def epilogue2d(
         NotImplementedError: in backward, a third derivative of a smooth activation.
     """
     arguments = check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp)
-    return torch.ops.posgan_fast.epilogue2d(*arguments, _backend.resolve(NAME, IMPLS, x, backend))
+    return OP(*arguments, _backend.resolve(NAME, IMPLS, x, backend))
 
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
@@ -132,13 +133,25 @@ def _fake_(x, scale, noise, b, act, alpha, gain, clamp, backend):
 
 def reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp):
     """The definition in plain torch, in the arithmetic type of ``x``."""
-    acc = _check.arithmetic(x.dtype)
-    z = x.to(acc)
+    z = x.to(_check.arithmetic(x.dtype))
     if f is not None:
         z = upfirdn2d.reference(z, f, up, down, padding, flip_filter, filter_gain)
+    return _finished(z, scale, noise, b, act, alpha, gain, clamp)
+
+
+def _decomposition(
+    x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, backend
+):  # fmt: skip
+    z = x.to(_check.arithmetic(x.dtype))
+    if f is not None:
+        z = upfirdn2d.decomposition(z, f, up, down, padding, flip_filter, filter_gain)
+    return _layout.in_format_of(_finished(z, scale, noise, b, act, alpha, gain, clamp).to(x.dtype), x)
+
+
+def _finished(z, scale, noise, b, act, alpha, gain, clamp):
     z = z if scale is None else z * scale[:, :, None, None]
     z = z if noise is None else z + noise
-    b = None if b is None else b.to(acc)
+    b = None if b is None else b.to(z.dtype)
     return bias_act.reference(z, b, None, None, 1, 0, act, alpha, gain, clamp)
 
 
@@ -162,7 +175,7 @@ def _backward(ctx, dy):
     elif ctx.kind == "input":
         noise, b = rest
         linear = ("linear", 0.0, 1.0, -1.0, ctx.activation[-1])
-        ref = torch.ops.posgan_fast.epilogue2d(x, f, scale, noise, None, *ctx.resample, *linear)
+        ref = OP(x, f, scale, noise, None, *ctx.resample, *linear)
     g = bias_act.gradient(dy, ref, b, ctx.activation)  # of z * scale + noise + b, [N, C, H', W']
     wanted = ctx.needs_input_grad
     d_b = g.sum((0, 2, 3)) if wanted[4] else None
@@ -181,10 +194,7 @@ def _backward(ctx, dy):
 def _transposed(ctx, g, f):
     up, down, padding, flip_filter, filter_gain = ctx.resample
     pad = upfirdn2d.transposed_padding(f, up, down, padding, ctx.in_shape[2:], ctx.out_shape[2:])
-    return torch.ops.posgan_fast.upfirdn2d(g, f, down, up, pad, not flip_filter, filter_gain, ctx.activation[-1])
-
-
-torch.library.register_autograd("posgan_fast::epilogue2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
+    return upfirdn2d.OP(g, f, down, up, pad, not flip_filter, filter_gain, ctx.activation[-1])
 
 
 def _run_cpu(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
@@ -250,6 +260,7 @@ def _dispatch_(x, scale, noise, b, act, alpha, gain, clamp, backend):
 
 _LIBRARY.impl("epilogue2d", _dispatch, "CompositeExplicitAutograd")
 _LIBRARY.impl("epilogue2d_", _dispatch_, "CompositeExplicitAutograd")
+OP = Op(_LIBRARY, NAME, _decomposition, _setup_context, _backward, samples=(0, 2, 3))
 
 
 def _launch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y, backend):

@@ -33,7 +33,8 @@ import functools
 import torch
 
 from .. import backend as _backend
-from . import _autocast, _blocked, _check, _conv2d, _layout, _modulation, _packed, bias_act, prologue2d, upfirdn2d
+from . import _autocast, _blocked, _check, _conv2d, _layout, _modulation, _packed, bias_act, epilogue2d, prologue2d, upfirdn2d
+from ._op import is_transformed, register
 
 NAME = "modulated_conv2d"
 
@@ -166,13 +167,15 @@ def _fake(x, weight, styles, up, down, padding, pad_map, f, *rest):
 
 def _call(x, *call):
     """Where no derivative can be asked for, the op, which may write over what it allocates; else the stages."""
-    if _wants_gradient(x, *call):
+    if _needs_stages(x, *call):
         return _stages(x, *call[:-1], backend=call[-1])
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
 
 
-def _wants_gradient(*call):
-    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call)
+def _needs_stages(*call):
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call):
+        return True
+    return is_transformed(*call) and not torch.compiler.is_exporting()
 
 
 def _stages(
@@ -196,7 +199,7 @@ def _stages(
     if inplace and f is None:
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
         return y
-    return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation).to(dtype)
+    return epilogue2d.OP(y, f, scale, noise, bias, *resample, *activation).to(dtype)
 
 
 def _setup_context(ctx, inputs, output):
@@ -216,9 +219,6 @@ def _backward(ctx, dy):
         found = torch.autograd.grad(y, [call[i] for i in wanted], dy, create_graph=higher)
     gradients = dict(zip(wanted, found, strict=True))
     return tuple(gradients.get(i) for i in range(len(call)))
-
-
-torch.library.register_autograd("posgan_fast::modulated_conv2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
 
 
 def _run_cpu(x, *call):
@@ -356,6 +356,14 @@ def _dispatch(x, *arguments):
 
 
 _LIBRARY.impl("modulated_conv2d", _dispatch, "CompositeExplicitAutograd")
+
+
+def _decomposition(x, *arguments):
+    with _autocast.disabled(x):
+        return _layout.in_format_of(_stages(x, *arguments[:-1], backend="reference"), x)
+
+
+register(_LIBRARY, NAME, _decomposition, _setup_context, _backward)
 
 
 def _empty_output(x, weight, up, down, padding, f, device=None):

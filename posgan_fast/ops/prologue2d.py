@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from .. import backend as _backend
 from . import _check, _layout, encodings2d
+from ._op import Op
 
 NAME = "prologue2d"
 MODES = ("zeros", "reflect", "instance")
@@ -95,11 +96,11 @@ def prologue2d(
     if pad_map is not None:
         check_border(pad_map, x, c, h, w)
         border = pad_map.to(x.dtype)
+    name = _backend.resolve(NAME, IMPLS, x, backend)
     if styles is None and residual is None and columns is None and not any(pad):
         return x
-    name = _backend.resolve(NAME, IMPLS, x, backend)
     first = encodings2d.height_first(layout)
-    return torch.ops.posgan_fast.prologue2d(x, residual, styles, border, columns, rows, pad, mode, concat, first, name)
+    return OP(x, residual, styles, border, columns, rows, pad, mode, concat, first, name)
 
 
 def grid(
@@ -110,9 +111,7 @@ def grid(
     x = columns.new_empty((1, 0, rows.shape[1], columns.shape[1]), dtype=dtype)
     name = _backend.resolve(op, IMPLS, x, backend)
     first = encodings2d.height_first(layout)
-    return torch.ops.posgan_fast.prologue2d(
-        x, None, None, None, columns, rows, (0, 0, 0, 0), "zeros", True, first, name
-    )
+    return OP(x, None, None, None, columns, rows, (0, 0, 0, 0), "zeros", True, first, name)
 
 
 def instance_pad2d(x: torch.Tensor, pad_map: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -142,7 +141,7 @@ def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int |
         least = f"{max(h, 1) + 2} x {max(w, 1) + 2}"
         raise ValueError(f"pad_map: expected at least {least} pixels, got shape {tuple(pad_map.shape)}")
     y, x = _offsets(pad_map.shape, h, w)
-    crop = pad_map[:, :, y : y + h + 2, x : x + w + 2]  # [N, C, H + 2, W + 2]
+    crop = pad_map.narrow(2, y, h + 2).narrow(3, x, w + 2)  # [N, C, H + 2, W + 2]
     return torch.cat([crop[:, :, 0], crop[:, :, -1], crop[:, :, 1:-1, 0], crop[:, :, 1:-1, -1]], dim=2)
 
 
@@ -281,14 +280,14 @@ def _backward(ctx, dy):
     if wanted[3]:
         d_border = _border_gradient(dy, ctx.border_shape, h, w)
     left, _, top, _ = ctx.padding
-    g = dy[:, :, top : top + h, left : left + w]  # [N, C', H, W]
+    g = dy.narrow(2, top, h).narrow(3, left, w)  # [N, C', H, W]; a full slice is an alias, which vmap does not know
     if ctx.mode == "reflect" and any(ctx.padding):  # up to nine values to a sum
         g = torch.ops.aten.reflection_pad2d_backward(dy.to(acc), g.to(acc), list(ctx.padding))
     if wanted[2]:
         z = _encoded(x.to(acc), columns, rows, ctx.concat, ctx.height_first)
         d_styles = (g.to(acc) * z).sum((2, 3))
     if wanted[0]:
-        dx = g[:, :c]
+        dx = g.narrow(1, 0, c)
         dx = (dx if styles is None else dx * styles[:, :c, None, None]).to(dy.dtype)
     return dx, g.to(dy.dtype) if wanted[1] else None, d_styles, d_border, *[None] * 7
 
@@ -299,9 +298,6 @@ def _border_gradient(dy, shape, h, w):
         return ring
     y, x = _offsets(shape, h, w)
     return F.pad(map_from_ring(ring, h, w), (x, shape[3] - w - 2 - x, y, shape[2] - h - 2 - y))
-
-
-torch.library.register_autograd("posgan_fast::prologue2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
 
 
 def _run_native(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first):
@@ -343,6 +339,14 @@ def _dispatch(x, residual, styles, border, columns, rows, padding, mode, concat,
 
 
 _LIBRARY.impl("prologue2d", _dispatch, "CompositeExplicitAutograd")
+
+
+def _decomposition(x, residual, styles, border, columns, rows, padding, mode, concat, height_first, backend):
+    y = reference(x, residual, styles, border, columns, rows, padding, mode, concat, height_first)
+    return _layout.in_format_of(y.to(x.dtype), x)
+
+
+OP = Op(_LIBRARY, NAME, _decomposition, _setup_context, _backward, samples=(0, 1, 2, 3))
 
 
 def _table(table, x):

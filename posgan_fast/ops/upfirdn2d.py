@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from .. import backend as _backend
 from . import _check, _layout
+from ._op import Op, static
 
 NAME = "upfirdn2d"
 
@@ -64,9 +65,7 @@ def upfirdn2d(
         BackendError: the chosen backend cannot run this call.
     """
     up, down, pad = check(x, f, up, down, padding, flip_filter, gain)
-    return torch.ops.posgan_fast.upfirdn2d(
-        x, taps_of(f, x), up, down, pad, flip_filter, float(gain), _backend.resolve(NAME, IMPLS, x, backend)
-    )
+    return OP(x, taps_of(f, x), up, down, pad, flip_filter, float(gain), _backend.resolve(NAME, IMPLS, x, backend))
 
 
 def filter2d(
@@ -223,26 +222,52 @@ def _fake(x, f, up, down, padding, flip_filter, gain, backend):
 
 
 def reference(x, f, up, down, padding, flip_filter, gain):
-    """The definition in plain torch: insert zeros, pad, correlate, decimate."""
+    """The definition in plain torch: insert zeros, pad or crop, correlate tap by tap, decimate.
+
+    No convolution of the vendor's: on GPUs it may round its operands to TF32.
+    """
+    return _define(_correlate, x, f, up, down, padding, flip_filter, gain)
+
+
+def decomposition(x, f, up, down, padding, flip_filter, gain, backend=None):
+    """The definition with a convolution for each channel, which inference engines run faster than a sum over taps."""
     with torch.autocast(x.device.type, enabled=False):
-        return _reference(x, f, up, down, padding, flip_filter, gain)
+        return _define(_convolve, x, f, up, down, padding, flip_filter, gain)
 
 
-def _reference(x, f, up, down, padding, flip_filter, gain):
-    n, c, h, w = x.shape
+def _define(correlate, x, f, up, down, padding, flip_filter, gain):
     acc = _check.arithmetic(x.dtype)
     g = f if flip_filter else f.flip(list(range(f.ndim)))
-    u = x.to(acc).reshape(n * c, 1, h, 1, w, 1)  # [N*C, 1, H, 1, W, 1]
-    u = F.pad(u, [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(n * c, 1, h * up[1], w * up[0])
-    x0, x1, y0, y1 = padding
+    u = x.to(acc)
+    if tuple(up) != (1, 1):
+        c, h, w = static(x.shape[1:])
+        u = F.pad(u[:, :, :, None, :, None], [0, up[0] - 1, 0, 0, 0, up[1] - 1])  # [N, C, H, up, W, up]
+        u = u.reshape(x.shape[0], c, h * up[1], w * up[0])
     u = F.pad(u, [max(p, 0) for p in padding])
-    u = u[:, :, max(-y0, 0) : u.shape[2] - max(-y1, 0), max(-x0, 0) : u.shape[3] - max(-x1, 0)]
+    if min(padding) < 0:  # apart, since more may be cropped on a side than there was before padding
+        u = F.pad(u, [min(p, 0) for p in padding])
     if g.ndim == 2:
-        u = F.conv2d(u, gain * g[None, None])
+        u = correlate(u, gain * g, down)
     else:
-        u = F.conv2d(F.conv2d(u, g[None, None, None, :]), gain * g[None, None, :, None])
-    u = u[:, :, :: down[1], :: down[0]]
-    return u.reshape(n, c, *u.shape[2:]).to(x.dtype).contiguous(memory_format=_layout.memory_format(x))
+        u = correlate(correlate(u, g[None, :], (down[0], 1)), gain * g[:, None], (1, down[1]))
+    return _layout.in_format_of(u.to(x.dtype), x)
+
+
+def _correlate(u, g, down):
+    """``u`` [N, C, H, W] correlated with ``g`` [kh, kw] where it lies inside, every ``down``-th [x, y] result."""
+    kh, kw = g.shape
+    y = 0
+    for i in range(kh):
+        rows = u[:, :, i : i + 1 - kh or None : down[1]]
+        for j in range(kw):
+            y = y + g[i, j] * rows[:, :, :, j : j + 1 - kw or None : down[0]]
+    return y
+
+
+def _convolve(u, g, down):
+    """:func:`_correlate` as a convolution with one group for each channel."""
+    (c,) = static(u.shape[1:2])
+    return F.conv2d(u, g.expand(c, 1, *g.shape), stride=(down[1], down[0]), groups=c)
 
 
 def _setup_context(ctx, inputs, output):
@@ -254,11 +279,8 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy):
     (f,) = ctx.saved_tensors
     pad = transposed_padding(f, ctx.up, ctx.down, ctx.padding, ctx.in_size, ctx.out_size)
-    grad = torch.ops.posgan_fast.upfirdn2d(dy, f, ctx.down, ctx.up, pad, not ctx.flip_filter, ctx.gain, ctx.backend)
+    grad = OP(dy, f, ctx.down, ctx.up, pad, not ctx.flip_filter, ctx.gain, ctx.backend)
     return grad, None, None, None, None, None, None, None
-
-
-torch.library.register_autograd("posgan_fast::upfirdn2d", _backward, setup_context=_setup_context, lib=_LIBRARY)
 
 
 def _run_native(x, f, up, down, padding, flip_filter, gain):
@@ -292,6 +314,7 @@ def _dispatch(x, f, up, down, padding, flip_filter, gain, backend):
 
 
 _LIBRARY.impl("upfirdn2d", _dispatch, "CompositeExplicitAutograd")
+OP = Op(_LIBRARY, NAME, decomposition, _setup_context, _backward, samples=(0,))
 
 
 def _resample(x, f, up, down, padding, flip_filter, gain, backend):
