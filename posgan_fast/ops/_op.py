@@ -1,7 +1,7 @@
 """How a call of a registered op reaches its kernels, and what runs in their place where torch transforms the call.
 
-- Plain calls, compiled and exported graphs run ``torch.ops.posgan_fast.<op>``: a kernel, with the op's own derivative.
-- ``torch.func.grad``, ``vjp``, ``jacrev``, ``vmap`` and batched gradients run the same op inside an ``autograd.Function``
+- Plain calls, compiled and exported graphs run ``torch.ops.posgan_fast.<op>``, a kernel with the op's own derivative.
+- ``torch.func.grad``, ``vjp``, ``jacrev``, ``vmap`` and batched gradients run it inside an ``autograd.Function``
   that has a batching rule, since torch's transforms do not see derivatives that a library registers.
 - Forward-mode derivatives and TorchScript's tracer run the op's decomposition: its definition in plain torch.
 - ``ExportedProgram.run_decompositions()`` and ``torch.onnx.export`` put that decomposition into the graph.
@@ -13,25 +13,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
 from torch.autograd import forward_ad
 
 
 def register(
     library: torch.library.Library,
     name: str,
+    kernel: Callable[..., torch.Tensor],
     decomposition: Callable[..., torch.Tensor],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
 ) -> Any:
-    """Give ``name``, which ``library`` defines and implements, its derivative and its decomposition; returns the op.
+    """Give ``name``, which ``library`` defines, its kernel, its derivative and its decomposition; returns the op.
 
     Args:
-        decomposition: takes the op's arguments; plain torch, writes over nothing, and strides its result as the op does.
+        kernel: takes the op's arguments, on any device.
+        decomposition: takes the same; plain torch, writes over nothing, and strides its result as the kernel does.
         setup_context, backward: as for :func:`torch.library.register_autograd`.
     """
+    library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_autograd(f"posgan_fast::{name}", backward, setup_context=setup_context, lib=library)
     op = getattr(torch.ops.posgan_fast, name).default
-    op.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(decomposition)
+
+    @op.py_impl(DispatchKey.CompositeImplicitAutograd)
+    def decompose(*args: Any) -> Any:
+        """Serve torch.export, which lends the op kernels while it works; torch.compile and the like keep the op."""
+        return decomposition(*args) if DispatchKey.CPU in op.py_kernels else NotImplemented
+
     return op
 
 
@@ -46,12 +55,13 @@ class Op:
         self,
         library: torch.library.Library,
         name: str,
+        kernel: Callable[..., torch.Tensor],
         decomposition: Callable[..., torch.Tensor],
         setup_context: Callable[..., None],
         backward: Callable[..., Any],
         samples: tuple[int, ...],
     ) -> None:
-        self._registered = register(library, name, decomposition, setup_context, backward)
+        self._registered = register(library, name, kernel, decomposition, setup_context, backward)
         self._decomposition, self._samples = decomposition, samples
         methods = dict(forward=self._registered, setup_context=setup_context, backward=backward, vmap=self._vmap)
         self._function: Any = type(name, (torch.autograd.Function,), {k: staticmethod(m) for k, m in methods.items()})
@@ -104,6 +114,11 @@ def is_transformed(*args: Any) -> bool:
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return torch.jit.is_tracing() or transforms_active() or differentiates_forward(*args)
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode, such as FlopCounterMode, looks at the operators that run."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def static(sizes: Sequence[Any]) -> list[Any]:

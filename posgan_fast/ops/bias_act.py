@@ -328,10 +328,7 @@ def _dispatch_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
     return _launch(g, b, x, dy, dim, 2, act, alpha, gain, clamp, backend)
 
 
-_LIBRARY.impl("bias_act", _dispatch, "CompositeExplicitAutograd")
 _LIBRARY.impl("bias_act_", _dispatch_, "CompositeExplicitAutograd")
-_LIBRARY.impl("bias_act_grad", _dispatch_grad, "CompositeExplicitAutograd")
-_LIBRARY.impl("bias_act_grad2", _dispatch_grad2, "CompositeExplicitAutograd")
 
 
 class _Elementwise(Op):
@@ -354,12 +351,18 @@ def _decomposition_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
     return reference(g, b, x, dy, dim, 2, act, alpha, gain, clamp)
 
 
-OP = _Elementwise(_LIBRARY, NAME, _decomposition, _setup_context, _backward, samples=(0,))
+OP = _Elementwise(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0,))
 GRAD = _Elementwise(
-    _LIBRARY, "bias_act_grad", _decomposition_grad, _setup_context_grad, _backward_grad, samples=(0, 1)
+    _LIBRARY, "bias_act_grad", _dispatch_grad, _decomposition_grad, _setup_context_grad, _backward_grad, samples=(0, 1)
 )
 GRAD2 = _Elementwise(
-    _LIBRARY, "bias_act_grad2", _decomposition_grad2, _setup_context_grad2, _backward_grad2, samples=(0, 1, 2)
+    _LIBRARY,
+    "bias_act_grad2",
+    _dispatch_grad2,
+    _decomposition_grad2,
+    _setup_context_grad2,
+    _backward_grad2,
+    samples=(0, 1, 2),
 )
 
 

@@ -258,9 +258,8 @@ def _dispatch_(x, scale, noise, b, act, alpha, gain, clamp, backend):
         x.copy_(y)
 
 
-_LIBRARY.impl("epilogue2d", _dispatch, "CompositeExplicitAutograd")
 _LIBRARY.impl("epilogue2d_", _dispatch_, "CompositeExplicitAutograd")
-OP = Op(_LIBRARY, NAME, _decomposition, _setup_context, _backward, samples=(0, 2, 3))
+OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0, 2, 3))
 
 
 def _launch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y, backend):

@@ -33,8 +33,20 @@ import functools
 import torch
 
 from .. import backend as _backend
-from . import _autocast, _blocked, _check, _conv2d, _layout, _modulation, _packed, bias_act, epilogue2d, prologue2d, upfirdn2d
-from ._op import is_transformed, register
+from . import (
+    _autocast,
+    _blocked,
+    _check,
+    _conv2d,
+    _layout,
+    _modulation,
+    _packed,
+    bias_act,
+    epilogue2d,
+    prologue2d,
+    upfirdn2d,
+)
+from ._op import is_transformed, is_watched, register
 
 NAME = "modulated_conv2d"
 
@@ -166,7 +178,8 @@ def _fake(x, weight, styles, up, down, padding, pad_map, f, *rest):
 
 
 def _call(x, *call):
-    """Where no derivative can be asked for, the op, which may write over what it allocates; else the stages."""
+    """Run the op, which may write over what it allocates, or the stages where a derivative can be asked for or somebody
+    looks at the operators."""
     if _needs_stages(x, *call):
         return _stages(x, *call[:-1], backend=call[-1])
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
@@ -175,7 +188,7 @@ def _call(x, *call):
 def _needs_stages(*call):
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call):
         return True
-    return is_transformed(*call) and not torch.compiler.is_exporting()
+    return not torch.compiler.is_compiling() and (is_transformed(*call) or is_watched())
 
 
 def _stages(
@@ -355,15 +368,12 @@ def _dispatch(x, *arguments):
     return y if y.stride() == expected.stride() else torch.empty_like(expected, device=x.device).copy_(y)
 
 
-_LIBRARY.impl("modulated_conv2d", _dispatch, "CompositeExplicitAutograd")
-
-
 def _decomposition(x, *arguments):
     with _autocast.disabled(x):
         return _layout.in_format_of(_stages(x, *arguments[:-1], backend="reference"), x)
 
 
-register(_LIBRARY, NAME, _decomposition, _setup_context, _backward)
+register(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward)
 
 
 def _empty_output(x, weight, up, down, padding, f, device=None):

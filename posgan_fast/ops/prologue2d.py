@@ -338,15 +338,12 @@ def _dispatch(x, residual, styles, border, columns, rows, padding, mode, concat,
     return y
 
 
-_LIBRARY.impl("prologue2d", _dispatch, "CompositeExplicitAutograd")
-
-
 def _decomposition(x, residual, styles, border, columns, rows, padding, mode, concat, height_first, backend):
     y = reference(x, residual, styles, border, columns, rows, padding, mode, concat, height_first)
     return _layout.in_format_of(y.to(x.dtype), x)
 
 
-OP = Op(_LIBRARY, NAME, _decomposition, _setup_context, _backward, samples=(0, 1, 2, 3))
+OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0, 1, 2, 3))
 
 
 def _table(table, x):

@@ -313,8 +313,7 @@ def _dispatch(x, f, up, down, padding, flip_filter, gain, backend):
     return _backend.implementation(NAME, IMPLS, x, backend)(x, f, up, down, padding, flip_filter, gain)
 
 
-_LIBRARY.impl("upfirdn2d", _dispatch, "CompositeExplicitAutograd")
-OP = Op(_LIBRARY, NAME, decomposition, _setup_context, _backward, samples=(0,))
+OP = Op(_LIBRARY, NAME, _dispatch, decomposition, _setup_context, _backward, samples=(0,))
 
 
 def _resample(x, f, up, down, padding, flip_filter, gain, backend):
