@@ -13,6 +13,7 @@ void modulated_weight(const Tensor& weight, const Tensor& styles, const std::opt
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.numel() > 0,
                   "modulated_weight: weight must be dense");
   const int64_t filters = weight.size(0), channels = weight.size(1), height = weight.size(2), width = weight.size(3);
+  STD_TORCH_CHECK(height * width < (int64_t(1) << 31), "modulated_weight: expected a kernel of fewer than 2^31 taps");
   const int taps = int(height * width);
   ModulatedWeightTask task = {};
   task.type = type_of(out);

@@ -1,18 +1,10 @@
 // upfirdn2d on CUDA: checks of memory, choice of kernel, launch.
 #include "torch_launch.hpp"
 #include "upfirdn2d.cuh"
+#include "upfirdn2d_tensors.hpp"
 
 namespace posgan_fast {
 namespace {
-
-Axis axis(const char* name, int64_t in, int64_t out, int64_t up, int64_t down, int64_t pad0, int64_t taps) {
-  constexpr int64_t kLimit = int64_t(1) << 30;
-  STD_TORCH_CHECK(up >= 1 && up < kLimit && down >= 1 && down < kLimit, "upfirdn2d: expected up", name, " and down",
-                  name, " in [1, 2^30), got ", up, " and ", down);
-  STD_TORCH_CHECK(pad0 > -kLimit && pad0 < kLimit, "upfirdn2d: expected |pad", name, "0| < 2^30, got ", pad0);
-  STD_TORCH_CHECK(taps >= 1 && taps < kLimit, "upfirdn2d: expected a filter of at least one tap, got ", taps);
-  return {in, out, int(up), int(down), int(pad0), int(taps)};
-}
 
 // The stride of a dimension of one element means nothing, and torch may leave anything there.
 int64_t stride_of(const Tensor& t, int dim, int64_t otherwise) { return t.size(dim) == 1 ? otherwise : t.stride(dim); }
@@ -31,8 +23,8 @@ void upfirdn2d(Tensor x, Tensor f, Tensor y, int64_t upx, int64_t upy, int64_t d
   if (y.numel() == 0) return;
 
   Upfirdn2dParams p;
-  p.x = axis("x", x.size(3), y.size(3), upx, downx, padx0, f.size(f.dim() - 1));
-  p.y = axis("y", x.size(2), y.size(2), upy, downy, pady0, f.size(0));
+  p.x = axis_of("upfirdn2d", "x", x.size(3), y.size(3), upx, downx, padx0, f.size(f.dim() - 1));
+  p.y = axis_of("upfirdn2d", "y", x.size(2), y.size(2), upy, downy, pady0, f.size(0));
   p.n = x.size(0);
   p.c = x.size(1);
   p.channels_last = !y.is_contiguous();

@@ -185,11 +185,13 @@ TiledShape tiled_shape(const Upfirdn2dParams& p) {
 template <typename T>
 Upfirdn2dKernel choose_kernel(const T* x, const T* y, const Upfirdn2dParams& p) {
   constexpr int64_t kSide = int64_t(1) << 28;
-  const bool factors = p.x.up == p.y.up && p.x.down == p.y.down && p.x.up * p.x.down <= 2;
+  const bool factors = p.x.up == p.y.up && p.x.down == p.y.down && int64_t(p.x.up) * p.x.down <= 2;
   const bool taps = p.x.taps == kFirTaps && p.y.taps == kFirTaps;
   bool sizes = p.n < kSide && p.n * p.c < kSide;
   for (const Axis& a : {p.x, p.y}) sizes = sizes && a.in < kSide && a.out < kSide && a.pad0 < kSide && a.pad0 > -kSide;
-  sizes = sizes && p.in_stride_h < kSide && p.out_stride_h < kSide;
+  for (const int64_t stride : {p.in_stride_h, p.in_stride_w, p.out_stride_h, p.out_stride_w}) {
+    sizes = sizes && stride < kSide;
+  }
   if (sizeof(T) < sizeof(double) && factors && taps && sizes) {
     if (p.in_stride_w == 1 && p.out_stride_w == 1) return Upfirdn2dKernel::kFir4;
     bool packs = p.in_stride_c == 1 && p.out_stride_c == 1;

@@ -163,7 +163,7 @@ void resample_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end, Finish
       if (iy < 0 || iy >= p.y.in) continue;
       const T* source = at.in.row(iy);
       for (int64_t i = 0; i < in_n; ++i) first_row[i] = load(source[i]);
-      filter_row(fx + (phase.first_tap + t * p.y.up) * p.x.taps, first_row, to, any);
+      filter_row(fx + int64_t(phase.first_tap + t * p.y.up) * p.x.taps, first_row, to, any);
       any = true;
     }
     complete(to, out, any);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "library.hpp"
+#include "upfirdn2d_tensors.hpp"
 
 namespace posgan_fast::cpu {
 
@@ -138,10 +139,9 @@ inline void set_filter(const char* op, Upfirdn2dTask& task, const Tensor& f, int
   STD_TORCH_CHECK((f.dim() == 1 || f.dim() == 2) && f.numel() > 0 && f.is_contiguous(), op, ": f must be dense");
   STD_TORCH_CHECK(f.scalar_type() == ScalarType::Float || f.scalar_type() == ScalarType::Double, op,
                   ": f must be float32 or float64");
-  STD_TORCH_CHECK(upx >= 1 && upy >= 1 && downx >= 1 && downy >= 1, op, ": factors must be at least 1");
   Upfirdn2dParams& p = task.params;
-  p.x = {p.x.in, p.x.out, int(upx), int(downx), int(padx0), int(f.size(f.dim() - 1))};
-  p.y = {p.y.in, p.y.out, int(upy), int(downy), int(pady0), int(f.size(0))};
+  p.x = axis_of(op, "x", p.x.in, p.x.out, upx, downx, padx0, f.size(f.dim() - 1));
+  p.y = axis_of(op, "y", p.y.in, p.y.out, upy, downy, pady0, f.size(0));
   p.flip = flip;
   p.gain = gain;
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+MAX_FACTOR, MAX_PADDING = 2**24 - 1, 2**30 - 1  # what the kernels take; they count within a row in 32 bits
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -53,7 +54,7 @@ def same_device(value: torch.Tensor, name: str, x: torch.Tensor, like: str = "x"
         raise ValueError(f"{name}: expected device {x.device} like {like}, got {value.device}")
 
 
-def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
+def integer(value: Any, name: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
     if type(value) is int:  # the common case, without the slow look at abstract base classes
         pass
     elif isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # as TorchScript's tracer hands out sizes
@@ -62,6 +63,8 @@ def integer(value: Any, name: str, *, minimum: int | None = None) -> int:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name}: expected an int <= {maximum}, got {value}")
     return value  # type: ignore[return-value]
 
 
@@ -96,21 +99,29 @@ def flag(value: Any, name: str) -> bool:
 
 
 def factors(up: Any, down: Any) -> tuple[int, int]:
-    """Of resampling, at most one of which differs from 1."""
-    up, down = integer(up, "up", minimum=1), integer(down, "down", minimum=1)
+    """Factors of resampling, at most one of which differs from 1."""
+    up, down = (integer(v, name, minimum=1, maximum=MAX_FACTOR) for v, name in ((up, "up"), (down, "down")))
     if up > 1 and down > 1:
         raise ValueError(f"down: expected 1 beside up={up}, got {down}")
     return up, down
 
 
-def pair(value: Any, name: str, *, minimum: int, axes: str = "[x, y]") -> tuple[int, int]:
+def pair(
+    value: Any, name: str, *, minimum: int, maximum: int | None = None, axes: str = "[x, y]"
+) -> tuple[int, int]:
     """An int for both axes, or one for each of ``axes``."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
-        both = integer(value, name, minimum=minimum)
+        both = integer(value, name, minimum=minimum, maximum=maximum)
         return both, both
     if len(value) != 2:
         raise ValueError(f"{name}: expected an int or {axes}, got {len(value)} values")
-    return integer(value[0], f"{name}[0]", minimum=minimum), integer(value[1], f"{name}[1]", minimum=minimum)
+    first, second = (integer(v, f"{name}[{i}]", minimum=minimum, maximum=maximum) for i, v in enumerate(value))
+    return first, second
+
+
+def resampling(up: Any, down: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Factors of resampling [x, y]."""
+    return pair(up, "up", minimum=1, maximum=MAX_FACTOR), pair(down, "down", minimum=1, maximum=MAX_FACTOR)
 
 
 def size(value: Any, name: str) -> tuple[int, int]:
@@ -125,11 +136,11 @@ def size(value: Any, name: str) -> tuple[int, int]:
 def padding(value: Any) -> tuple[int, int, int, int]:
     """An int for every side, [x, y], or [x_before, x_after, y_before, y_after]."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
-        p = integer(value, "padding")
+        p = integer(value, "padding", minimum=-MAX_PADDING, maximum=MAX_PADDING)
         return p, p, p, p
     if len(value) not in (2, 4):
         raise ValueError(f"padding: expected an int, [x, y] or [x0, x1, y0, y1], got {len(value)} values")
-    values = [integer(v, f"padding[{i}]") for i, v in enumerate(value)]
+    values = [integer(v, f"padding[{i}]", minimum=-MAX_PADDING, maximum=MAX_PADDING) for i, v in enumerate(value)]
     if len(values) == 2:
         return values[0], values[0], values[1], values[1]
     return values[0], values[1], values[2], values[3]

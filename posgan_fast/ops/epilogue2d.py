@@ -89,7 +89,7 @@ def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, ac
     _check.flag(flip_filter, "flip_filter")
     filter_gain = _check.real(filter_gain, "filter_gain")
     if f is None:
-        up, down = _check.pair(up, "up", minimum=1), _check.pair(down, "down", minimum=1)
+        up, down = _check.resampling(up, down)
         pad = _check.padding(padding)
         if (up, down, pad) != ((1, 1), (1, 1), (0, 0, 0, 0)):
             raise ValueError(f"f: expected a filter to resample with, got None with {up=}, {down=}, padding={pad}")

@@ -180,7 +180,7 @@ def check(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
     """Validate a call and return up, down and padding in full."""
     _check_tensors(x, f)
-    up, down = _check.pair(up, "up", minimum=1), _check.pair(down, "down", minimum=1)
+    up, down = _check.resampling(up, down)
     pad = _check.padding(padding)
     _check.flag(flip_filter, "flip_filter")
     _check.real(gain, "gain")
@@ -318,7 +318,7 @@ OP = Op(_LIBRARY, NAME, _dispatch, decomposition, _setup_context, _backward, sam
 
 def _resample(x, f, up, down, padding, flip_filter, gain, backend):
     _check_tensors(x, f)
-    (ux, uy), (dx, dy) = _check.pair(up, "up", minimum=1), _check.pair(down, "down", minimum=1)
+    (ux, uy), (dx, dy) = _check.resampling(up, down)
     px0, px1, py0, py1 = _check.padding(padding)
     gain = _check.real(gain, "gain")
     fw, fh = _filter_size(f)
