@@ -63,6 +63,16 @@ class Choice:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Answer of :func:`posgan_fast.explain` for a module: the choices behind its calls, and how many are alike."""
+
+    counts: tuple[tuple[Choice, int], ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{count} x {choice}" for choice, count in self.counts) or "no op of posgan_fast is called"
+
+
 def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
     """``with use_backend(name):`` runs every op in the block on that backend.
 
@@ -83,7 +93,20 @@ def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
     """
     if torch.compiler.is_compiling():
         return AUTO if backend in (None, AUTO) else check_name(backend, "backend")
+    if backend is None and (asked := _asked.get()) is not None:
+        asked.append(choice(op, impls, x, backend))
     return _choose(op, impls, x, backend)
+
+
+@contextlib.contextmanager
+def choices_asked_for() -> Iterator[list[Choice]]:
+    """Collect the choices of the calls in the block, without those that an op made of others settles for them."""
+    asked: list[Choice] = []
+    token = _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
 
 
 def decided(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> str:
@@ -153,6 +176,7 @@ def triton_can_run(x: torch.Tensor) -> Refusal | None:
 
 
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("posgan_fast_backend", default=None)
+_asked: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("posgan_fast_asked", default=None)
 _warned: set[tuple[str, str]] = set()
 
 

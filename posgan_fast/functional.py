@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from . import backend as _backend
 from .ops import _check
@@ -45,16 +47,35 @@ OPS: dict[str, tuple[Callable[..., Any], tuple[_backend.Impl, ...]]] = {
 }
 
 
-def explain(op_name: str, *args: Any, **kwargs: Any) -> _backend.Choice:
-    """Which backend ``op_name(*args, **kwargs)`` would run on, and the reason for or against each; runs nothing.
+@overload
+def explain(target: str, /, *args: Any, **kwargs: Any) -> _backend.Choice: ...
+@overload
+def explain(target: torch.nn.Module, /, *args: Any, **kwargs: Any) -> _backend.Choices: ...
+def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _backend.Choice | _backend.Choices:
+    """Tell which backend a call would run on, and the reason for or against each.
+
+    Args:
+        target: the name of an op, or a module, whose every call of an op is told.
+        args, kwargs: of the op or the module. The module's forward runs on fake tensors, which have shapes and no
+            values: nothing is computed and no state changes.
 
     Raises:
-        ValueError: ``op_name`` is no op of this library.
-        TypeError: the arguments do not fit the op's signature.
+        ValueError: ``target`` is no op of this library.
+        TypeError: the arguments do not fit the op's signature, or ``target`` is neither a name nor a module.
+
+    Example:
+        >>> explain("bias_act", torch.zeros(1, 3), act="relu", backend="reference").backend
+        'reference'
     """
-    if op_name not in OPS:
-        raise ValueError(f"op_name: expected one of {sorted(OPS)}, got {op_name!r}")
-    function, impls = OPS[op_name]
+    if isinstance(target, torch.nn.Module):
+        with FakeTensorMode(allow_non_fake_inputs=True), _backend.choices_asked_for() as asked:
+            target(*args, **kwargs)
+        return _backend.Choices(tuple(Counter(asked).items()))
+    if not isinstance(target, str):
+        raise TypeError(f"target: expected the name of an op or a module, got {type(target).__name__}")
+    if target not in OPS:
+        raise ValueError(f"target: expected one of {sorted(OPS)}, got {target!r}")
+    function, impls = OPS[target]
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding reads no tensor
-    return _backend.choice(op_name, impls, _check.tensor(x, "x"), bound.get("backend"))
+    return _backend.choice(target, impls, _check.tensor(x, "x"), bound.get("backend"))

@@ -274,3 +274,12 @@ def test_autocast_casts_the_bias():
     assert y.dtype == torch.bfloat16
     y.sum().backward()
     assert b.grad is not None and b.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("act", ["linear", "lrelu", "swish"])
+def test_the_bias_of_a_vector_has_a_gradient_of_its_own_shape(act):
+    x, b = (torch.randn(5, dtype=torch.float64).requires_grad_() for _ in range(2))
+    y = PF.bias_act(x, b, dim=0, act=act)
+    dx, db = torch.autograd.grad(y.square().sum(), (x, b), create_graph=True)
+    torch.testing.assert_close(db, dx)  # each value of the bias belongs to one of x
+    assert torch.autograd.gradgradcheck(lambda x, b: PF.bias_act(x, b, dim=0, act=act), (x, b))

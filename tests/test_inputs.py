@@ -25,6 +25,11 @@ UPFIRDN2D = [
     (dict(x=X[:, :0]), ValueError, "x"),
     (dict(x=X[:, :, :0]), ValueError, "x"),
     (dict(x=X[:, :, :, :0]), ValueError, "x"),
+    (dict(up=2**24), ValueError, "up"),
+    (dict(down=[1, 2**32]), ValueError, "down[1]"),
+    (dict(down=2**63), ValueError, "down"),
+    (dict(padding=2**30), ValueError, "padding"),
+    (dict(padding=[0, -(2**31)]), ValueError, "padding[1]"),
     (dict(f=[1, 3, 3, 1]), TypeError, "f"),
     (dict(f=F4.int()), TypeError, "f"),
     (dict(f=torch.ones(())), ValueError, "f"),
@@ -370,7 +375,7 @@ def test_other_entrances():
         pass
     with pytest.raises(TypeError, match="^name:"), posgan_fast.use_backend(3):
         pass
-    with pytest.raises(ValueError, match="^op_name:"):
+    with pytest.raises(ValueError, match="^target:"):
         posgan_fast.explain("conv2d", X)
     with pytest.raises(TypeError, match="missing a required argument: 'f'"):
         posgan_fast.explain("upfirdn2d", X)

@@ -294,3 +294,23 @@ def test_autocast_leaves_the_arithmetic_alone(backend):
     with torch.autocast("cpu", torch.bfloat16):
         y = PF.upsample2d(x, f, backend=backend)
     assert torch.equal(y, PF.upsample2d(x, f, backend=backend))
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])  # which inserts the zeros
+def test_the_largest_factor_runs_forward_and_backward(backend):
+    x = torch.randn(1, 1, 3, 3).requires_grad_()
+    y = PF.upfirdn2d(x, None, down=2**24 - 1, backend=backend)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, x[:, :, :1, :1])
+    assert dx[0, 0, 0, 0] == 1 and dx.sum() == 1
+
+
+@pytest.mark.parametrize("name", ["upfirdn2d", "epilogue2d"])
+def test_the_definition_takes_no_convolution_that_could_round_to_tf32(name, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the reference called a convolution")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", refuse)
+    x = torch.randn(1, 2, 5, 5, generator=torch.manual_seed(8))
+    for f in (f for f in FILTERS.values() if f is not None):
+        getattr(PF, name)(x, f, up=2, padding=6, backend="reference")
