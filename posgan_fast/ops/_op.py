@@ -3,7 +3,8 @@
 - Plain calls, compiled and exported graphs run ``torch.ops.posgan_fast.<op>``, a kernel with the op's own derivative.
 - ``torch.func.grad``, ``vjp``, ``jacrev``, ``vmap`` and batched gradients run it inside an ``autograd.Function``
   that has a batching rule, since torch's transforms do not see derivatives that a library registers.
-- Forward-mode derivatives and TorchScript's tracer run the op's decomposition: its definition in plain torch.
+- Forward-mode derivatives, TorchScript's tracer, and ``torch.compile`` around torch.func run the op's decomposition:
+  its definition in plain torch.
 - ``ExportedProgram.run_decompositions()`` and ``torch.onnx.export`` put that decomposition into the graph.
 """
 
@@ -32,7 +33,7 @@ def register(
         decomposition: takes the same; plain torch, writes over nothing, and strides its result as the kernel does.
         setup_context, backward: as for :func:`torch.library.register_autograd`.
     """
-    library.impl(name, kernel, "CompositeExplicitAutograd")
+    library.impl(name, refusing_tangents(name, kernel), "CompositeExplicitAutograd")
     torch.library.register_autograd(f"posgan_fast::{name}", backward, setup_context=setup_context, lib=library)
     op = getattr(torch.ops.posgan_fast, name).default
 
@@ -42,6 +43,20 @@ def register(
         return decomposition(*args) if DispatchKey.CPU in op.py_kernels else NotImplemented
 
     return op
+
+
+def refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel``, but with an error where graphs that hold the op would lose the tangent of a dual tensor."""
+
+    def run(*args: Any) -> Any:
+        if differentiates_forward(*args):
+            raise NotImplementedError(
+                f"{name}: no forward-mode derivative in a compiled or exported graph; call the function that was"
+                " compiled, or decompose the program: run_decompositions()"
+            )
+        return kernel(*args)
+
+    return run
 
 
 class Op:
@@ -67,10 +82,10 @@ class Op:
         self._function: Any = type(name, (torch.autograd.Function,), {k: staticmethod(m) for k, m in methods.items()})
 
     def __call__(self, *args: Any) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            return self._registered(*args)
         if torch.jit.is_tracing() or differentiates_forward(*args):
             return self._decomposition(*args)
+        if torch.compiler.is_compiling():  # with the function below Dynamo would not be done in one graph
+            return self._decomposition(*args) if transforms_active() else self._registered(*args)
         return self._function.apply(*args) if transforms_active() else self._registered(*args)
 
     def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[torch.Tensor, int]:
@@ -111,8 +126,8 @@ def differentiates_forward(*args: Any) -> bool:
 
 def is_transformed(*args: Any) -> bool:
     """Whether something other than the kernels may have to serve a call with these arguments."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+    if torch.compiler.is_exporting():
+        return True
     return torch.jit.is_tracing() or transforms_active() or differentiates_forward(*args)
 
 

@@ -39,7 +39,7 @@ import torch
 from .. import backend as _backend
 from . import _activations, _autocast, _check, _layout
 from ._activations import ACTIVATIONS
-from ._op import Op, is_transformed
+from ._op import Op, is_transformed, refusing_tangents
 
 NAME = "bias_act"
 
@@ -328,7 +328,7 @@ def _dispatch_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
     return _launch(g, b, x, dy, dim, 2, act, alpha, gain, clamp, backend)
 
 
-_LIBRARY.impl("bias_act_", _dispatch_, "CompositeExplicitAutograd")
+_LIBRARY.impl("bias_act_", refusing_tangents("bias_act_", _dispatch_), "CompositeExplicitAutograd")
 
 
 class _Elementwise(Op):

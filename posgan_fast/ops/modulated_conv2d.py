@@ -46,7 +46,7 @@ from . import (
     prologue2d,
     upfirdn2d,
 )
-from ._op import is_transformed, is_watched, register
+from ._op import differentiates_forward, is_transformed, is_watched, register, transforms_active
 
 NAME = "modulated_conv2d"
 
@@ -188,7 +188,9 @@ def _call(x, *call):
 def _needs_stages(*call):
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call):
         return True
-    return not torch.compiler.is_compiling() and (is_transformed(*call) or is_watched())
+    if torch.compiler.is_compiling():  # which works under dispatch modes of its own
+        return transforms_active() or differentiates_forward(*call)
+    return is_transformed(*call) or is_watched()
 
 
 def _stages(
