@@ -46,10 +46,10 @@ def register(
 
 
 def refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel``, but with an error where graphs that hold the op would lose the tangent of a dual tensor."""
+    """``kernel``, but with an error where a graph that holds the op would lose the tangent of a dual tensor."""
 
     def run(*args: Any) -> Any:
-        if differentiates_forward(*args):
+        if forward_ad._current_level >= 0 and _may_be_dual(args):
             raise NotImplementedError(
                 f"{name}: no forward-mode derivative in a compiled or exported graph; call the function that was"
                 " compiled, or decompose the program: run_decompositions()"
@@ -57,6 +57,13 @@ def refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., An
         return kernel(*args)
 
     return run
+
+
+def _may_be_dual(args: Sequence[Any]) -> bool:
+    try:
+        return differentiates_forward(*args)
+    except RuntimeError:  # inside a compiled graph torch does not tell
+        return True
 
 
 class Op:
