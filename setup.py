@@ -22,8 +22,8 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import setuptools
 
@@ -58,8 +58,7 @@ class Unavailable(Exception):
         self.reason, self.remedy = reason, remedy
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A compilation; ``command`` lacks the output."""
 
     command: list[str]
@@ -164,7 +163,9 @@ def build_cuda(lib: Path, forced: bool) -> dict:
     compile_all(jobs, compiler, torch)
     target = lib / "libposgan_fast_cuda.so"
     outputs = [str(job.output) for job in jobs]
-    run([nvcc, "-shared", "-o", str(target), *outputs, f"-L{torch['lib']}", "-ltorch_cpu", "-cudart", "static", "-ldl"])
+    # No device link: these sources need none, and it would keep the folders of this machine.
+    link = [nvcc, "-nodlink", "-shared", "-o", str(target), *outputs, f"-L{torch['lib']}", "-ltorch_cpu"]
+    run([*link, "-cudart", "static", "-ldl"])
     release = re.search(r"release (\d+\.\d+)", subprocess.check_output([nvcc, "--version"], text=True))
     return {
         "compiler": compiler,

@@ -30,7 +30,11 @@ COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than 
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not list(registry.selected(args.op, args.quick, args.case)):
+        names = [case.name for case in registry.selected(args.op, args.quick)]
+        parser.error(f"--case: no case of {', '.join(args.op)} contains {' or '.join(args.case)}; there are {names}")
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
         return _in_children(wanted, sys.argv[1:] if argv is None else argv, args.name if args.both else None)
@@ -55,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     for peer in content["peers"]:
         print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
-    rows, content["cut"] = _measure(args, device, effort, loaded, begin)
+    with harness.tf32(False):  # which the reference may not round by
+        rows, content["cut"] = _measure(args, device, effort, loaded, begin)
     content["load_average_after"] = os.getloadavg()
     content |= report.as_json(rows)
     content["disagreements"] = disagreements(rows)
