@@ -41,7 +41,8 @@ def test_upfirdn2d(case, dtype, layout, backend):
     actual = _upfirdn2d_orders(case, *(t.to(DEVICE) for t in (x, f, g, h)), backend)
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e, "upfirdn2d", dtype)
-    assert actual[0].is_contiguous(memory_format=layout)
+    if x.shape[2:] != (1, 1):  # one pixel lies in both layouts
+        assert actual[0].is_contiguous(memory_format=layout)
 
 
 @each_backend
@@ -101,7 +102,9 @@ def test_fused_modulated_conv2d(resolution, side, border, dtype, monkeypatch):
     kernel = pytest.importorskip("posgan_fast.kernels.modulated_conv2d")
     calls, launch = [], kernel.modulated_conv2d
     monkeypatch.setattr(kernel, "modulated_conv2d", lambda *args: calls.append(args) or launch(*args))
-    i = min(cases.channels(resolution), 64) if side == 3 else cases.channels(resolution)
+    # In float32 of fewer products: a sum of 576 rounds by as much as the table allows.
+    most = cases.channels(resolution) if side == 1 else 32 if dtype == torch.float32 else 64
+    i = min(cases.channels(resolution), most)
     o = i if side == 3 and dtype != torch.float32 else 3
     h, w = resolution - 3, resolution  # rows of tiles that end early
     ring = {"": None, "map": (2, i, h + 2, w + 2), "ring": (2, i, 2 * (h + w) + 4)}[border]
@@ -115,7 +118,7 @@ def test_fused_modulated_conv2d(resolution, side, border, dtype, monkeypatch):
         noise=_like((1, 1, h, w), torch.float32, torch.contiguous_format, 1),
         bias=_like((o,), dtype, torch.contiguous_format, 5),
         act="lrelu",
-        clamp=4.0,
+        clamp=8.0,
     )
     given = [x, weight / (i * side**2) ** 0.5, styles]  # toRGB has no demodulation to keep it off the clamp
     given, arguments = [_there(t) for t in given], {k: _there(v) for k, v in arguments.items()}
