@@ -42,12 +42,12 @@ EXIT = {PASSED: 0, FAILED: 1, CUT: 3}
 # The files with tests marked gpu: they import what a bare GPU machine has.
 TESTS = ("test_gpu.py", "test_gpu_networks.py", "test_gradfix.py", "test_integrations_families.py")
 PARTS = 8  # test runs side by side: most of their time is Triton compiling
-# What the gate can do without, and what is lost then.
+# What may be missing, and what it serves.
 PACKAGES = {
     "pytest": "the tests",
     "triton": "the Triton backend",
     "matplotlib": "plots",
-    **dict.fromkeys(("hypothesis", "scipy", "packaging"), "nothing here, but the tests that need no GPU"),
+    **dict.fromkeys(("hypothesis", "scipy", "packaging"), "only tests that need no GPU"),
 }
 # Names of our kernels as compute-sanitizer matches them: part of a mangled C++ name, or a whole name in Triton.
 KERNELS = {"cuda": ("kns=posgan_fast",), "triton": ("kne=kernel", "kne=_streamed", "kne=_looped")}
@@ -137,7 +137,7 @@ def run(stages: Sequence[Sequence[Step]], out: Path, dry_run: bool, work: Path, 
     common = {"schema": SCHEMA, "dry_run": dry_run}
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     for name in missing:
-        print(f"gpu-gate: {name} is not installed: without it goes {PACKAGES[name]}", flush=True)
+        print(f"gpu-gate: {name} is not installed; it serves {PACKAGES[name]}", flush=True)
     environment = harness.provenance(torch.device("cpu" if dry_run else "cuda"))
     shutil.rmtree(STAGE, ignore_errors=True)
     STAGE.mkdir(parents=True)

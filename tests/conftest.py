@@ -39,15 +39,13 @@ def pytest_configure(config: pytest.Config) -> None:
         peers.setdefault("hammer", peers["padinv"])  # which contains Hammer's networks
     config.stash[_PEERS] = peers
     config.addinivalue_line("markers", "large: needs most of a device's memory, so none runs beside another")
-    part, _, parts = config.getoption("--part").partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise pytest.UsageError(f"--part: expected I/N with 1 <= I <= N, got {config.getoption('--part')!r}")
+    part_of(config)
     # Results in float32 are held to float64: no product on a GPU may round its factors.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    part, parts = (int(number) for number in config.getoption("--part").split("/"))
+    part, parts = part_of(config)
     turns = [1 if item.get_closest_marker("large") else i % parts + 1 for i, item in enumerate(items)]
     items[:] = [item for item, turn in zip(items, turns, strict=True) if turn == part]
     if torch.cuda.is_available():
@@ -55,6 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def part_of(config: pytest.Config) -> tuple[int, int]:
+    part, _, parts = config.getoption("--part").partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise pytest.UsageError(f"--part: expected I/N with 1 <= I <= N, got {config.getoption('--part')!r}")
+    return int(part), int(parts)
 
 
 @pytest.fixture
