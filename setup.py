@@ -254,7 +254,8 @@ def find_compiler() -> str:
 
 def without_paths(torch: dict) -> list[str]:
     """Flags that keep the folders of this machine out of the messages that torch's checks compile in."""
-    return [f"-ffile-prefix-map={path}/=" for path in (*torch["includes"], ROOT)]
+    paths = [str(path) for path in (*torch["includes"], ROOT)]
+    return [f"-ffile-prefix-map={path}/=" for path in paths if "," not in path]  # at which nvcc splits options
 
 
 def schemas_digest() -> str:

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     content: dict[str, Any] = {
         "schema": 1,
-        "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _build()},
+        "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _native.build_record()},
         "settings": {
             "quick": args.quick, "effort": asdict(effort), "batch": args.batch, "dtypes": args.dtype,
             "layouts": args.layout, "ops": args.op, "compiled": _compiled_setting(args, device), "budget": args.budget,
@@ -129,12 +129,6 @@ def _in_children(wanted: list[str], argv: list[str], name: str | None) -> int:
         command = [sys.executable, "-m", "benchmarks", *kept, *apart]
         codes.append(subprocess.run(command, env=harness.environment_for(setting)).returncode)
     return max(codes)
-
-
-def _build() -> dict[str, Any]:
-    """What the native build recorded, without the remedies, which name this machine's paths."""
-    record = _native.build_record()
-    return {library: {k: v for k, v in entry.items() if k != "remedy"} for library, entry in record.items()}
 
 
 def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:

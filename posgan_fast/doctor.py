@@ -144,8 +144,10 @@ def _cuda() -> str:
 def _triton() -> str:
     if not _native.has_triton():
         return "not installed"
-    import triton
-
+    try:
+        import triton
+    except Exception as error:
+        return f"does not import: {error}"
     return triton.__version__
 
 
