@@ -32,9 +32,10 @@ COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if not list(registry.selected(args.op, args.quick, args.case)):
-        names = [case.name for case in registry.selected(args.op, args.quick)]
-        parser.error(f"--case: no case of {', '.join(args.op)} contains {' or '.join(args.case)}; there are {names}")
+    names = [case.name for case in registry.selected(args.op, args.quick)]
+    for word in args.case:
+        if not any(word in name for name in names):
+            parser.error(f"--case: no case of {', '.join(args.op)} contains {word!r}; there are {', '.join(names)}")
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
         return _in_children(wanted, sys.argv[1:] if argv is None else argv, args.name if args.both else None)
