@@ -30,7 +30,12 @@ COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than 
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    names = [case.name for case in registry.selected(args.op, args.quick)]
+    for word in args.case:
+        if not any(word in name for name in names):
+            parser.error(f"--case: no case of {', '.join(args.op)} contains {word!r}; there are {', '.join(names)}")
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
         return _in_children(wanted, sys.argv[1:] if argv is None else argv, args.name if args.both else None)
@@ -45,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     content: dict[str, Any] = {
         "schema": 1,
-        "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _build()},
+        "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _native.build_record()},
         "settings": {
             "quick": args.quick, "effort": asdict(effort), "batch": args.batch, "dtypes": args.dtype,
             "layouts": args.layout, "ops": args.op, "compiled": _compiled_setting(args, device), "budget": args.budget,
@@ -55,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     for peer in content["peers"]:
         print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
-    rows, content["cut"] = _measure(args, device, effort, loaded, begin)
+    with harness.tf32(False):  # which the reference may not round by
+        rows, content["cut"] = _measure(args, device, effort, loaded, begin)
     content["load_average_after"] = os.getloadavg()
     content |= report.as_json(rows)
     content["disagreements"] = disagreements(rows)
@@ -124,12 +130,6 @@ def _in_children(wanted: list[str], argv: list[str], name: str | None) -> int:
         command = [sys.executable, "-m", "benchmarks", *kept, *apart]
         codes.append(subprocess.run(command, env=harness.environment_for(setting)).returncode)
     return max(codes)
-
-
-def _build() -> dict[str, Any]:
-    """What the native build recorded, without the remedies, which name this machine's paths."""
-    record = _native.build_record()
-    return {library: {k: v for k, v in entry.items() if k != "remedy"} for library, entry in record.items()}
 
 
 def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:

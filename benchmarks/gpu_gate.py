@@ -1,10 +1,11 @@
 """python -m benchmarks.gpu_gate: everything that needs a GPU, in one command, within nine minutes, without network.
 
 Builds the native libraries into ``build/gate`` (nothing is installed, nothing outside ``build/`` and ``--out``
-changes), then, from there, runs the tests marked gpu, compute-sanitizer over the CUDA kernels, and the benchmarks of
-layers, generators and ops. Each step writes one JSON file; ``summary.json`` has the verdict and the environment. Every
-step runs even if one before it failed, unless the build did. Exit code 0: all passed; 1: something failed; 3: nothing
-failed, but time ran out.
+changes), then, from there, runs the tests marked gpu, compute-sanitizer over the kernels of both GPU backends, and the
+benchmarks of layers, generators and ops: correctness first, what is least telling last. A step that fails or overruns
+its time stops only those that need what it makes. Each step writes one JSON file; ``summary.json`` has the verdict and
+the environment; with ``--tune`` all of them go into one archive. Exit code 0: all passed; 1: something failed; 3:
+nothing failed, but time ran out.
 
 ``--dry-run`` does the same on the CPU, in two minutes: the tests are collected, the sanitizer is skipped, the
 benchmarks are the quick ones. A checkout without its git history can tell its commit by POSGAN_FAST_COMMIT.
@@ -13,6 +14,7 @@ benchmarks are the quick ones. A checkout without its git history can tell its c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,34 +24,49 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import ROOT, harness, peers
+from . import ROOT, gate_judges, harness, peers
+from .gate_judges import CUT, FAILED, PASSED, SKIPPED, shown
 
-SCHEMA = 1
+SCHEMA = 2
 TOTAL = 520.0  # seconds, a margin under nine minutes
+LEAST = 5.0  # seconds, without which no step begins
 STAGE = ROOT / "build" / "gate"
-PASSED, FAILED, SKIPPED, CUT = "passed", "failed", "skipped", "cut"
 EXIT = {PASSED: 0, FAILED: 1, CUT: 3}
+# The files with tests marked gpu: they import what a bare GPU machine has.
+TESTS = ("test_gpu.py", "test_gpu_networks.py", "test_gradfix.py", "test_integrations_families.py")
+PARTS = 8  # test runs side by side: most of their time is Triton compiling
+# What may be missing, and what it serves.
+PACKAGES = {
+    "pytest": "the tests",
+    "triton": "the Triton backend",
+    "matplotlib": "plots",
+    **dict.fromkeys(("hypothesis", "scipy", "packaging"), "only tests that need no GPU"),
+}
+# Names of our kernels as compute-sanitizer matches them: part of a mangled C++ name, or a whole name in Triton.
+KERNELS = {"cuda": ("kns=posgan_fast",), "triton": ("kne=kernel", "kne=_streamed", "kne=_looped")}
 
 
 @dataclass
 class Step:
     """One part of the gate.
 
-    ``command`` gets the seconds it may take; without one the step is skipped, for the reason ``skip``. ``judge`` turns
-    exit code and output into a status and what is worth keeping."""
+    ``commands`` gets the seconds that they may take, side by side; without any the step is skipped, for the reason
+    ``skip``. ``judge`` turns exit code and output into a status and what is worth keeping. ``needs`` names the steps
+    that must have passed."""
 
     name: str
     limit: float
-    command: Callable[[float], list[str]] | None
-    judge: Callable[[int, str], tuple[str, dict[str, Any]]]
+    commands: Callable[[float], list[list[str]]] | None
+    judge: Callable[[int, str], gate_judges.Judgement]
+    needs: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     directory: Path = STAGE
     skip: str = ""
@@ -57,103 +74,106 @@ class Step:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    if args.exercise:
-        return exercise(args.exercise)
     if not args.dry_run and not torch.cuda.is_available():
         print("no CUDA device here; --dry-run executes the same steps on the CPU", file=sys.stderr)
         return 2
     peers.parse(args.peer)  # a wrong path is told before the build
     args.out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="gate-"))
-    try:
-        return run(plan(args.dry_run, args.peer, args.tune, work), args.out.resolve(), args.dry_run, work)
-    finally:
-        shutil.rmtree(work)
+    with tempfile.TemporaryDirectory(prefix="gate-") as name:
+        work = Path(name)
+        out = work / "records" if args.tune else args.out.resolve()
+        try:
+            return run(plan(args.dry_run, args.peer, args.tune, work), out, args.dry_run, work)
+        finally:
+            if args.tune:
+                print(f"gpu-gate: wrote {shutil.make_archive(str(args.out / 'gpu-gate'), 'gztar', out)}")
 
 
-def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[Step]:
-    """The steps, the build first. ``work`` is a folder for what passes between a step's command and its judge."""
+def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[list[Step]]:
+    """The steps in order, those of an inner list side by side. ``work`` is a folder for what passes between a step's
+    commands and its judge."""
     python = sys.executable
+    device = "cpu" if dry_run else "cuda"
     asked = [part for entry in peer for part in ("--peer", _absolute(entry))]
-    build = Step(
-        "build", 100,
-        lambda seconds: [python, "setup.py", "-q", "build_py", "--build-lib", str(STAGE)],
-        _judge_build, _build_environment(dry_run), ROOT,
-    )  # fmt: skip
-    junit = work / "junit.xml"
-    pytest = [python, "-m", "pytest", "tests", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    if not dry_run and importlib.util.find_spec("xdist"):
-        pytest += ["-n", "8"]  # most of the time is Triton compiling
+    files = [f"tests/{name}" for name in TESTS]
+    pytest = [python, "-m", "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    reports = [work / f"junit-{part}.xml" for part in range(1, PARTS + 1)]
     if dry_run:
-        tests = Step("tests", 60, lambda seconds: [*pytest, "--collect-only"], _judge_collection)
+        tests = Step("tests", 120, lambda seconds: [[*pytest, "--collect-only"]], gate_judges.collection)
     else:
-        tests = Step(
-            "tests", 130, lambda seconds: [*pytest, f"--junitxml={junit}", *asked], lambda c, o: _judge_junit(c, junit)
-        )  # fmt: skip
+        runs = [[*pytest, *asked, f"--part={i}/{PARTS}", f"--junitxml={r}"] for i, r in enumerate(reports, 1)]
+        tests = Step("tests", 150, lambda seconds: runs, lambda code, output: gate_judges.junit(code, reports))
     size = ["--device", "cpu", "--quick"] if dry_run else ["--device", "cuda", "--batch", "8"]
     if not dry_run:
         size += ["--dtype", "float16", "float32", "--layout", "nchw", "channels_last"]
     what = ["--what", "layer", "--rounds", "2"] if dry_run else ["--what", "layer", "generator", "--size", "256"]
     nvlabs = [part for entry in asked if entry.startswith("nvlabs=") for part in ("--peer", entry.partition("=")[2])]
+    written = ["--out", str(work), "--name"]
     networks = Step(
-        "networks", 60,
-        lambda seconds: [
-            python, "-m", "benchmarks.networks", *what, *nvlabs, "--out", str(work), "--name", "networks",
-        ],
-        lambda code, output: _judge_file(code, work / "networks.json"),
+        "networks", 90,
+        lambda seconds: [[python, "-m", "benchmarks.networks", *what, *nvlabs, *written, "networks"]],
+        lambda code, output: gate_judges.file(code, work / "networks.json"), (f"build-{device}",),
     )  # fmt: skip
+    ops = [python, "-m", "benchmarks", "--as-started", *size, *asked, *written, "benchmarks"]
     benchmarks = Step(
-        "benchmarks", 40 if dry_run else 150 if tune else TOTAL,
-        lambda seconds: [
-            python, "-m", "benchmarks", "--as-started", *size, *asked,
-            "--budget", str(max(10, int(seconds) - 30)), "--out", str(work), "--name", "benchmarks",
-        ],
-        lambda code, output: _judge_benchmarks(code, work / "benchmarks.json"),
+        "benchmarks", 90 if dry_run else 150 if tune else TOTAL,
+        lambda seconds: [[*ops, "--budget", str(max(10, int(seconds) - 30))]],
+        lambda code, output: gate_judges.benchmarks(code, work / "benchmarks.json"),
+        ("build-cpu",) if dry_run else (),  # on a GPU the Triton backend is measured whatever was built
     )  # fmt: skip
-    steps = [build, tests, *(_sanitizer(tool, dry_run) for tool in ("memcheck", "racecheck")), networks, benchmarks]
+    sanitizers = [_sanitizer(tool, backend, dry_run) for tool in ("memcheck", "racecheck") for backend in KERNELS]
+    stages = [[_build("cpu", dry_run), _build("cuda", dry_run)], [tests], sanitizers, [networks], [benchmarks]]
     if tune:
         found = work / "tune.json"
         skip = "no CUDA device" if dry_run else ""
         tuning = [python, "-m", "benchmarks.tune", str(found)]
-        command = None if dry_run else lambda seconds: [*tuning, str(int(0.9 * seconds))]
-        steps.append(Step("tune", 120, command, lambda code, output: _judge_file(code, found), skip=skip))
-    return steps
+        commands = None if dry_run else lambda seconds: [[*tuning, str(int(0.9 * seconds))]]
+        stages.append([Step("tune", 120, commands, lambda code, output: gate_judges.file(code, found), skip=skip)])
+    return stages
 
 
-def run(steps: list[Step], out: Path, dry_run: bool, work: Path, total: float = TOTAL) -> int:
+def run(stages: Sequence[Sequence[Step]], out: Path, dry_run: bool, work: Path, total: float = TOTAL) -> int:
     """Run the steps within ``total`` seconds, write their records and the summary, and return the exit code."""
     begin = time.perf_counter()
     common = {"schema": SCHEMA, "dry_run": dry_run}
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    for name in missing:
+        print(f"gpu-gate: {name} is not installed; it serves {PACKAGES[name]}", flush=True)
     environment = harness.provenance(torch.device("cpu" if dry_run else "cuda"))
     shutil.rmtree(STAGE, ignore_errors=True)
-    records: list[dict[str, Any]] = []
-    broken = False
-    for step in steps:
+    STAGE.mkdir(parents=True)
+    records: dict[str, dict[str, Any]] = {}
+
+    def finish(step: Step) -> dict[str, Any]:
         seconds = min(step.limit, total - (time.perf_counter() - begin))
-        if broken:
-            record = _record(step, CUT, reason="the build failed")
-        elif step.command is None:
+        lacking = [name for name in step.needs if records[name]["status"] != PASSED]
+        if step.commands is None:
             record = _record(step, SKIPPED, reason=step.skip)
-        elif seconds < 5:
+        elif lacking:
+            record = _record(step, CUT, reason=f"{lacking[0]} did not pass")
+        elif seconds < LEAST:
             record = _record(step, CUT, reason="no time was left")
         else:
             record = _execute(step, seconds)
-        if step.name == "build":
-            broken = record["status"] != PASSED
-            if not broken:
-                _stage()
-        records.append(record)
         harness.write_json(out / f"{step.name}.json", {**common, **record})
         print(f"gpu-gate: {step.name}: {record['status']} {record['reason']} ({record['seconds']:.0f} s)", flush=True)
+        return record
+
+    for i, stage in enumerate(stages):
+        with ThreadPoolExecutor() as pool:
+            records |= {record["name"]: record for record in pool.map(finish, stage)}
+        if i == 0:
+            _stage([name.partition("-")[2] for name, record in records.items() if record["status"] == PASSED])
     if (work / "benchmarks.png").exists():
         shutil.copyfile(work / "benchmarks.png", out / "benchmarks.png")
-    verdict = verdict_of([r["status"] for r in records])
+    verdict = verdict_of([record["status"] for record in records.values()])
     summary = {
         **common,
         "verdict": verdict,
         "environment": environment,
+        "missing": missing,
         "seconds": round(time.perf_counter() - begin, 1),
-        "steps": {r["name"]: {k: r[k] for k in ("status", "reason", "seconds")} for r in records},
+        "steps": {name: {k: r[k] for k in ("status", "reason", "seconds")} for name, r in records.items()},
     }
     harness.write_json(out / "summary.json", summary)
     print(f"gpu-gate: {'dry run ' if dry_run else ''}{verdict} in {summary['seconds']} s, {out}")
@@ -164,95 +184,55 @@ def verdict_of(statuses: list[str]) -> str:
     return FAILED if FAILED in statuses else CUT if CUT in statuses else PASSED
 
 
-def exercise(backend: str) -> int:
-    """Every kernel on small cases, forward and two derivatives, few launches each: what the sanitizer watches."""
-    import cases
-
-    from posgan_fast import functional as PF
-
-    device = "cuda" if backend in ("cuda", "triton") else "cpu"
-    count = 0
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            for op, small in cases.SMALL.items():
-                for case in small:
-                    x, extra = (None if t is None else t.to(device) for t in case.tensors(dtype, layout))
-                    assert x is not None
-                    x.requires_grad_()
-                    y = getattr(PF, op)(x, extra, **case.arguments, backend=backend)
-                    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
-                    if dx.requires_grad:
-                        torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
-                    count += 1
-            count += _exercise_layers(dtype, layout, device, backend)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    print(f"exercised {count} calls on {backend}")
-    return 0
-
-
-def _exercise_layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backend: str) -> int:
-    """Style layers with everything that their prologue and epilogue can do; returns how many."""
-    from posgan_fast import functional as PF
-
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=device, dtype=dtype)
-
-    for up, side in ((1, 9), (2, 18)):
-        x = randn(2, 20, 9, 9).contiguous(memory_format=layout).requires_grad_()
-        given: dict[str, Any] = dict(
-            up=up, padding=1, pad_map=randn(2, 20 if up == 1 else 12, 23, 24), noise=randn(2, 1, side, side),
-            resample_filter=PF.setup_filter([1, 3, 3, 1], device=device), bias=randn(12), act="lrelu", clamp=1.0,
-            backend=backend,
-        )  # fmt: skip
-        weight, styles = randn(12, 20, 3, 3), randn(2, 20)
-        with torch.no_grad():
-            PF.modulated_conv2d(x, weight, styles, **given)
-        y = PF.modulated_conv2d(x, weight, styles, **given)
-        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
-        torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
-        z = PF.prologue2d(x, padding=2, mode="reflect", encode="spe", join="concat", channels=8, backend=backend)
-        torch.autograd.grad(z.sum(), x)
-    return 6
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_gate", description=__doc__.splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="the same steps on the CPU")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="checkout to run beside ours")
-    parser.add_argument("--tune", action="store_true", help="also measure every row of the Triton launch tables")
+    parser.add_argument(
+        "--tune", action="store_true", help="also measure every row of the Triton launch tables; writes gpu-gate.tar.gz"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/gpu-gate"), metavar="DIR")
-    parser.add_argument("--exercise", metavar="BACKEND", help=argparse.SUPPRESS)
     return parser
 
 
 def _execute(step: Step, seconds: float) -> dict[str, Any]:
-    """Run a step's command, in a process group of its own so that nothing outlives its limit."""
-    assert step.command is not None
-    command = step.command(seconds)
+    """Run a step's commands, in process groups of their own so that nothing outlives the limit."""
+    assert step.commands is not None
+    commands = step.commands(seconds)
     print(f"gpu-gate: {step.name}, at most {seconds:.0f} s", flush=True)
     begin = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=step.directory, env={**os.environ, **step.environment}, start_new_session=True,
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            code, late = process.wait(timeout=seconds), False
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            code, late = process.wait(), True
-        log.seek(0)
-        output = log.read().decode(errors="replace")
-    status, result = step.judge(code, output)
+    late = False
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in commands]
+        environment = {**os.environ, **step.environment}
+        processes = [
+            subprocess.Popen(
+                command, cwd=step.directory, env=environment, start_new_session=True, stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            for command, log in zip(commands, logs, strict=True)
+        ]  # fmt: skip
+        for process in processes:
+            try:
+                process.wait(timeout=max(0.0, seconds - (time.perf_counter() - begin)))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                late = True
+        for log in logs:
+            log.seek(0)
+        outputs = [log.read().decode(errors="replace") for log in logs]
+    code = next((process.returncode for process in processes if process.returncode), 0)
+    status, result = step.judge(code, "".join(outputs))
     reason = result.pop("reason", "")
+    tail = "\n".join(output[-4000 // len(outputs) :] for output in outputs)
     if late:
-        status, reason = (FAILED if status == FAILED and result.get("failed") else CUT), "its time was up"
+        status, reason = (FAILED if result.get("failed") else CUT), f"its time was up; {reason}"
     elif status == FAILED:
-        print(output[-3000:], flush=True)
+        print(tail[-3000:], flush=True)
     return _record(
         step, status, reason=reason, seconds=round(time.perf_counter() - begin, 1), exit_code=code,
-        command=[_shown(part) for part in command], output_tail=_shown(output[-4000:]), result=result,
+        command=[shown(part) for part in commands[0]], output_tail=shown(tail), result=result,
     )  # fmt: skip
 
 
@@ -261,101 +241,78 @@ def _record(step: Step, status: str, **more: Any) -> dict[str, Any]:
     return {"name": step.name, "status": status, **empty, **more}
 
 
-def _stage() -> None:
-    """Tests and benchmarks beside the package just built, so that they import it and not the sources."""
-    for name in ("tests", "benchmarks"):
-        shutil.copytree(ROOT / name, STAGE / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
-    shutil.copyfile(ROOT / "pyproject.toml", STAGE / "pyproject.toml")
+def _build(library: str, dry_run: bool) -> Step:
+    folder = STAGE / "built" / library
+    if dry_run and library == "cuda":
+        return Step("build-cuda", 0, None, lambda code, output: (FAILED, {}), skip="no CUDA device")
 
+    def commands(seconds: float) -> list[list[str]]:
+        folder.mkdir(parents=True)
+        python = [sys.executable, "setup.py", "-q"]
+        return [[*python, "egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(folder)]]
 
-def _build_environment(dry_run: bool) -> dict[str, str]:
-    environment = {"POSGAN_FAST_NATIVE": "1", "POSGAN_FAST_CUDA": "0" if dry_run else "1"}
-    if not dry_run and torch.cuda.is_available():
+    environment = {"POSGAN_FAST_NATIVE": "0", "POSGAN_FAST_CUDA": "0"}
+    environment["POSGAN_FAST_NATIVE" if library == "cpu" else "POSGAN_FAST_CUDA"] = "1"
+    if library == "cuda" and torch.cuda.is_available():
         environment["POSGAN_FAST_CUDA_ARCHS"] = "{}{}".format(*torch.cuda.get_device_capability())
-    return environment
+    return Step(
+        f"build-{library}", 240, commands, lambda code, output: gate_judges.build(code, folder, library), (),
+        environment, ROOT,
+    )  # fmt: skip
 
 
-def _sanitizer(tool: str, dry_run: bool) -> Step:
+def _stage(built: Sequence[str]) -> None:
+    """The package with the libraries just built, and tests and benchmarks beside it, so that they import it and not the
+    sources."""
+    ignore = shutil.ignore_patterns("__pycache__", "results", "lib")
+    for name, target in (("posgan_fast", ""), ("kernels", "posgan_fast"), ("tests", ""), ("benchmarks", "")):
+        shutil.copytree(ROOT / name, STAGE / target / name, ignore=ignore)
+    shutil.copyfile(ROOT / "pyproject.toml", STAGE / "pyproject.toml")
+    lib = STAGE / "posgan_fast" / "lib"
+    lib.mkdir()
+    record = {}
+    for library in built:
+        made = STAGE / "built" / library / "posgan_fast" / "lib"
+        record[library] = json.loads((made / "build.json").read_text())[library]
+        shutil.copy(made / f"libposgan_fast_{library}.so", lib)
+    (lib / "build.json").write_text(json.dumps(record))
+
+
+def _sanitizer(tool: str, backend: str, dry_run: bool) -> Step:
+    """The kernels of a backend under a tool; those of torch and of its libraries are not judged."""
     path = os.environ.get("PATH", "") + os.pathsep + "/usr/local/cuda/bin"
     found = shutil.which("compute-sanitizer", path=path)
     skip = "no CUDA device" if dry_run else "" if found else "compute-sanitizer is not installed"
-    command = [str(found), "--tool", tool, "--error-exitcode", "9", sys.executable]
-    command += ["-m", "benchmarks.gpu_gate", "--exercise", "cuda"]
+    if not skip and backend == "triton" and importlib.util.find_spec("triton") is None:
+        skip = "triton is not installed"
+    commands = None
+    if not skip:
+        command = [str(found), "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
+        option = _filter_option(str(found))
+        command += [part for kernel in KERNELS[backend] for part in (option, kernel)]
+        command += [sys.executable, "-m", "benchmarks.exercise", backend]
+        commands = lambda seconds: [command]  # noqa: E731
     # every tensor an allocation of its own, so that a step outside one is seen
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Step(tool, 65, None if skip else lambda seconds: command, _judge_sanitizer, environment, skip=skip)
+    needs = ("build-cuda",) if backend == "cuda" else ()
+    return Step(f"{tool}-{backend}", 100, commands, gate_judges.sanitizer, needs, environment, skip=skip)
 
 
-def _judge_build(code: int, output: str) -> tuple[str, dict[str, Any]]:
+def _filter_option(sanitizer: str) -> str:
+    """The option that chooses kernels by name; older releases call it otherwise."""
     try:
-        record = json.loads((STAGE / "posgan_fast" / "lib" / "build.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        record = {}
-    kept = {library: {k: v for k, v in entry.items() if k != "remedy"} for library, entry in record.items()}
-    return (PASSED if code == 0 and record else FAILED), kept
-
-
-def _judge_collection(code: int, output: str) -> tuple[str, dict[str, Any]]:
-    collected = sum("::" in line for line in output.splitlines())
-    return (PASSED if code == 0 and collected else FAILED), {"collected": collected, "reason": f"{collected} collected"}
-
-
-def _judge_junit(code: int, junit: Path) -> tuple[str, dict[str, Any]]:
-    """Counts, and the name and first line of whatever did not pass."""
-    try:
-        cases = list(ElementTree.parse(junit).getroot().iter("testcase"))
-    except (OSError, ElementTree.ParseError):
-        return FAILED, {"reason": f"no test report, exit code {code}"}
-    result: dict[str, Any] = {"passed": 0, "failed": [], "skipped": []}
-    for case in cases:
-        bad = [child for child in case if child.tag in ("failure", "error")]
-        gone = [child for child in case if child.tag == "skipped"]
-        name = f"{case.get('classname')}::{case.get('name')}"
-        if bad or gone:
-            text = (bad or gone)[0].get("message") or ""
-            result["failed" if bad else "skipped"].append({"test": name, "message": _shown(text.strip()[:300])})
-        else:
-            result["passed"] += 1
-    good = code == 0 and result["passed"] > 0
-    counts = f"{result['passed']} passed, {len(result['failed'])} failed, {len(result['skipped'])} skipped"
-    return (PASSED if good else FAILED), {**result, "reason": counts}
-
-
-def _judge_sanitizer(code: int, output: str) -> tuple[str, dict[str, Any]]:
-    lines = [line.strip("= \n") for line in output.splitlines() if line.startswith("=========")]
-    verdict = next((line for line in reversed(lines) if "SUMMARY" in line), "")
-    if "Device not supported" in output:
-        return SKIPPED, {"reason": "compute-sanitizer does not support this device here", "findings": lines[:20]}
-    clean = code == 0 and "exercised" in output and any(f" 0 {what}" in verdict for what in ("errors", "hazards"))
-    return (PASSED if clean else FAILED), {"reason": verdict, "findings": [] if clean else lines[:60]}
-
-
-def _judge_benchmarks(code: int, path: Path) -> tuple[str, dict[str, Any]]:
-    status, result = _judge_file(code, path)
-    beaten, cut = len(result.get("slower", [])), len(result.get("cut", []))
-    if status == PASSED:
-        result["reason"] = f"{len(result['rows'])} cases, {beaten} comparisons lost, {cut} cut"
-    return status, result
-
-
-def _judge_file(code: int, path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        return (PASSED if code == 0 else FAILED), json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return FAILED, {"reason": f"no result, exit code {code}"}
+        text = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        text = ""
+    return next(
+        (option for option in ("--kernel-name", "--kernel-regex", "--filter") if option in text), "--kernel-name"
+    )
 
 
 def _absolute(entry: str) -> str:
     """NAME=PATH for a process with another working directory."""
     name, _, path = entry.partition("=")
     return f"{name}={Path(path).expanduser().resolve()}"
-
-
-def _shown(text: str) -> str:
-    """Without this machine's paths."""
-    for path, short in ((sys.executable, "python"), (STAGE, "."), (ROOT, "."), (tempfile.gettempdir(), "$TMP")):
-        text = text.replace(str(path), short)
-    return text
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ input there; the calls are captured in a graph and its replay is timed with even
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import importlib.metadata
@@ -19,7 +20,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
@@ -196,6 +197,20 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "nvcc": (_output("nvcc", "--version") or "").rpartition("\n")[2] or None,
         }
     return info
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let matrix products and convolutions of a GPU round float32 to TF32, or keep them from it."""
+    settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [setting.allow_tf32 for setting in settings]
+    try:
+        for setting in settings:
+            setting.allow_tf32 = allowed
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
 
 
 def allocator(environment: Mapping[str, str] = os.environ) -> str:

@@ -1,9 +1,9 @@
 """python -m benchmarks.networks: StyleGAN2 layers, generators, discriminators and training steps.
 
 Ours against the reference backend and NVlabs' own networks with the same weights, in float32 and eager unless named
-otherwise; generators also against their floor: as many plain convolutions of the same sizes, and nothing else.
-Interleaved rounds, medians; prints a table and every case where ours is slower; writes JSON with its provenance, and a
-plot.
+otherwise, on a GPU without TF32 and with it; generators also against their floor: as many plain convolutions of the
+same sizes, and nothing else. Interleaved rounds, medians; prints a table and every case where ours is slower; writes
+JSON with its provenance, and a plot.
 """
 
 from __future__ import annotations
@@ -66,10 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     library = _native.load(device.type)
     if not library.loaded:  # ours would be the reference
         raise SystemExit(f"python -m benchmarks.networks: {library.reason}; {library.remedy}")
-    nvlabs = _nvlabs(args.peer)
+    nvlabs, note = _nvlabs(args.peer, device)
+    if note:
+        print(f"{NVLABS} runs on its plain torch path: {note}")
     rows: list[Row] = []
-    for what in args.what:
-        for row in globals()[f"_{what}"](args, device, nvlabs):
+    for tf32 in (False, True) if device.type == "cuda" else (False,):
+        for row in _rows(args, device, nvlabs, tf32):
             print(_line(row), flush=True)
             rows.append(row)
     slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in NO_PEERS and r.ratios.get(n, 1) < 1]
@@ -83,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")
         },
         "peer": peers.commit(args.peer) if args.peer else None,
+        "peer_note": note,
         "rows": [asdict(row) for row in rows],
         "slower": slower,
     }
@@ -109,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the files written; default: device and allocator")
     parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
     return parser
+
+
+def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
+    """Everything that was asked for; with TF32 what computes in float32."""
+    if tf32:
+        args = argparse.Namespace(**{**vars(args), "dtype": [d for d in args.dtype if d == "float32"]})
+    with harness.tf32(tf32):
+        for what in args.what:
+            for row in globals()[f"_{what}"](args, device, nvlabs):
+                row.case += ", TF32" if tf32 else ""
+                yield row
 
 
 def _layer(args, device, nvlabs) -> Iterator[Row]:
@@ -214,7 +228,8 @@ def _memory(args, device, nvlabs) -> Iterator[Row]:
 
 
 def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
-    g, peer = _pair(size, torch.device("cpu"), _nvlabs(checkout) if who == NVLABS else None)
+    device = torch.device("cpu")
+    g, peer = _pair(size, device, _nvlabs(checkout, device)[0] if who == NVLABS else None)
     with torch.no_grad():
         ws = g.mapping(torch.randn(n, 512))
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
@@ -323,8 +338,8 @@ def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator")
     return ours, peer.to(device).eval()
 
 
-def _nvlabs(checkout: Path | None) -> Any:
-    return None if checkout is None else peers.nvlabs_networks(checkout)
+def _nvlabs(checkout: Path | None, device: torch.device) -> tuple[Any, str]:
+    return (None, "") if checkout is None else peers.nvlabs_networks(checkout, device)
 
 
 def _nvlabs_layer(nvlabs, x, w, b, s, noise, f, up) -> Callable[[], torch.Tensor]:

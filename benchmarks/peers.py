@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from cases import BiasActCase, Case
+from torch.torch_version import TorchVersion
 
 from .harness import reason
 
@@ -64,15 +65,22 @@ def load(paths: dict[str, Path], device: torch.device) -> list[Peer]:
     return [{"nvlabs": _nvlabs, "rosinality": _rosinality}[name](path, device) for name, path in paths.items()]
 
 
-def nvlabs_networks(path: Path) -> Any:
-    """The module of a checkout that defines its StyleGAN2 networks, imported under its own name."""
+def nvlabs_networks(path: Path, device: torch.device) -> tuple[Any, str]:
+    """The module of a checkout that defines its StyleGAN2 networks, imported under its own name, and why they run on
+    their plain torch path on CUDA (empty otherwise)."""
     sys.path.insert(0, str(path))
     try:
         with _standing_in(**_pkg_resources()):
             name = "networks_stylegan2" if (path / "training/networks_stylegan2.py").exists() else "networks"
-            return importlib.import_module(f"training.{name}")
+            networks = importlib.import_module(f"training.{name}")
+            rooms = [importlib.import_module(f"torch_utils.ops.{op}") for op in ("upfirdn2d", "bias_act")]
     finally:
         sys.path.remove(str(path))
+    note = _build_nvlabs(*rooms) if device.type == "cuda" else ""
+    if note:
+        for room in rooms:  # which each call would try to build again
+            room._init = lambda: False  # type: ignore[attr-defined]
+    return networks, note
 
 
 def _nvlabs(path: Path, device: torch.device) -> Peer:
@@ -203,10 +211,8 @@ def _dnnlib() -> ModuleType:
 def _pkg_resources() -> dict[str, ModuleType]:
     if importlib.util.find_spec("pkg_resources") is not None:
         return {}
-    from packaging.version import parse
-
     module = ModuleType("pkg_resources")
-    module.parse_version = parse  # type: ignore[attr-defined]
+    module.parse_version = TorchVersion  # type: ignore[attr-defined]
     return {"pkg_resources": module}
 
 

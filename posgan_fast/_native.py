@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import json
+import os
+import re
+import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,10 @@ _SCHEMAS = (
     " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
     " float gain, float clamp) -> ()",
 )
+# Leaves that a library does not have: weights are prepared by torch's own operators on CUDA.
+_NOT_IN = {CPU: (), CUDA: ("modulated_weight",)}
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
 
 @dataclass(frozen=True)
@@ -46,26 +55,35 @@ class Status:
 
 @functools.cache
 def load(library: str) -> Status:
-    """Load ``libposgan_fast_<library>.so`` once."""
+    """Load ``libposgan_fast_<library>.so`` once; it counts as loaded when it has every leaf that the ops call."""
     path = LIB_DIR / f"libposgan_fast_{library}.so"
-    if not path.exists():
-        record = build_record()
-        reason = record.get(library, {}).get("reason") or f"{path.name} is not in this installation"
-        return Status(False, reason, record.get(library, {}).get("remedy") or rebuild())
+    record = build_record().get(library, {})
+    if not os.path.exists(path):
+        reason = record.get("reason") or f"{path.name} is not in this installation"
+        return Status(False, str(reason), str(record.get("remedy") or rebuild()))
+    if record.get("schemas", _schemas_digest()) != _schemas_digest():
+        return Status(False, f"{path.name} was built from another version of posgan_fast", rebuild())
+    if _is_truncated(path):
+        return Status(False, f"{path.name} is not a whole library", rebuild())
     _define_schemas()
     try:
         torch.ops.load_library(str(path))
-    except OSError as error:
-        return Status(False, f"{path.name} does not load: {error}", rebuild())
+    except (OSError, RuntimeError) as error:
+        return Status(False, f"{path.name} does not load: {error.__cause__ or error}", rebuild())
+    missing = _missing_leaves(library)
+    if missing:
+        return Status(False, f"{path.name} lacks {', '.join(missing)}: it is of another version", rebuild())
     return Status(True)
 
 
-def build_record() -> dict[str, Any]:
-    """What the build wrote about itself; empty when there is no record."""
+def build_record() -> dict[str, dict[str, Any]]:
+    """What the build wrote about itself, for each library; empty where there is no record, or none that can be read."""
     try:
-        return json.loads((LIB_DIR / "build.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        record = json.loads((LIB_DIR / "build.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    entries = record.items() if isinstance(record, dict) else ()
+    return {library: entry for library, entry in entries if isinstance(entry, dict)}
 
 
 def rebuild() -> str:
@@ -76,10 +94,38 @@ def rebuild() -> str:
 
 
 def instruction_set() -> str:
-    """The instruction set the loaded CPU library uses: "avx512", "avx2" or "baseline"."""
-    function = ctypes.CDLL(str(LIB_DIR / f"libposgan_fast_{CPU}.so")).posgan_fast_instruction_set
+    """The instruction set that the loaded CPU library uses: "avx512", "avx2" or "baseline"; "unknown" if it cannot say.
+
+    Raises:
+        ValueError: ``POSGAN_FAST_ISA`` is none of them.
+    """
+    wish = os.environ.get("POSGAN_FAST_ISA", _INSTRUCTION_SETS[0])
+    if wish not in _INSTRUCTION_SETS:  # which the library itself would answer by an exception through C
+        raise ValueError(f"POSGAN_FAST_ISA: expected one of {', '.join(_INSTRUCTION_SETS)}, got {wish!r}")
+    if not load(CPU).loaded:
+        return "unknown"
+    try:
+        function = ctypes.CDLL(str(LIB_DIR / f"libposgan_fast_{CPU}.so")).posgan_fast_instruction_set
+    except (OSError, AttributeError):
+        return "unknown"
     function.restype = ctypes.c_char_p
     return function().decode()
+
+
+def cuda_runtime() -> tuple[int, int] | None:
+    """The version of the CUDA runtime that is linked into the CUDA library; None where its build recorded none."""
+    found = re.fullmatch(r"(\d+)\.(\d+)", str(build_record().get(CUDA, {}).get("runtime")))
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def cuda_driver() -> tuple[int, int] | None:
+    """The latest version of CUDA that the installed driver serves; None where there is no driver to ask."""
+    number = ctypes.c_int(0)
+    try:
+        ctypes.CDLL(_DRIVER).cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return (number.value // 1000, number.value % 1000 // 10) if number.value else None
 
 
 @functools.cache
@@ -93,3 +139,33 @@ def _define_schemas() -> torch.library.Library:
     for schema in _SCHEMAS:
         library.define(schema)
     return library
+
+
+def _schemas_digest() -> str:
+    """As ``setup.py`` records it."""
+    return hashlib.sha256(repr(_SCHEMAS).encode()).hexdigest()
+
+
+def _missing_leaves(library: str) -> list[str]:
+    names = [schema.partition("(")[0] for schema in _SCHEMAS]
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [
+        name
+        for name in names
+        if name not in _NOT_IN[library] and not has(f"posgan_fast_native::{name}", library.upper())
+    ]
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections, which linkers write last: mapping it kills the process."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return False  # which loading it reports
+    if len(head) < 64 or not head.startswith(b"\x7fELF\x02\x01"):  # of 64 bits, little-endian
+        return False
+    (sections,) = struct.unpack_from("<Q", head, 40)
+    width, count = struct.unpack_from("<HH", head, 58)
+    return size < sections + width * count

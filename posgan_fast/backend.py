@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,12 @@ def cpu_can_run(x: torch.Tensor) -> Refusal | None:
 
 
 def cuda_can_run(x: torch.Tensor) -> Refusal | None:
-    return _elsewhere(x.device.type, "cuda") or _unavailable(_native.CUDA) or _not_built_for(x.device.index)
+    return (
+        _elsewhere(x.device.type, "cuda")
+        or _unavailable(_native.CUDA)
+        or _driver_too_old()
+        or _not_built_for(x.device.index)
+    )
 
 
 def triton_can_run(x: torch.Tensor) -> Refusal | None:
@@ -227,18 +233,69 @@ def _unavailable(library: str) -> Refusal | None:
 
 
 @functools.cache
+def _driver_too_old() -> Refusal | None:
+    """The CUDA runtime linked into the library needs a driver of its own major version or a later one.
+
+    torch's runtime may be of another version: a torch built for CUDA 12 runs on drivers that are too old for CUDA 13.
+    """
+    runtime, driver = _native.cuda_runtime(), _native.cuda_driver()
+    if runtime is None or driver is None or driver[0] >= runtime[0]:
+        return None
+    return Refusal(
+        f"the cuda library is built with CUDA {_version(runtime)}, the driver serves CUDA {_version(driver)} at most",
+        f"{_driver_for(runtime)}, or with a CUDA {driver[0]} toolkit: {_native.rebuild()}",
+    )
+
+
+@functools.cache
 def _not_built_for(device: int) -> Refusal | None:
-    """Binaries run on later devices of their own generation, the last one's PTX on all later devices."""
-    built = [int(arch.rstrip("af")) for arch in _native.build_record().get(_native.CUDA, {}).get("architectures", ())]
+    """Machine code runs on later devices of its own generation, PTX on all later devices."""
+    record = _native.build_record().get(_native.CUDA, {})
+    built = _architectures(record.get("architectures"))
+    if not built:
+        return None
+    ptx = _architectures(record.get("ptx", [record["architectures"][-1]]))
     major, minor = torch.cuda.get_device_capability(device)
     sm = 10 * major + minor
-    if not built or sm >= built[-1] or any(arch // 10 == major and arch <= sm for arch in built):
+    if any(_serves(arch, sm) for arch in built):
         return None
-    listed = ", ".join(f"sm_{arch}" for arch in built)
+    if not any(_serves(arch, sm, ptx=True) for arch in ptx):
+        return Refusal(
+            f"the cuda library is built for {', '.join('sm_' + arch for arch in built)}, the device is sm_{sm}",
+            f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.rebuild()}",
+        )
+    runtime, driver = _native.cuda_runtime(), _native.cuda_driver()
+    if runtime is None or driver is None or driver >= runtime:
+        return None
     return Refusal(
-        f"the cuda library is built for {listed}, the device is sm_{sm}",
+        f"the cuda library serves this device, sm_{sm}, by PTX of CUDA {_version(runtime)} alone, and the driver takes "
+        f"that of CUDA {_version(driver)} at most",
         f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.rebuild()}",
     )
+
+
+def _architectures(recorded: Any) -> list[str]:
+    """Recorded architectures in order; those that are none are left out."""
+    listed = recorded if isinstance(recorded, list) else ()
+    known = {str(arch) for arch in listed if re.fullmatch(r"\d{2,3}[af]?", str(arch))}
+    return sorted(known, key=lambda arch: (int(arch.rstrip("af")), arch))
+
+
+def _serves(arch: str, sm: int, ptx: bool = False) -> bool:
+    """Whether code for an architecture runs on a device: code for 90a on 9.0 alone, code for 100f within 10.x."""
+    built = int(arch.rstrip("af"))
+    if arch.endswith("a"):
+        return sm == built
+    return sm >= built and (sm // 10 == built // 10 or (ptx and arch.isdigit()))
+
+
+def _driver_for(runtime: tuple[int, int]) -> str:
+    first = {11: "R450", 12: "R525", 13: "R580"}.get(runtime[0])
+    return f"install an NVIDIA driver {first} or later" if first else "install a later NVIDIA driver"
+
+
+def _version(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
 
 
 def _warn_once(op: str, backend: str, refusal: Refusal) -> None:

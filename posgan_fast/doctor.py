@@ -26,6 +26,11 @@ def main() -> int:
         if forced not in BACKENDS:
             print(f"which is no backend; there are {', '.join(sorted(BACKENDS))}")
             return 1
+    try:
+        _native.instruction_set()
+    except ValueError as error:
+        print(f"{error}; to let the processor decide: unset POSGAN_FAST_ISA")
+        return 1
     print(f"CUDA: {_cuda()}")
     print(f"triton: {_triton()}")
     remedies = {}
@@ -139,8 +144,10 @@ def _cuda() -> str:
 def _triton() -> str:
     if not _native.has_triton():
         return "not installed"
-    import triton
-
+    try:
+        import triton
+    except Exception as error:
+        return f"does not import: {error}"
     return triton.__version__
 
 
@@ -148,7 +155,7 @@ def _library(library: str, status: _native.Status) -> str:
     if not status.loaded:
         return f"missing: {status.reason}"
     record = _native.build_record().get(library, {})
-    used = f", uses {_native.instruction_set()}" if library == _native.CPU else ""
+    used = f", instruction set {_native.instruction_set()}" if library == _native.CPU else ""
     return f"loaded{used}, built against torch {record.get('torch', '?')} with {record.get('compiler', '?')}"
 
 

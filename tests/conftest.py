@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="checkout of a peer project to run against: nvlabs=PATH (stylegan3 or stylegan2-ada), rosinality=PATH, "
         "mmgeneration=PATH, padinv=PATH, hammer=PATH (or that of padinv) or genforce=PATH",
     )
+    parser.addoption("--part", default="1/1", metavar="I/N", help="only the I-th of N parts, to run side by side")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,14 +38,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if "padinv" in peers:
         peers.setdefault("hammer", peers["padinv"])  # which contains Hammer's networks
     config.stash[_PEERS] = peers
+    config.addinivalue_line("markers", "large: needs most of a device's memory, so none runs beside another")
+    part_of(config)
+    # Results in float32 are held to float64: no product on a GPU may round its factors.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part, parts = part_of(config)
+    turns = [1 if item.get_closest_marker("large") else i % parts + 1 for i, item in enumerate(items)]
+    items[:] = [item for item, turn in zip(items, turns, strict=True) if turn == part]
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def part_of(config: pytest.Config) -> tuple[int, int]:
+    part, _, parts = config.getoption("--part").partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise pytest.UsageError(f"--part: expected I/N with 1 <= I <= N, got {config.getoption('--part')!r}")
+    return int(part), int(parts)
 
 
 @pytest.fixture

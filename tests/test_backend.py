@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 import torch
@@ -71,26 +72,91 @@ def test_a_library_that_does_not_load_says_so(monkeypatch, tmp_path):
     assert not status.loaded and "does not load" in status.reason and status.remedy
 
 
+@pytest.fixture
+def record(monkeypatch):
+    """Sets what the build of the CUDA library recorded, and what the device and its driver are."""
+
+    def setting(entry, capability=(9, 0), driver=(13, 0)):
+        monkeypatch.setattr(_native, "build_record", lambda: {"cuda": entry})
+        monkeypatch.setattr(_native, "cuda_driver", lambda: driver)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        return backend._driver_too_old.__wrapped__(), backend._not_built_for.__wrapped__(0)
+
+    return setting
+
+
 @pytest.mark.parametrize(
-    "built, capability, refused",
+    "built, ptx, capability, refused",
     [
-        (["80", "90", "100"], (7, 5), True),
-        (["80", "90", "100"], (8, 6), False),
-        (["80", "90", "100"], (9, 0), False),
-        (["80", "90", "100"], (12, 0), False),
-        (["86", "100"], (8, 0), True),
-        (["80", "100"], (9, 0), True),
-        ([], (7, 5), False),
+        (["80", "90", "100"], ["100"], (7, 5), True),
+        (["80", "90", "100"], ["100"], (8, 6), False),
+        (["80", "90", "100"], ["100"], (9, 0), False),
+        (["80", "90", "100"], ["100"], (12, 0), False),
+        (["86", "100"], ["100"], (8, 0), True),
+        (["80", "100"], ["100"], (9, 0), True),
+        (["100", "80", "90"], ["100"], (8, 9), False),  # in any order
+        (["100", "80"], None, (12, 0), False),  # older builds kept the PTX of the last one and did not say so
+        (["120", "80"], None, (11, 0), False),
+        (["100", "90a"], None, (12, 0), True),
+        (["90a"], [], (9, 0), False),
+        (["90a"], [], (10, 0), True),
+        (["80", "90a"], ["80"], (10, 0), False),
+        (["90a"], ["90a"], (10, 0), True),
+        (["100f"], [], (10, 3), False),
+        (["100f"], ["100f"], (12, 0), True),
+        (["103f"], [], (10, 0), True),
+        (["100a"], [], (10, 3), True),
+        (["121"], ["121"], (12, 0), True),
+        ([], None, (7, 5), False),
+        (None, None, (7, 5), False),
+        ("90", None, (7, 5), False),
+        ([90], [90], (9, 0), False),
+        (["native", None], None, (9, 0), False),
     ],
 )
-def test_a_device_that_the_library_was_not_built_for(built, capability, refused, monkeypatch):
-    monkeypatch.setattr(backend._native, "build_record", lambda: {"cuda": {"architectures": built}})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    refusal = backend._not_built_for.__wrapped__(0)
+def test_a_device_that_the_library_was_not_built_for(built, ptx, capability, refused, record):
+    _, refusal = record({"architectures": built, **({} if ptx is None else {"ptx": ptx})}, capability)
     assert (refusal is not None) == refused
     if refused:
         assert f"the device is sm_{capability[0]}{capability[1]}" in str(refusal)
         assert f"POSGAN_FAST_CUDA_ARCHS={capability[0]}{capability[1]}" in refusal.remedy
+
+
+def test_a_driver_older_than_the_runtime_in_the_library(record):
+    """Minor versions of one major serve each other; a torch of CUDA 12 runs where a library of CUDA 13 does not."""
+    assert record({"runtime": "13.0"}, driver=(13, 0))[0] is None
+    assert record({"runtime": "13.1"}, driver=(13, 0))[0] is None
+    assert record({"runtime": "12.8"}, driver=(13, 0))[0] is None
+    assert record({"runtime": "13.0"}, driver=None)[0] is None
+    for unknown in ({}, {"runtime": ""}, {"runtime": None}, {"runtime": 13}):
+        assert record(unknown, driver=(12, 4))[0] is None
+    refusal, _ = record({"runtime": "13.0"}, driver=(12, 4))
+    assert refusal.reason == "the cuda library is built with CUDA 13.0, the driver serves CUDA 12.4 at most"
+    assert refusal.remedy.startswith("install an NVIDIA driver R580 or later, or with a CUDA 12 toolkit: ")
+    assert record({"runtime": "12.8"}, driver=(11, 8))[0].remedy.startswith("install an NVIDIA driver R525 or later")
+    assert record({"runtime": "15.0"}, driver=(13, 0))[0].remedy.startswith("install a later NVIDIA driver")
+
+
+def test_ptx_needs_a_driver_of_its_version(record):
+    """Machine code of a later minor version loads, PTX of it does not."""
+    built = {"runtime": "13.1", "architectures": ["80", "90"], "ptx": ["90"]}
+    assert record(built, (9, 0), driver=(13, 0)) == (None, None)
+    assert record(built, (10, 0), driver=(13, 1)) == (None, None)
+    assert record(built, (10, 0), driver=None) == (None, None)
+    refusal = record(built, (10, 0), driver=(13, 0))[1]
+    assert "sm_100, by PTX of CUDA 13.1 alone, and the driver takes that of CUDA 13.0 at most" in refusal.reason
+    assert refusal.remedy.startswith("POSGAN_FAST_CUDA_ARCHS=100 ")
+
+
+def test_a_refused_device_is_refused_by_the_op(record, monkeypatch):
+    record({"runtime": "13.0", "architectures": ["90"], "ptx": ["90"]}, driver=(12, 4))
+    monkeypatch.setattr(_native, "load", lambda library: _native.Status(True))
+    for cached in (backend._driver_too_old, backend._not_built_for):
+        cached.cache_clear()
+    x = types.SimpleNamespace(device=torch.device("cuda", 0))
+    assert "the driver serves CUDA 12.4" in str(backend.cuda_can_run(x))
+    for cached in (backend._driver_too_old, backend._not_built_for):
+        cached.cache_clear()
 
 
 def test_rows_are_complete():
@@ -140,7 +206,7 @@ def test_import_is_light():
         import posgan_fast
         assert time.perf_counter() - start < 1.0
         added = set(sys.modules) - before[0]
-        heavy = {"triton", "torch.utils.cpp_extension", "torch._inductor", "setuptools"}
+        heavy = {"triton", "torch.utils.cpp_extension", "torch._inductor", "setuptools", "packaging"}
         assert not heavy & added, heavy & added
         assert sys.meta_path == before[1]
         print(posgan_fast.__version__)

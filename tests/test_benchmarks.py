@@ -1,4 +1,4 @@
-"""The benchmark harness, its report, its peers and the gate around it: that they say what they measured."""
+"""The benchmark harness, its report and its peers: that they say what they measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 from collections import namedtuple
 
 import cases
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from benchmarks import __main__ as command
-from benchmarks import gpu_gate, harness, networks, peers, registry, report, tune
+from benchmarks import exercise, harness, networks, peers, registry, report, tune
 from posgan_fast import functional as PF
 
 OURS = "posgan_fast cpu"
@@ -207,6 +209,76 @@ def test_a_wrong_peer_is_told(entry):
         peers.parse([entry])
 
 
+def test_the_plugins_of_a_peers_networks_are_built_once_and_found(tmp_path, monkeypatch):
+    """The checkout imports a plugin by name after torch built it, which no longer makes it importable."""
+    ops = (
+        "import importlib, torch.utils.cpp_extension\n"
+        "def _init():\n"
+        "    torch.utils.cpp_extension.load(name=NAME, sources=[])\n"
+        "    return importlib.import_module(NAME) is not None\n"
+    )
+    for name in ("training/__init__", "torch_utils/__init__", "torch_utils/ops/__init__", "dnnlib/__init__"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "training/networks_stylegan2.py").write_text("from torch_utils.ops import bias_act, upfirdn2d\n")
+    for op in ("upfirdn2d", "bias_act"):
+        (tmp_path / f"torch_utils/ops/{op}.py").write_text(f"NAME = 'plugin_of_{op}'\n{ops}")
+    before = set(sys.modules)
+    try:
+        monkeypatch.setattr(cpp_extension, "load", lambda name, **options: types.ModuleType(name))
+        found, note = peers.nvlabs_networks(tmp_path, torch.device("cuda"))
+        assert note == "" and found.upfirdn2d._init() and found.bias_act._init()
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+
+        def broken(name, **options):
+            raise RuntimeError("error: no ninja")
+
+        monkeypatch.setattr(cpp_extension, "load", broken)
+        found, note = peers.nvlabs_networks(tmp_path, torch.device("cuda"))
+        assert note == "RuntimeError: error: no ninja"
+        assert found.upfirdn2d._init() is found.bias_act._init() is False
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+
+
+def test_a_case_that_there_is_not_fails_and_names_those_there_are(tmp_path, capsys):
+    for argv in (["--case", "nosuchcase"], ["--quick", "--op", "bias_act", "--case", "toRGB 16", "lrelu 1024"]):
+        with pytest.raises(SystemExit) as failed:
+            command.main([*argv, "--out", str(tmp_path)])
+        assert failed.value.code == 2
+        said = capsys.readouterr().err
+        assert f"--case: no case of {'bias_act' if '--op' in argv else 'upfirdn2d, bias_act'} contains" in said
+        assert repr(argv[-1]) in said and "toRGB 16" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_tf32_is_off_where_results_are_compared(monkeypatch):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert before == (False, False)  # in all tests
+    for allowed in (True, False):
+        with harness.tf32(allowed), warnings.catch_warnings(action="error"):
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    seen = []
+    monkeypatch.setattr(command, "_row", lambda *args: seen.append(torch.backends.cudnn.allow_tf32) or 1 / 0)
+    with harness.tf32(True), pytest.raises(ZeroDivisionError):
+        command.main(["--quick", "--device", "cpu", "--case", "toRGB 16"])
+    assert seen == [False]
+
+
+def test_networks_on_a_gpu_are_measured_without_tf32_and_with_it(monkeypatch):
+    def layer(args, device, nvlabs):
+        for dtype in args.dtype:
+            yield networks.Row("layer", f"{dtype} {torch.backends.cudnn.allow_tf32}")
+
+    monkeypatch.setattr(networks, "_layer", layer)
+    args = types.SimpleNamespace(what=["layer"], dtype=["float32", "bfloat16"])
+    cases = [row.case for tf32 in (False, True) for row in networks._rows(args, None, None, tf32)]
+    assert cases == ["float32 False", "bfloat16 False", "float32 True, TF32"]
+
+
 def test_contenders_of_a_case():
     case = cases.BIAS_ACT_SMALL[0]
     x, b = case.tensors(torch.float32, torch.contiguous_format)
@@ -218,91 +290,10 @@ def test_contenders_of_a_case():
     assert {c.resolution for c in quick} == {16, 64}
 
 
-def test_the_gate_has_the_same_steps_dry_and_wet(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_gate.shutil, "which", lambda *args, **kwargs: "/bin/compute-sanitizer")
-    wet, dry = (gpu_gate.plan(d, ["nvlabs=some/where"], True, tmp_path) for d in (False, True))
-    names = ["build", "tests", "memcheck", "racecheck", "networks", "benchmarks", "tune"]
-    assert [s.name for s in wet] == [s.name for s in dry] == names
-    assert wet[0].environment["POSGAN_FAST_CUDA"] == "1" and dry[0].environment["POSGAN_FAST_CUDA"] == "0"
-    assert [s.skip for s in dry] == ["", "", *["no CUDA device"] * 2, "", "", "no CUDA device"]
-    commands = {s.name: s.command(100.0) for s in wet if s.command is not None}
-    assert set(commands) == set(names)
-    assert commands["tests"][3:6] == ["tests", "-m", "gpu"] and "--collect-only" in dry[1].command(100.0)
-    assert commands["racecheck"][1:3] == ["--tool", "racecheck"]
-    assert "--quick" not in commands["benchmarks"] and "--quick" in dry[5].command(100.0)
-    for name in ("tests", "benchmarks"):
-        assert commands[name][commands[name].index("--peer") + 1].startswith("nvlabs=/")
-    assert commands["networks"][commands["networks"].index("--peer") + 1].startswith("/")
-    assert sum(s.limit for s in wet if s.name not in ("benchmarks", "tune")) <= gpu_gate.TOTAL - 100
-
-
-def test_the_gate_runs_every_step_and_sums_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_gate, "_stage", lambda: None)
-    monkeypatch.setattr(gpu_gate, "STAGE", tmp_path / "stage")
-    judged = lambda code, output: (gpu_gate.PASSED if code == 0 else gpu_gate.FAILED, {"said": output.strip()})  # noqa: E731
-
-    def step(name, code, limit=30.0, skip=""):
-        run = None if skip else lambda seconds: [sys.executable, "-c", code]
-        return gpu_gate.Step(name, limit, run, judged, {}, tmp_path, skip)
-
-    def gate(*steps, total=100.0):
-        code = gpu_gate.run(list(steps), tmp_path, True, tmp_path, total)
-        summary = json.loads((tmp_path / "summary.json").read_text())
-        return code, summary["verdict"], {k: v["status"] for k, v in summary["steps"].items()}
-
-    fine, skipped = step("build", "print('hello')"), step("memcheck", "", skip="no CUDA device")
-    assert gate(fine, skipped) == (0, "passed", {"build": "passed", "memcheck": "skipped"})
-    record = json.loads((tmp_path / "build.json").read_text())
-    assert record["dry_run"] and record["result"] == {"said": "hello"} and record["command"][0] == "python"
-    assert json.loads((tmp_path / "memcheck.json").read_text())["reason"] == "no CUDA device"
-    assert {"commit", "date", "torch"} <= set(json.loads((tmp_path / "summary.json").read_text())["environment"])
-
-    bad, after = step("tests", "raise SystemExit(1)"), step("benchmarks", "")
-    assert gate(fine, bad, after) == (1, "failed", {"build": "passed", "tests": "failed", "benchmarks": "passed"})
-    late = step("tests", "import time; time.sleep(60)", limit=5.5)
-    assert gate(fine, late, after) == (3, "cut", {"build": "passed", "tests": "cut", "benchmarks": "passed"})
-    assert gate(fine, after, total=1.0) == (3, "cut", {"build": "cut", "benchmarks": "cut"})
-    broken = step("build", "raise SystemExit(1)")
-    assert gate(broken, after) == (1, "failed", {"build": "failed", "benchmarks": "cut"})
-
-
-def test_the_gate_judges_reports(tmp_path):
-    junit = tmp_path / "junit.xml"
-    junit.write_text(
-        "<testsuites><testsuite><testcase classname='t' name='a'/><testcase classname='t' name='b'>"
-        "<failure message='off by one'/></testcase><testcase classname='t' name='c'><skipped message='no memory'/>"
-        "</testcase></testsuite></testsuites>"
-    )
-    status, result = gpu_gate._judge_junit(1, junit)
-    assert (status, result["passed"], result["reason"]) == ("failed", 1, "1 passed, 1 failed, 1 skipped")
-    assert result["failed"] == [{"test": "t::b", "message": "off by one"}]
-    junit.write_text("<testsuites><testcase classname='t' name='c'><skipped/></testcase></testsuites>")
-    assert gpu_gate._judge_junit(0, junit)[0] == "failed"  # nothing ran
-    assert gpu_gate._judge_junit(2, tmp_path / "none.xml")[0] == "failed"
-
-    assert gpu_gate._judge_collection(0, "tests/test_gpu.py::test_a\ntests/test_gpu.py::test_b\n")[1]["collected"] == 2
-    assert gpu_gate._judge_collection(5, "no tests collected")[0] == "failed"
-
-    ran = "exercised 9 calls on cuda\n"
-    assert gpu_gate._judge_sanitizer(0, ran + "========= ERROR SUMMARY: 0 errors\n")[0] == "passed"
-    hazards = "========= RACECHECK SUMMARY: {} hazards displayed ({} errors, 0 warnings)\n"
-    assert gpu_gate._judge_sanitizer(0, ran + hazards.format(0, 0))[0] == "passed"
-    assert gpu_gate._judge_sanitizer(9, ran + hazards.format(10, 10))[0] == "failed"
-    assert gpu_gate._judge_sanitizer(9, "========= Invalid write\n========= ERROR SUMMARY: 1 error\n")[0] == "failed"
-    assert gpu_gate._judge_sanitizer(0, "========= ERROR SUMMARY: 0 errors\n")[0] == "failed"  # nothing ran
-    assert gpu_gate._judge_sanitizer(1, "========= Error: Device not supported\n")[0] == "skipped"
-
-
-def test_the_gate_needs_a_device_or_a_dry_run(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_gate.main([]) == 2
-    assert "--dry-run" in capsys.readouterr().err
-
-
-def test_the_sanitized_program_covers_both_ops(monkeypatch, capsys):
+def test_the_sanitized_program_covers_every_op(monkeypatch, capsys):
     monkeypatch.setattr(cases, "SMALL", {op: small[:2] for op, small in cases.SMALL.items()})
-    assert gpu_gate.main(["--exercise", "cpu"]) == 0
-    assert capsys.readouterr().out == "exercised 80 calls on cpu\n"
+    assert exercise.main("cpu") == 0
+    assert capsys.readouterr().out == "exercised 96 calls on cpu\n"
 
 
 def test_tuning_tries_the_rows_of_the_table():

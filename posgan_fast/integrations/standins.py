@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.metadata
 from types import ModuleType
 
-import packaging.version
-
 
 def pkg_resources() -> ModuleType:
     """setuptools removed it in version 82; the gradfix modules of NVlabs take parse_version from it."""
+    import packaging.version
+
     module = ModuleType("pkg_resources", "Stand-in of posgan_fast: parse_version, get_distribution, packaging.")
     module.__dict__.update(
         parse_version=packaging.version.parse,

@@ -1,0 +1,70 @@
+"""python -m benchmarks.exercise BACKEND: every kernel of a backend on small cases, with few launches each.
+
+This is the program that the GPU gate runs under compute-sanitizer: forward passes, two derivatives, and style layers
+with everything that their prologue and epilogue can do.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import cases
+import torch
+
+from posgan_fast import functional as PF
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def main(backend: str) -> int:
+    device = "cuda" if backend in ("cuda", "triton") else "cpu"
+    count = 0
+    for dtype in DTYPES:
+        for layout in LAYOUTS:
+            for op, small in cases.SMALL.items():
+                for case in small:
+                    x, extra = (None if t is None else t.to(device) for t in case.tensors(dtype, layout))
+                    assert x is not None
+                    x.requires_grad_()
+                    y = getattr(PF, op)(x, extra, **case.arguments, backend=backend)
+                    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+                    if dx.requires_grad:
+                        torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
+                    count += 1
+            count += _layers(dtype, layout, device, backend)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"exercised {count} calls on {backend}")
+    return 0
+
+
+def _layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backend: str) -> int:
+    """Style layers; returns how many calls were made."""
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    for up, side in ((1, 9), (2, 18)):
+        x = randn(2, 20, 9, 9).contiguous(memory_format=layout).requires_grad_()
+        given: dict[str, Any] = dict(
+            up=up, padding=1, pad_map=randn(2, 20 if up == 1 else 12, 23, 24), noise=randn(2, 1, side, side),
+            resample_filter=PF.setup_filter([1, 3, 3, 1], device=device), bias=randn(12), act="lrelu", clamp=1.0,
+            backend=backend,
+        )  # fmt: skip
+        weight, styles = randn(12, 20, 3, 3), randn(2, 20)
+        with torch.no_grad():
+            PF.modulated_conv2d(x, weight, styles, **given)
+            # toRGB, which the Triton backend computes in one kernel
+            PF.modulated_conv2d(x, randn(3, 20, 1, 1), styles, demodulate=False, bias=randn(3), backend=backend)
+        y = PF.modulated_conv2d(x, weight, styles, **given)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+        torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
+        z = PF.prologue2d(x, padding=2, mode="reflect", encode="spe", join="concat", channels=8, backend=backend)
+        torch.autograd.grad(z.sum(), x)
+    return 8
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

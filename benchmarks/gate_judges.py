@@ -1,0 +1,87 @@
+"""What the steps of the GPU gate came to: exit code and output of a step, to a status and what is worth keeping."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import ROOT
+
+PASSED, FAILED, SKIPPED, CUT = "passed", "failed", "skipped", "cut"
+
+Judgement = tuple[str, dict[str, Any]]
+
+
+def build(code: int, folder: Path, library: str) -> Judgement:
+    """Whether a library was built, and what its build recorded."""
+    status, record = file(code, folder / "posgan_fast" / "lib" / "build.json")
+    entry = record.get(library, record)
+    return (PASSED if status == PASSED and entry.get("built") else FAILED), entry
+
+
+def collection(code: int, output: str) -> Judgement:
+    collected = sum("::" in line for line in output.splitlines())
+    return (PASSED if code == 0 and collected else FAILED), {"collected": collected, "reason": f"{collected} collected"}
+
+
+def junit(code: int, reports: Sequence[Path]) -> Judgement:
+    """Counts over the reports, and the name and first line of whatever did not pass."""
+    cases: list[ElementTree.Element] = []
+    absent = 0
+    for report in reports:
+        try:
+            cases += ElementTree.parse(report).getroot().iter("testcase")
+        except (OSError, ElementTree.ParseError):
+            absent += 1
+    result: dict[str, Any] = {"passed": 0, "failed": [], "skipped": []}
+    for case in cases:
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        gone = [child for child in case if child.tag == "skipped"]
+        name = f"{case.get('classname')}::{case.get('name')}"
+        if bad or gone:
+            text = (bad or gone)[0].get("message") or ""
+            result["failed" if bad else "skipped"].append({"test": name, "message": shown(text.strip()[:300])})
+        else:
+            result["passed"] += 1
+    counts = f"{result['passed']} passed, {len(result['failed'])} failed, {len(result['skipped'])} skipped"
+    if absent:
+        counts += f", {absent} of {len(reports)} test runs without a report, exit code {code}"
+    good = code == 0 and result["passed"] > 0 and not absent
+    return (PASSED if good else FAILED), {**result, "reason": counts}
+
+
+def sanitizer(code: int, output: str) -> Judgement:
+    lines = [line.strip("= \n") for line in output.splitlines() if line.startswith("=========")]
+    verdict = next((line for line in reversed(lines) if "SUMMARY" in line), "")
+    if "Device not supported" in output:
+        return SKIPPED, {"reason": "compute-sanitizer does not support this device here", "findings": lines[:20]}
+    clean = code == 0 and "exercised" in output and any(f" 0 {what}" in verdict for what in ("errors", "hazards"))
+    return (PASSED if clean else FAILED), {"reason": verdict, "findings": [] if clean else lines[:60]}
+
+
+def benchmarks(code: int, path: Path) -> Judgement:
+    status, result = file(code, path)
+    beaten, cut = len(result.get("slower", [])), len(result.get("cut", []))
+    if status == PASSED:
+        result["reason"] = f"{len(result['rows'])} cases, {beaten} comparisons lost, {cut} cut"
+    return status, result
+
+
+def file(code: int, path: Path) -> Judgement:
+    """The result that a step wrote into a file."""
+    try:
+        return (PASSED if code == 0 else FAILED), json.loads(path.read_text())
+    except (OSError, ValueError):
+        return FAILED, {"reason": f"no result, exit code {code}"}
+
+
+def shown(text: str) -> str:
+    """Without this machine's paths."""
+    for path, short in ((sys.executable, "python"), (ROOT, "."), (tempfile.gettempdir(), "$TMP")):
+        text = text.replace(str(path), short)
+    return text

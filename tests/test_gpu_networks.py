@@ -1,0 +1,155 @@
+"""What users run, a generator with padding maps and a discriminator, in three dtypes, against float64 on the device.
+
+Values, gradients of everything, R1, and on a GPU the replay of a CUDA graph. The CPU runs what needs no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+
+import posgan_fast
+from posgan_fast.models import Discriminator, Generator
+
+SIZE, BATCH = 32, 4
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Relative L2 of values and of gradients. In float32 a vendor's convolutions by Winograd's algorithm round by several
+# units, TF32 would by hundreds. A value that rounds across zero takes the other slope of the leaky ReLU: in
+# float32 here and there, in half precision at every layer.
+BOUNDS = {torch.float32: (1e-5, 5e-3), torch.float16: (2e-3, 0.15), torch.bfloat16: (1.5e-2, 0.3)}
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+
+@each_device
+@each_dtype
+def test_generator(dtype, device):
+    """Through mapping and synthesis, with maps around some layers and the noise of every layer."""
+    network = _varied(Generator(SIZE, z_dim=32, w_dim=32, mapping_layers=2, channel_max=32)).to(device)
+    z, maps = _generator_inputs(network, device)
+    direction = _randn((BATCH, 3, SIZE, SIZE), 3, device)
+
+    def run(network, z, maps):
+        image = network(z, pad_maps=maps, noise_mode="const")
+        used = [p for name, p in network.named_parameters() if name != "synthesis.b4.const"]  # a map takes its place
+        given = [z, *(m for m in maps if m is not None), *used]
+        return image, *_pooled(torch.autograd.grad((image * direction).sum(), given))
+
+    actual, expected = _both(run, network, dtype, device, z, maps)
+    _assert_close(actual, expected, dtype)
+
+
+@each_device
+@each_dtype
+def test_discriminator(dtype, device):
+    """Scores, their gradient in the image, and the gradients of both losses, R1 among them."""
+    network = _varied(Discriminator(SIZE, channel_max=32)).to(device)
+    image = _randn((BATCH, 3, SIZE, SIZE), 1, device)
+
+    def run(network, image):
+        scores = network(image)
+        (slope,) = torch.autograd.grad(scores.sum(), image, create_graph=True)
+        loss = torch.nn.functional.softplus(-scores).sum() + slope.square().sum()
+        return scores, slope, *_pooled(torch.autograd.grad(loss, list(network.parameters())))
+
+    actual, expected = _both(run, network, dtype, device, image)
+    _assert_close(actual, expected, dtype)
+
+
+@pytest.mark.gpu
+@each_dtype
+def test_replay_of_a_cuda_graph(dtype):
+    """A captured generator and discriminator follow latents and maps, as when they are called."""
+    device = "cuda"
+    generator = _varied(Generator(SIZE, z_dim=32, w_dim=32, mapping_layers=2, channel_max=32)).to(device)
+    discriminator = _varied(Discriminator(SIZE, channel_max=32)).to(device)
+    z, maps = _generator_inputs(generator, device)
+
+    @torch.no_grad()
+    def run():
+        with _autocast(dtype, device):
+            image = generator(z, pad_maps=maps, noise_mode="const")
+            return image, discriminator(image)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):  # compiles, loads, and chooses algorithms
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for seed in (5, 6):
+        for i, given in enumerate([z, *(m for m in maps if m is not None)]):
+            given.copy_(_randn(given.shape, 10 * seed + i, device))
+        graph.replay()
+        for replayed, called in zip(captured, run(), strict=True):
+            assert replayed.isfinite().all()
+            error = (replayed.double() - called.double()).norm() / called.double().norm()
+            assert error <= BOUNDS[dtype][0]  # algorithms chosen in a capture may be others
+
+
+def _both(run, network, dtype, device, *inputs):
+    """The results of the network in a dtype, and in float64 by the definition."""
+    wide = copy.deepcopy(network).double()
+    with _autocast(dtype, device):
+        actual = run(network, *_leaves(inputs, torch.float32))
+    with posgan_fast.use_backend("reference"):
+        expected = run(wide, *_leaves(inputs, torch.float64))
+    return actual, expected
+
+
+def _assert_close(actual, expected, dtype):
+    """The value first, then the gradients."""
+    values, gradients = BOUNDS[dtype]
+    assert len(actual) == len(expected) > 10
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == e.shape and a.isfinite().all()
+        error = ((a.double() - e).norm() / e.norm()).item()
+        assert error <= (gradients if i else values), f"result {i}, {tuple(a.shape)}: relative L2 {error:.1e}"
+
+
+def _pooled(gradients):
+    """Gradients of scalars, in which terms cancel, as one vector beside the others."""
+    return [torch.stack([g for g in gradients if g.ndim == 0] or [gradients[0].sum()])] + [
+        g for g in gradients if g.ndim
+    ]
+
+
+def _autocast(dtype, device):
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+
+
+def _leaves(inputs, dtype):
+    def leaf(t):
+        return None if t is None else t.detach().to(dtype).requires_grad_()
+
+    return [[leaf(t) for t in given] if isinstance(given, list) else leaf(given) for given in inputs]
+
+
+def _generator_inputs(network, device):
+    sizes = network.synthesis.pad_map_sizes()
+    maps = [_randn((BATCH, *size), i, device) if i in (0, 1, 3, 4) else None for i, size in enumerate(sizes)]
+    return _randn((BATCH, network.z_dim), 2, device), maps
+
+
+def _varied(network):
+    """Everything that starts at zero has a say."""
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in network.named_parameters():
+        if name.endswith(("bias", "noise_strength")):
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        elif name.endswith("weight"):
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        if name == "b4.out.weight":
+            parameter.data.abs_()  # or the scores are what is left of terms that cancel
+    return network.eval()
+
+
+def _randn(shape, seed, device):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)

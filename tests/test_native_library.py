@@ -1,0 +1,161 @@
+"""Whatever lies in the folder of the native libraries: ops answer, ``doctor`` says what is wrong and what mends it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from posgan_fast import _native, doctor
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the libraries are built on Linux")
+LIBRARY = _native.LIB_DIR / "libposgan_fast_cpu.so"
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A folder of libraries of one's own, and nothing remembered of the true one."""
+    monkeypatch.setattr(_native, "LIB_DIR", tmp_path)
+    _native.load.cache_clear()
+    yield tmp_path
+    _native.load.cache_clear()
+
+
+def compile_library(target: Path, source: str = "") -> None:
+    shared = ["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(target)]
+    subprocess.run(shared, input=source, text=True, check=True)
+
+
+def test_broken_folders(tmp_path):
+    """In a process that never saw the true library: its leaves would stay registered."""
+    whole = LIBRARY.read_bytes()
+    files = {
+        "empty": b"",
+        "garbage": b"not a library",
+        "an ELF header alone": whole[:64],
+        "half a library": whole[: len(whole) // 2],
+        "all but the last byte": whole[:-1],
+    }
+    for name, content in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / LIBRARY.name).write_bytes(content)
+    (tmp_path / "a folder" / LIBRARY.name).mkdir(parents=True)
+    (tmp_path / "a broken link").mkdir()
+    (tmp_path / "a broken link" / LIBRARY.name).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "no leaves").mkdir()
+    compile_library(tmp_path / "no leaves" / LIBRARY.name)
+    (tmp_path / "undefined symbols").mkdir()
+    source = "extern int nowhere(); int here() { return nowhere(); } int early = here();"
+    compile_library(tmp_path / "undefined symbols" / LIBRARY.name, source)
+    (tmp_path / "other schemas").mkdir()
+    (tmp_path / "other schemas" / LIBRARY.name).symlink_to(LIBRARY)
+    (tmp_path / "other schemas" / "build.json").write_text('{"cpu": {"built": true, "schemas": "of old"}}')
+    code = """
+        import contextlib, io, json, pathlib, sys, warnings
+        import torch
+        from posgan_fast import _native, doctor, nn, functional as PF
+        warnings.simplefilter("ignore")
+        found, x = {}, torch.ones(1, 4, 4, 4)
+        root = pathlib.Path(sys.argv[1])
+        for folder in [*sorted(root.iterdir()), root / "nowhere"]:
+            _native.LIB_DIR = folder
+            _native.load.cache_clear()
+            status = _native.load("cpu")
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                assert doctor.main() == 0
+            assert torch.equal(PF.bias_act(x, act="relu", gain=1.0), x)
+            assert not status.loaded and status.remedy and status.reason in said.getvalue(), folder
+            assert "to mend: the cpu library is missing" in said.getvalue()
+            found[folder.name] = status.reason
+        layer = nn.prepack(nn.StyleConv(4, 4, 8, resolution=4)).eval()
+        with torch.no_grad():
+            layer(x, torch.ones(1, 8))
+        _native.LIB_DIR = root / "no leaves"
+        _native.load.cache_clear()
+        library = torch.library.Library("posgan_fast_native", "IMPL")
+        for leaf in ("upfirdn2d", "bias_act"):
+            library.impl(leaf, lambda *args: None, "CPU")
+        found["two leaves"] = _native.load("cpu").reason
+        print(json.dumps(found))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    reasons = json.loads(result.stdout)
+    for name in ("an ELF header alone", "half a library", "all but the last byte"):
+        assert reasons.pop(name) == f"{LIBRARY.name} is not a whole library"
+    for name in ("empty", "garbage", "a folder", "undefined symbols"):
+        assert reasons.pop(name).startswith(f"{LIBRARY.name} does not load: ")
+    for name in ("a broken link", "nowhere"):
+        assert reasons.pop(name) == f"{LIBRARY.name} is not in this installation"
+    leaves = "upfirdn2d, bias_act, modulated_weight, prologue2d, epilogue2d"
+    assert reasons == {
+        "no leaves": f"{LIBRARY.name} lacks {leaves}: it is of another version",
+        "two leaves": f"{LIBRARY.name} lacks {leaves.partition('bias_act, ')[2]}: it is of another version",
+        "other schemas": f"{LIBRARY.name} was built from another version of posgan_fast",
+    }
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[1, 2]",
+        b"null",
+        b'"cpu"',
+        b"[" * 100_000,
+        b'{"cpu": 3, "cuda": null}',
+        b'{"cpu": {"torch": 1}}',
+    ],
+    ids=range(8),
+)
+def test_a_record_that_cannot_be_read(record, fresh, capsys):
+    """The library itself is whole, and serves."""
+    (fresh / LIBRARY.name).symlink_to(LIBRARY)
+    (fresh / "build.json").write_bytes(record)
+    assert _native.load("cpu").loaded
+    assert not _native.load("cuda").loaded
+    assert doctor.main() == 0
+    assert "native library for cpu: loaded" in capsys.readouterr().out
+
+
+def test_a_record_that_is_a_folder(fresh):
+    (fresh / "build.json").mkdir()
+    assert _native.build_record() == {}
+
+
+def test_a_library_that_cannot_name_its_instruction_set(fresh, capsys):
+    compile_library(fresh / LIBRARY.name)  # the leaves are those of the true library, loaded before
+    assert _native.instruction_set() == "unknown"
+    assert doctor.main() == 0
+    assert "instruction set unknown" in capsys.readouterr().out
+
+
+def test_a_wrong_instruction_set_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("POSGAN_FAST_ISA", "mmx")
+    with pytest.raises(ValueError, match="^POSGAN_FAST_ISA: expected one of avx512, avx2, baseline, got 'mmx'"):
+        _native.instruction_set()
+    assert doctor.main() == 1
+    assert "unset POSGAN_FAST_ISA" in capsys.readouterr().out
+
+
+def test_the_library_names_no_folder_of_the_machine_that_built_it():
+    text = LIBRARY.read_bytes()
+    assert b"library.cpp" in text  # the place of a failed check
+    for folder in (Path(__file__).parents[1], Path(torch.__file__).parents[1], Path.home()):
+        assert str(folder).encode() not in text, folder
+
+
+@pytest.mark.parametrize("present, version", [(True, (12, 4)), (False, None)])
+def test_the_driver_tells_what_it_serves(present, version, monkeypatch, tmp_path):
+    driver = tmp_path / "libcuda.so.1"
+    if present:
+        compile_library(driver, 'extern "C" int cuDriverGetVersion(int* v) { *v = 12040; return 0; }')
+    monkeypatch.setattr(_native, "_DRIVER", str(driver))
+    assert _native.cuda_driver() == version
