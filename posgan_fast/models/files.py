@@ -29,7 +29,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
         try:
             if start.startswith(b"PK\x03\x04"):
                 return read_zip(file)
-            if start.startswith(LEGACY):
+            if _LEGACY.match(start):
                 return read_legacy(file)
             if start.startswith(pickle.PROTO):
                 return _read_pickle(file, start)
@@ -41,6 +41,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
 
 
 _START = 1 << 20
+_LEGACY = re.compile(rb"\x80.(\x95.{8})?" + re.escape(LEGACY[2:]), re.DOTALL)  # of any protocol
 
 
 def _read_pickle(file: BinaryIO, start: bytes) -> Any:
@@ -50,7 +51,7 @@ def _read_pickle(file: BinaryIO, start: bytes) -> Any:
     except CheckpointError as error:
         if re.search(rb"dnnlib.{1,3}tflib", start, re.DOTALL):
             raise type(error)(
-                "a TensorFlow network of NVlabs, whose pickle holds code: convert it with legacy.py of "
+                f"{error}: a TensorFlow network of NVlabs, whose pickle holds code; convert it with legacy.py of "
                 "stylegan2-ada-pytorch or stylegan3, python legacy.py --source=OLD.pkl --dest=NEW.pkl"
             ) from None
         if re.match(rb"\x80.(\x95.{8})?.{1,3}numpy[.]", start, re.DOTALL) and not isinstance(error, UnsafeFileError):

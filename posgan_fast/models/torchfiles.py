@@ -112,12 +112,9 @@ def _walk(file: BinaryIO, size: int, storage: Storages) -> Any:
         if kind != "storage" or len(about) not in (5, 6) or view is not None:
             raise CheckpointError("a storage that is not described as torch does")
         _, dtype, key, _, count = about[:5]
-        if not isinstance(key, str) or type(count) is not int or count < 0:
+        if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or type(count) is not int or count < 0:
             raise CheckpointError("a storage that is not described as torch does")
-        if isinstance(dtype, torch.dtype):
-            machine.push(storage(dtype, key, count))
-        else:  # of quantized numbers, say
-            machine.push(Unread("torch storage"))
+        machine.push(storage(dtype, key, count))
 
     return Machine(file, size, _NAMES, _STEPS | {pickle.BINPERSID: persistent}, lenient=True, factor=32).run()
 
@@ -187,6 +184,9 @@ _NAMES: dict[str, Any] = {
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
     "torch.storage.UntypedStorage": torch.uint8,
+    "torch.QInt8Storage": torch.int8,
+    "torch.QInt32Storage": torch.int32,
+    **dict.fromkeys(("torch.QUInt8Storage", "torch.QUInt4x2Storage", "torch.QUInt2x4Storage"), torch.uint8),
     "torch._utils._rebuild_tensor": Global(_tensor),
     "torch._utils._rebuild_tensor_v2": Global(_tensor),
     "torch._utils._rebuild_tensor_v3": Global(_tensor_of),
