@@ -215,7 +215,9 @@ class Conversion:
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
         if known is None:
             some = _some(list(state)) or "nothing"
-            raise CheckpointError(f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}")
+            raise CheckpointError(
+                f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}; pass the inner state dictionary"
+            )
         if family is None and known == "hammer" and network == "generator" and not _is_hammers(state):
             raise CheckpointError("family: hammer and genforce have these names both, with other values; give one")
         if known not in FAMILIES:
