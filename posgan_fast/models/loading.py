@@ -46,10 +46,10 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
     _check_overrides(overrides, Generator)
     found = find(_read(source), "generator", ema)
     facts, notes = _facts(found.module, "generator")
-    told = {name: overrides[name] for name in ("head", "head_size", "no_pad") if name in overrides}
-    mapping = {"lr_multiplier": 0.01} | facts | overrides
-    told["lr_multiplier"] = mapping["lr_multiplier"]
-    told["mapping_activation"] = mapping.get("mapping_activation") or mapping.get("activation", "lrelu")
+    known = facts | overrides
+    told: dict[str, Any] = {name: overrides.get(name) for name in ("head", "head_size", "no_pad")}
+    told["lr_multiplier"] = known.get("lr_multiplier", 0.01)
+    told["mapping_activation"] = known.get("mapping_activation") or known.get("activation", "lrelu")
     state, report = convert_generator(found.state, family, **told)
     report.notes += notes
     return _built(state, report, found, facts, overrides)
@@ -60,7 +60,7 @@ def load_discriminator(source: Source, family: str | None = None, **overrides: A
     _check_overrides(overrides, Discriminator)
     found = find(_read(source), "discriminator", ema=False)
     facts, notes = _facts(found.module, "discriminator")
-    told = {name: overrides[name] for name in ("head_size", "adaptive_pool") if name in overrides}
+    told = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
     state, report = convert_discriminator(found.state, family, **told)
     report.notes += notes
     return _built(state, report, found, facts, overrides)

@@ -96,7 +96,7 @@ def read_legacy(file: BinaryIO) -> Any:
     for key in map(str, keys):
         file.seek(8, io.SEEK_CUR)  # the number of elements, told before
         values = known[key]
-        if values.numel() and file.readinto(memoryview(values.numpy())) != values.numel():  # type: ignore[attr-defined]
+        if values.numel() and file.readinto(values.numpy()) != values.numel():  # type: ignore[attr-defined]
             raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes")
     return data
 
