@@ -216,7 +216,8 @@ class Conversion:
         if known is None:
             some = _some(list(state)) or "nothing"
             raise CheckpointError(
-                f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}; pass the inner state dictionary"
+                f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}; "
+                "pass the inner state dictionary"
             )
         if family is None and known == "hammer" and network == "generator" and not _is_hammers(state):
             raise CheckpointError("family: hammer and genforce have these names both, with other values; give one")
