@@ -18,7 +18,6 @@ from posgan_fast.models import (
     load_generator,
     stylegan2_mapping,
 )
-from posgan_fast.models.loading import read_checkpoint
 from posgan_fast.models.stylegan2_mapping import mean_latent
 
 pytestmark = pytest.mark.usefixtures("reference")
@@ -121,13 +120,20 @@ def test_every_missing_tensor_is_named(family):
     ):
         there = convey(make(), family)
         for name in there:
-            if name == "latent_avg" or any(word in name for word in ("filter", "kernel")):
-                continue  # the families do without some of these
             broken = {key: value for key, value in there.items() if key != name}
+            if made_again(name) or any(word in name for word in ("filter", "kernel")):
+                convert(broken, family)
+                continue
             with pytest.raises(CheckpointError) as caught:
                 convert(broken, family)
             text = str(caught.value)
             assert name in text or ("blocks" in text and name in _fully_connected(family)), name
+
+
+def made_again(name: str) -> bool:
+    """Noise and the average of w, by the names of every family."""
+    noise = name.startswith(("noises.", "injected_noise")) or name.endswith((".noise", "noise_const"))
+    return noise or name.endswith(("w_avg", "latent_avg"))
 
 
 def _fully_connected(family: str) -> list[str]:
@@ -145,8 +151,13 @@ def test_no_shape_is_taken_on_trust(family):
     ):
         there = convey(make(), family)
         for name, value in there.items():
+            wrong = {**there, name: torch.cat([value.reshape(value.numel(), 1)] * 2)}
+            if made_again(name):
+                report = convert(wrong, family)[1]
+                assert len(report.filled.keys() - convert(there, family)[1].filled.keys()) == 1 and name in report.left
+                continue
             with pytest.raises(CheckpointError):
-                convert({**there, name: torch.cat([value.reshape(value.numel(), 1)] * 2)}, family)
+                convert(wrong, family)
 
 
 SHAPES = {
@@ -172,6 +183,9 @@ def test_tensors_of_too_few_dimensions(family, kind):
             changed = SHAPES[kind](value)
             if _sides(changed) == _sides(value) or (kind == "one dimension" and ("filter" in name or "kernel" in name)):
                 continue  # as good, and a filter may be separable
+            if made_again(name) and not (name.endswith("w_avg") and any("embed" in key for key in there)):
+                assert name in convert({**there, name: changed}, family)[1].left
+                continue
             with pytest.raises(CheckpointError) as caught:
                 convert({**there, name: changed}, family)
             if kind == "no dimension":
@@ -320,13 +334,3 @@ def test_a_file_without_an_average(tmp_path):
         load_discriminator(tmp_path / "g.pt")
     with pytest.raises(TypeError, match="source: expected a path"):
         load_generator(3)
-
-
-def test_what_the_program_allows_torch_to_load_stays_allowed(tmp_path):
-    path = tmp_path / "state.pt"
-    torch.save({"a": torch.zeros(1), "args": argparse.Namespace(size=8)}, path)
-    before = set(torch.serialization.get_safe_globals())
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        assert read_checkpoint(path)["args"].size == 8
-        assert argparse.Namespace in torch.serialization.get_safe_globals()
-    assert set(torch.serialization.get_safe_globals()) == before

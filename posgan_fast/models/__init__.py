@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .convert import convert_discriminator, convert_generator
-from .loading import load_discriminator, load_generator, read_checkpoint
+from .files import read_checkpoint
+from .loading import load_discriminator, load_generator
 from .report import CheckpointError, LoadReport, UnsafeFileError
 from .stylegan2 import Discriminator, Generator
 

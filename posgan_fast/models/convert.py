@@ -13,8 +13,11 @@ from typing import Any
 import torch
 
 from ..ops import _check
+from ..ops._activations import ACTIVATIONS
 from .families import FAMILIES, MAX_LOG2, expand
+from .refill import fill_filters, fill_noise, filter_of, one_average
 from .report import CheckpointError, LoadReport
+from .structure import head_of, last_features, multiplier, sides
 from .stylegan2 import HEADS
 from .stylegan2_mapping import SAMPLES, mean_latent
 
@@ -22,25 +25,43 @@ State = dict[str, torch.Tensor]
 
 
 def convert_generator(
-    state: Mapping[str, Any], family: str | None = None, *, head: str | None = None
+    state: Mapping[str, Any],
+    family: str | None = None,
+    *,
+    head: str | None = None,
+    head_size: tuple[int, int] | None = None,
+    no_pad: bool | None = None,
+    lr_multiplier: float = 0.01,
+    mapping_activation: str = "lrelu",
 ) -> tuple[State, LoadReport]:
     """The generator ``state`` of a family under NVlabs' names. The input is left as it is; tensors may be shared.
+
+    Buffers that can be made again may be missing or of another shape: noise, filters, the average of w.
 
     Args:
         family: one of ``FAMILIES``, or None to tell from the names.
         head: "constant", "csg" or "spe"; "spe" has no tensors, so that it must be given where only those are there.
+        head_size, no_pad: as of ``Generator``, None: told by the tensors, or assumed.
+        lr_multiplier, mapping_activation: of the mapping, whose average is computed where the file has none.
 
     Raises:
-        CheckpointError: for names that are missing or unknown, and for shapes that contradict each other.
-        ValueError: another head.
+        CheckpointError: for names that are missing or unknown, and for shapes that contradict each other or
+            an argument.
+        TypeError, ValueError: an argument that ``Generator`` would not take.
     """
     if head is not None:
         _check.choice(head, "head", HEADS)
-    work = _Conversion("generator", state, family)
+    if head_size is not None:
+        head_size = _check.size(head_size, "head_size")
+    if no_pad is not None:
+        _check.flag(no_pad, "no_pad")
+    positive(lr_multiplier, "lr_multiplier")
+    _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
+    work = Conversion("generator", state, family)
     settings = work.report.settings
     channels = work.channels(lambda r: f"synthesis.b{r}.conv1.bias")
     affine = work.get("synthesis.b4.conv1.affine.weight", 2)  # [in, w]
-    head = _head(work, affine.shape[0], head)
+    head = head_of(work, affine.shape[0], head)
     conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
     skip = not resnet and work.holds(".torgb.", but=f".b{work.side}.")
     first = work.get("mapping.fc0.weight", 2)  # [hidden, z + embedded]
@@ -52,13 +73,13 @@ def convert_generator(
         "z_dim": first.shape[-1] - embedded,
         "w_dim": w_dim,
         "c_dim": work.get("mapping.embed.weight", 2).shape[-1] if conditional else 0,
-        **_multiplier(channels),
+        **multiplier(channels),
         "mapping_layers": work.mapping_layers,
         "architecture": "resnet" if resnet else "skip" if skip else "orig",
         "head": head,
         "img_channels": image_channels,
     }
-    height, width, border = _sides(work, head)
+    height, width, border = sides(work, head, head_size, no_pad)
 
     def shape(name: str) -> tuple[int, ...] | None:
         module, _, part = name.rpartition(".")
@@ -90,16 +111,28 @@ def convert_generator(
             return skip or name.startswith(f"synthesis.b{work.side}.")
         return name != "synthesis.b4.const" or head == "constant"
 
-    work.run(shape, wanted)
+    work.run(shape, wanted, again=("noise_const", *(() if conditional else ("w_avg",))))
     if "mapping.w_avg" not in work.out:
-        work.out["mapping.w_avg"] = mean_latent(work.out, work.mapping_layers, settings["z_dim"])
+        work.out["mapping.w_avg"] = mean_latent(
+            work.out, work.mapping_layers, settings["z_dim"], lr_multiplier, mapping_activation
+        )
         work.report.filled["mapping.w_avg"] = f"the file has none; mean over {SAMPLES} latents of seed 0"
     return work.out, work.report
 
 
-def convert_discriminator(state: Mapping[str, Any], family: str | None = None) -> tuple[State, LoadReport]:
+def convert_discriminator(
+    state: Mapping[str, Any],
+    family: str | None = None,
+    *,
+    head_size: tuple[int, int] | None = None,
+    adaptive_pool: bool | None = None,
+) -> tuple[State, LoadReport]:
     """The discriminator ``state`` of a family under NVlabs' names; see ``convert_generator``."""
-    work = _Conversion("discriminator", state, family)
+    if head_size is not None:
+        head_size = _check.size(head_size, "head_size")
+    if adaptive_pool is not None:
+        _check.flag(adaptive_pool, "adaptive_pool")
+    work = Conversion("discriminator", state, family)
     channels = work.channels(lambda r: f"b{r}.conv0.bias" if r > 4 else "b4.conv.bias")
     conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
     skip = work.holds(".fromrgb.", but=f"b{work.side}.")
@@ -107,20 +140,17 @@ def convert_discriminator(state: Mapping[str, Any], family: str | None = None) -
     mapped = work.get("mapping.embed.bias").numel() if conditional else 1
     features = work.get("b4.fc.weight", 2).shape[1]
     image_channels = work.get(f"b{work.side}.fromrgb.weight", 4).shape[1]
-    if mbstd < 0 or features not in (16 * channels[4], 4 * channels[4]):
-        raise CheckpointError(
-            f"{work.names['b4.fc.weight']}: expected {16 * channels[4]} inputs, or {4 * channels[4]} after pooling "
-            f"to 2x2, got {features}"
-        )
+    if mbstd < 0:
+        raise CheckpointError(f"{work.names['b4.conv.weight']}: expected {channels[4]} input channels or more")
     settings = work.report.settings
     settings |= {
         "size": work.side,
         "c_dim": work.get("mapping.embed.weight", 2).shape[-1] if conditional else 0,
-        **_multiplier(channels),
+        **multiplier(channels),
         "architecture": "resnet" if resnet else "skip" if skip else "orig",
         "mbstd_num_channels": mbstd,
-        "adaptive_pool": features == 4 * channels[4],
         "img_channels": image_channels,
+        **last_features(work, features, channels[4], head_size, adaptive_pool),
     } | ({"mapping_layers": work.mapping_layers} if conditional else {})
 
     def shape(name: str) -> tuple[int, ...] | None:
@@ -148,17 +178,19 @@ def convert_discriminator(state: Mapping[str, Any], family: str | None = None) -
 
 def family_of(state: Mapping[str, Any], network: str) -> str | None:
     """The family whose names these are, or None."""
-    return next((family for family, name in _SIGNATURES[network] if name in state), None)
+    return next((family for family, name in SIGNATURES[network] if name in state), None)
 
 
 _MAX_LAYERS = 64
 _BLOCK = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias")
-_SIGNATURES = {  # the first name that is there decides
+SIGNATURES = {  # the first name that is there decides
     "generator": (
         ("nvlabs", "synthesis.b4.conv1.weight"),
         ("rosinality", "conv1.conv.weight"),
         ("mmgeneration", "conv1.conv.weight_orig"),
         ("genforce", "truncation.w_avg"),
+        ("genforce", "synthesis.upsample.kernel"),
+        ("genforce", "synthesis.layer1.filter.kernel"),
         ("hammer", "synthesis.layer0.weight"),
     ),
     "discriminator": (
@@ -171,18 +203,24 @@ _SIGNATURES = {  # the first name that is there decides
 }
 
 
-class _Conversion:
+class Conversion:
     """One network on its way: the tensors there, their names here, and what came of them."""
 
     def __init__(self, network: str, state: Mapping[str, Any], family: str | None) -> None:
         for name, value in state.items():
-            _check_weight(name, value)
+            if not _is_counter(value):
+                _check_weight(name, value)
         known = family or family_of(state, network)
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
         if known is None:
             some = _some(list(state)) or "nothing"
-            raise CheckpointError(f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}")
+            raise CheckpointError(
+                f"state: no StyleGAN2 {network} of {', '.join(FAMILIES)}; it holds {some}; "
+                "pass the inner state dictionary"
+            )
+        if family is None and known == "hammer" and network == "generator" and not _is_hammers(state):
+            raise CheckpointError("family: hammer and genforce have these names both, with other values; give one")
         if known not in FAMILIES:
             raise CheckpointError(f"family: expected one of {', '.join(FAMILIES)}, got {known!r}")
         self.network, self.state, self.family = network, state, FAMILIES[known]
@@ -194,6 +232,13 @@ class _Conversion:
         self.side = 2**log2
         self.names = expand(table, network, log2, self.mapping_layers)
         self.every = expand(getattr(FAMILIES["nvlabs"], network), network, log2, self.mapping_layers)
+        used = set(self.names.values())
+        for name, value in state.items():
+            if name in used:
+                _check_weight(name, value)
+            elif _is_counter(value) or (value.numel() == 1 and name.rpartition(".")[2] in _COUNTERS):
+                self.report.left[name] = "a counter or setting beside the weights"
+        self.state = {name: value for name, value in state.items() if name not in self.report.left}
 
     def _mapping_layers(self, table: Mapping[str, str]) -> int:
         names = [table[name] for name in ("mapping.fc{j}.weight", "mapping.fc{j}.bias") if name in table]
@@ -235,7 +280,13 @@ class _Conversion:
         sides = [2**i for i in range(2, self.side.bit_length())]
         return {r: self.get(bias(r)).numel() for r in sides}
 
-    def run(self, shape: Callable[[str], tuple[int, ...] | None], wanted: Callable[[str], bool]) -> None:
+    def run(
+        self,
+        shape: Callable[[str], tuple[int, ...] | None],
+        wanted: Callable[[str], bool],
+        again: tuple[str, ...] = (),
+    ) -> None:
+        """Takes every tensor that is ``wanted``, of its ``shape``; buffers named as in ``again`` can be made again."""
         missing, used = [], set()
         for here in self.every:
             if not wanted(here):
@@ -243,12 +294,15 @@ class _Conversion:
             there = self.names.get(here, here)
             if here in self.names and there in self.state:
                 used.add(there)
-                self._take(here, there, shape)
-            elif not here.endswith("resample_filter") and (here != "mapping.w_avg" or self.report.family in _NO_W_AVG):
+                self._take(here, there, shape, here.endswith(again) if again else False)
+            elif not here.endswith((*again, "resample_filter")) and (
+                here != "mapping.w_avg" or self.report.family in _NO_W_AVG
+            ):
                 missing.append(there)
         if missing:
             raise CheckpointError(f"state: {len(missing)} tensors are missing: {_some(missing)}")
-        self._fill_filters(wanted)
+        fill_filters(self, wanted)
+        fill_noise(self, shape, wanted)
         left = [name for name in self.state if name not in used]
         unknown = [name for name in left if name not in self.family.placeholders]
         if unknown:
@@ -260,14 +314,19 @@ class _Conversion:
         if self.family.note:
             self.report.notes.append(self.family.note)
 
-    def _take(self, here: str, there: str, shape: Callable[[str], tuple[int, ...] | None]) -> None:
+    def _take(self, here: str, there: str, shape: Callable[[str], tuple[int, ...] | None], again: bool) -> None:
         value = self.state[there].detach()
         before = tuple(value.shape)
         if here.endswith("resample_filter"):
-            value = self._filter(there, here, value)
+            value = filter_of(self, there, here, value)
         else:
             expected = shape(here) or ()
-            if [n for n in before if n != 1] != [n for n in expected if n != 1]:
+            if here == "mapping.w_avg":
+                value = one_average(value)
+            if again and [n for n in value.shape if n != 1] != [n for n in expected if n != 1]:
+                self.report.left[there] = f"of shape {list(before)}, expected {list(expected)} ({here}): made again"
+                return
+            if [n for n in value.shape if n != 1] != [n for n in expected if n != 1]:
                 raise CheckpointError(f"{there}: expected shape {list(expected)} ({here}), got {list(before)}")
             value = value.reshape(expected)
             value = self._values(here, value)
@@ -289,35 +348,8 @@ class _Conversion:
             return value.flip(2, 3)
         return value
 
-    def _filter(self, there: str, here: str, value: torch.Tensor) -> torch.Tensor:  # [kh, kw], [1, 1, kh, kw], [k]
-        value = value[0, 0] if value.ndim == 4 and value.shape[:2] == (1, 1) else value
-        expected = self.family.generator_filter_sum if self.network == "generator" else 1.0
-        total = float(value.sum())
-        if value.ndim not in (1, 2) or not abs(total - expected) <= 1e-3 * expected:
-            raise CheckpointError(f"{there}: expected a filter of sum {expected:g}, got {list(value.shape)}, {total:g}")
-        if self.family.mirrored_filters:
-            value = value.flip(tuple(range(value.ndim)))
-        if expected != 1:
-            self.report.changed[here] = f"divided by {expected:g}: the gain is in the call here"
-            value = value / expected
-        return value
-
-    def _fill_filters(self, wanted: Callable[[str], bool]) -> None:
-        """NVlabs keeps the filter in every layer, used or not; the families only where they resample."""
-        found = [value for name, value in self.out.items() if name.endswith("resample_filter")]
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        default = found[0] if found else torch.outer(taps, taps) / 64
-        why = "the filter of the other layers" if found else "the usual filter [1, 3, 3, 1]"
-        for here in self.every:
-            if here.endswith("resample_filter") and here not in self.out and wanted(here):
-                self.out[here] = default.clone()
-                self.report.filled[here] = why
-
 
 _NO_W_AVG = ("nvlabs", "hammer", "genforce")  # families whose networks hold it, so that it cannot be missing
-
-
-_ENCODED = ("nvlabs", "mmgeneration")  # families with generators that have an encoding in place of the constant
 
 
 def _check_weight(name: Any, value: Any) -> None:
@@ -334,52 +366,32 @@ def _check_weight(name: Any, value: Any) -> None:
         raise CheckpointError(f"{name:.80}: expected a tensor inside its storage, got one larger than it")
 
 
-def _head(work: _Conversion, channels: int, given: str | None) -> str:
-    const = work.names["synthesis.b4.const"]
-    told = "constant" if const in work.state else "csg" if channels == 2 else "spe"
-    if given not in (None, told):
-        there = "with" if const in work.state else "without"
-        raise CheckpointError(f"head: expected {told!r} of tensors {there} {const}, got {given!r}")
-    if given is None and told != "constant" and work.report.family not in _ENCODED:
-        return "constant"  # which is missing then
-    if given is None and told == "spe" and "head_pos_enc._float_tensor" not in work.state:
-        raise CheckpointError(f'state: {const} is missing; if the head is an encoding without tensors, give head="spe"')
-    return told
+_COUNTERS = ("decay", "num_updates", "n_averaged", "step", "initted", "updates", "ema_decay", "num_batches")
 
 
-def _multiplier(channels: Mapping[int, int]) -> dict[str, Any]:
-    """The constructor arguments behind ``min(16384 * multiplier // side, maximum)``."""
-    side, maximum = max(channels), max(channels.values())
-    base = channels[side] * side
-    if channels[side] == maximum:
-        base = max(base, 32768)
-    if any(min(base // r, maximum) != count for r, count in channels.items()):
-        raise CheckpointError(f"state: channels by side {dict(channels)} do not follow min(base // side, maximum)")
-    multiplier = base / 16384
-    return {"channel_multiplier": int(multiplier) if multiplier.is_integer() else multiplier, "channel_max": maximum}
+def positive(value: Any, name: str) -> float:
+    """A number > 0."""
+    if not _check.real(value, name) > 0:
+        raise ValueError(f"{name}: expected a number > 0, got {value}")
+    return value
 
 
-def _sides(work: _Conversion, head: str) -> tuple[int, int, int]:
-    """Height and width of the first block, and the pixels that a generator without padding adds.
+def _is_counter(value: Any) -> bool:
+    """Counters of averages and the like: no network here has a weight of integers."""
+    return isinstance(value, torch.Tensor) and value.dtype in _INTEGERS and value.numel() == 1
 
-    What MS-PIE's shapes tell goes to the settings; what they leave open is what its published generators are.
-    """
-    settings, assumed = work.report.settings, work.report.assumed
-    height, width = work.get("synthesis.b4.conv1.noise_const", 2).shape[-2:]
-    border = work.get("synthesis.b8.conv0.noise_const", 2).shape[-1] - 2 * width
-    if border not in (0, 2):
-        raise CheckpointError(f"{work.names['synthesis.b8.conv0.noise_const']}: {border} pixels more than twice b4's")
-    if (height, width) != (4, 4):
-        settings["head_size"] = (height, width)
-    if border:
-        settings["no_pad"] = True
-    elif work.report.family == "mmgeneration" and not work.has("synthesis.b8.conv0.resample_filter"):
-        settings["up_after_conv"] = True
-        assumed["up_after_conv"] = "as in every published configuration with padding; shapes do not tell"
-    if head != "constant":
-        settings["interp_head"] = False
-        assumed["interp_head"] = "shapes do not tell; True in configurations e and j of MS-PIE"
-    return height, width, border
+
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _is_hammers(state: Mapping[str, Any]) -> bool:
+    """Genforce has the same names but for these, other signs of kernels and another bias of styles."""
+    return any(name in state for name in ("w_avg", "synthesis.filter", "synthesis.layer1.filter", _RESIDUAL)) or any(
+        name.startswith("mapping.embedding.") for name in state
+    )
+
+
+_RESIDUAL = "synthesis.residual1.weight"
 
 
 def _some(names: list[str]) -> str:

@@ -1,13 +1,15 @@
-"""The pickle opcodes of protocols 3 to 5 that network files use, walked by a machine that runs nothing.
+"""The pickle opcodes of protocols 2 to 5 that files of weights use, walked by a machine that runs nothing.
 
-A name in a file stands for what the caller's table has under it; anything else, opcode or name, is refused. What is
-built is counted in bytes, and may take no more than a multiple of the file: objects can be named again and again, and
-copies of copies would grow with the square of the file and beyond.
+A name in a file stands for what the caller's table has under it. Any other name is refused, or, in files that keep
+settings beside the weights, becomes an ``Unread`` that stays inert whatever the file does with it. What is built is
+counted in bytes, and may take no more than a multiple of the file: objects can be named again and again, and copies
+of copies would grow with the square of the file and beyond.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -29,6 +31,18 @@ class Global:
 DICT = Global(dict, is_class=True)  # OrderedDict(), OrderedDict([[key, value], ...]) and EasyDict()
 
 
+class Unread:
+    """Stands for a class, function or object that weights have no need of: its name, and the state it was given."""
+
+    __slots__ = ("attributes", "class_name")
+
+    def __init__(self, class_name: str, attributes: Mapping[str, Any] | None = None) -> None:
+        self.class_name, self.attributes = class_name, {} if attributes is None else attributes
+
+    def __repr__(self) -> str:
+        return f"<{self.class_name[:80]}, not read>"
+
+
 class Stateful:
     """What takes a state by BUILD, at ``cost`` bytes for each element of the state's parts."""
 
@@ -42,20 +56,38 @@ def key(value: Any) -> str | int:
     """Only these as keys: hashing a deeply nested tuple ends in the C stack, and large ints can share one hash."""
     if not isinstance(value, (str, int)):
         raise CheckpointError(f"a dictionary key of type {type(value).__name__}")
-    if isinstance(value, int) and abs(value) >= 1 << 32:
+    if not is_key(value):
         raise CheckpointError("a dictionary key of more than 32 bits")
     return value
 
 
+def is_key(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and abs(value) < 1 << 32)
+
+
 class Machine:
-    """One pickle at the place of ``file``, which has ``size`` bytes from there on."""
+    """One pickle at the place of ``file``, which has ``size`` bytes from there on.
+
+    Args:
+        names: what the names in the file stand for.
+        steps: what the opcodes do; None: ``STEPS``.
+        lenient: other names than these become ``Unread``, and what is done to an ``Unread`` is ignored.
+        factor: bytes that may be built for each byte of the file.
+    """
 
     def __init__(
-        self, file: BinaryIO, size: int, names: Mapping[str, Any], steps: Mapping[bytes, Callable] | None = None
+        self,
+        file: BinaryIO,
+        size: int,
+        names: Mapping[str, Any],
+        steps: Mapping[bytes, Callable] | None = None,
+        *,
+        lenient: bool = False,
+        factor: int = 16,  # networks take 3 to 5 times their file
     ) -> None:
-        self.file, self.size, self.left = file, size, size
+        self.file, self.size, self.left, self.lenient = file, size, size, lenient
         self.names, self.steps = names, STEPS if steps is None else steps
-        self.budget = _FLOOR + _FACTOR * size
+        self.most = self.budget = _FLOOR + factor * size
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -98,11 +130,12 @@ class Machine:
     def spend(self, cost: int) -> None:
         self.budget -= cost
         if self.budget < 0:
-            most = _FLOOR + _FACTOR * self.size
-            raise CheckpointError(f"would take more than {most} bytes of memory, too much for a file of {self.size}")
+            raise CheckpointError(
+                f"would take more than {self.most} bytes of memory, too much for a file of {self.size}"
+            )
 
     def push(self, value: Any) -> None:
-        self.spend(8 + (sys.getsizeof(value) if type(value) in _PLAIN else _OBJECT))
+        self.spend(8 + (sys.getsizeof(value) if type(value) in _PLAIN else _OBJECT.get(type(value), 512)))
         self.stack.append(value)
 
     def push_known(self, index: int) -> None:
@@ -130,35 +163,52 @@ class Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if self.ignores(target):
+            return
         if type(target) is not dict or len(items) % 2:
             raise CheckpointError(f"items for a {type(target).__name__}")
         self.spend(64 * len(items))
         for name, value in zip(items[::2], items[1::2], strict=True):
-            target[key(name)] = value
+            if not self.lenient or is_key(name):
+                target[key(name)] = value
 
     def extend(self, items: list[Any]) -> None:
+        if self.ignores(self.stack[-1]):
+            return
         if type(self.stack[-1]) is not list:
             raise CheckpointError(f"items for a {type(self.stack[-1]).__name__}")
         self.spend(16 * len(items))
         self.stack[-1].extend(items)
 
     def add(self, items: list[Any]) -> None:
+        if self.ignores(self.stack[-1]):
+            return
         if type(self.stack[-1]) is not set:
             raise CheckpointError(f"elements for a {type(self.stack[-1]).__name__}")
         self.spend(64 * len(items))
-        self.stack[-1].update(map(key, items))
+        self.stack[-1].update(key(item) for item in items if not self.lenient or is_key(item))
+
+    def ignores(self, target: Any) -> bool:
+        return self.lenient and isinstance(target, Unread)
 
     def find(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise UnsafeFileError("refused, asks for something that has no name")
         full = f"{module}.{name}"
-        if full not in self.names:
+        if full in self.names:
+            self.push(self.names[full])
+        elif self.lenient and not _HOSTILE.match(full):
+            self.spend(len(full))
+            self.push(Unread(full))
+        else:
             raise UnsafeFileError(f"refused, asks for {full[:200]!r}, which weights have no need of")
-        self.push(self.names[full])
 
     def reduce(self, new: bool) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Global) or not isinstance(arguments, tuple) or (new and not function.is_class):
+            if self.lenient:
+                self.push(Unread(function.class_name if isinstance(function, Unread) else type(function).__name__))
+                return
             raise UnsafeFileError(f"refused, calls a {type(function).__name__}")
         if function is DICT:
             self.push({})
@@ -176,8 +226,19 @@ class Machine:
         if isinstance(target, Stateful):
             self.spend_on(state, target.cost)
             target.__setstate__(state)
+        elif self.lenient:  # of anything else only the stores of modules are of use
+            if isinstance(target, Unread) and type(state) is dict:
+                target.attributes = state
         elif type(target) is not dict:  # attributes of a dictionary, such as _metadata, are not needed
             raise UnsafeFileError(f"refused, sets attributes of a {type(target).__name__}")
+
+
+# Nothing is run, whatever its name. A file that asks for these was made to harm, and whoever opens it should know.
+_HOSTILE = re.compile(
+    r"(os|posix|nt|subprocess|commands|sys|shutil|runpy|pty|socket|ctypes|importlib|marshal|pickle|_pickle)\."
+    r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|__import__|open|input|breakpoint|globals|locals|vars)$"
+    r"|torch\.(load|hub\.|utils\.cpp_extension\.|jit\.load)"
+)
 
 
 def _text(layout: str) -> Callable[[Machine], None]:
@@ -188,11 +249,10 @@ def _bytes(layout: str) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(layout)))
 
 
-_FACTOR = 16  # networks take 3 to 5 times their file
 _FLOOR = 1 << 22  # for files that are nearly all structure, at ten times and more
 _SIZED = {str, bytes, list, tuple, dict, set}
 _PLAIN = {type(None), bool, int, float} | _SIZED
-_OBJECT = 512  # a tensor that shares its storage, or a module
+_OBJECT = {Unread: 128, Global: 0}  # others: a tensor that shares its storage, or a module
 _OPCODE_NAMES = {value: name for name, value in vars(pickle).items() if name.isupper() and isinstance(value, bytes)}
 STEPS: dict[bytes, Callable[[Machine], Any]] = {
     pickle.PROTO: Machine.protocol,

@@ -9,18 +9,13 @@ their source is dropped unread, and what a storage says of itself is walked by t
 from __future__ import annotations
 
 import io
-import math
 import pickle
-import pickletools
-import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 
-from .opcodes import DICT, STEPS, Global, Machine, Stateful, key
+from .opcodes import DICT, STEPS, Global, Machine, Stateful, Unread, key
 from .report import CheckpointError, UnsafeFileError
 
 
@@ -37,17 +32,15 @@ def read_pickle(file: BinaryIO) -> Any:
     return Machine(file, size, GLOBALS).run()
 
 
-@dataclass(frozen=True)
-class PickledModule:
+class PickledModule(Unread):
     """What is left of a pickled module: the name of its class and its attributes."""
 
-    class_name: str
-    attributes: Mapping[str, Any] = field(repr=False)
+    __slots__ = ()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Parameters and persistent buffers under the names that ``torch.nn.Module.state_dict`` gives them."""
         state: dict[str, torch.Tensor] = {}
-        pending: list[tuple[str, PickledModule]] = [("", self)]
+        pending: list[tuple[str, Unread]] = [("", self)]
         entries = 0
         for prefix, module in pending:
             names = [name for store in ("_parameters", "_buffers", "_modules") for name, _ in _named(module, store)]
@@ -84,11 +77,11 @@ _MAX_NAME = 1000
 _MAX_DIMS = 8
 
 
-def _named(module: PickledModule, store: str) -> list[tuple[str, Any]]:
+def _named(module: Unread, store: str) -> list[tuple[str, Any]]:
     entries = module.attributes.get(store, {})
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
         raise CheckpointError(f"{module.class_name:.80}.{store}: expected a dictionary with names")
-    if store == "_modules" and not all(m is None or isinstance(m, PickledModule) for m in entries.values()):
+    if store == "_modules" and not all(m is None or isinstance(m, Unread) for m in entries.values()):
         raise CheckpointError(f"{module.class_name:.80}._modules: expected modules only")
     return list(entries.items())
 
@@ -117,7 +110,7 @@ def _storage(data: bytes) -> torch.Tensor:  # => [numel]
         raise CheckpointError("the bytes of a tensor cannot be read: no storage as torch pickles it")
     file, size = io.BytesIO(data), len(data)
     try:
-        *_, about, _ = [Machine(file, size - file.tell(), _STORAGES, _STORAGE_STEPS).run() for _ in range(5)]
+        *_, about, _ = [Machine(file, size - file.tell(), STORAGES, _STORAGE_STEPS).run() for _ in range(5)]
     except UnsafeFileError as error:
         raise UnsafeFileError(f"the bytes of a tensor: {error}") from None
     except CheckpointError as error:
@@ -134,19 +127,27 @@ def _storage(data: bytes) -> torch.Tensor:  # => [numel]
     return torch.frombuffer(bytearray(memoryview(data)[start:]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
-def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+def view_of(storage: Any, offset: int, size: tuple, stride: tuple) -> torch.Tensor:
+    """A tensor inside its storage; with steps of 0 it may have more elements."""
     if not isinstance(storage, torch.Tensor) or storage.dim() != 1:
         raise CheckpointError("a tensor without a storage")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or len(size) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in numbers):
         raise CheckpointError("a tensor whose size and stride are no matching lists of counts")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) > storage.numel() or (0 not in size and last >= storage.numel()):
+    if 0 not in size and last >= storage.numel():
         raise CheckpointError(f"a tensor that is larger than its storage of {storage.numel()} elements")
     return storage.as_strided(size, stride, offset)
 
 
-def _parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
+def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+    view = view_of(storage, offset, size, stride)
+    if view.numel() > storage.numel():
+        raise CheckpointError(f"a tensor that is larger than its storage of {storage.numel()} elements")
+    return view
+
+
+def parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
     if not isinstance(data, torch.Tensor):
         raise CheckpointError("a parameter without a tensor")
     return data
@@ -163,12 +164,6 @@ class Dtype(Stateful):
             raise CheckpointError("numpy.dtype: expected a byte order")
         self.order = state[1]
 
-    def values(self, data: bytes) -> tuple:
-        if self.code not in _FORMATS:
-            raise CheckpointError(f"numpy.dtype: expected plain numbers, got {self.code[:20]!r}")
-        order = ">" if self.order == ">" else "<"
-        return tuple(value for (value,) in struct.iter_unpack(order + _FORMATS[self.code], data))
-
 
 _FORMATS = {"b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q"}
 _FORMATS |= {"f2": "e", "f4": "f", "f8": "d"}
@@ -178,40 +173,22 @@ def number(dtype: Dtype, data: bytes) -> Any:
     """A numpy scalar as a number of Python."""
     if not isinstance(dtype, Dtype) or not isinstance(data, bytes):
         raise CheckpointError("numpy scalar: expected a dtype and bytes")
-    (value,) = dtype.values(data)
-    return value
+    if dtype.code not in _FORMATS:
+        raise CheckpointError(f"numpy.dtype: expected plain numbers, got {dtype.code[:20]!r}")
+    return struct.unpack((">" if dtype.order == ">" else "<") + _FORMATS[dtype.code], data)[0]
 
 
-_VALUE = 32  # bytes of a number of Python, for each byte of an array at most
-
-
-@dataclass
-class _Array(Stateful):
-    """A numpy.ndarray of plain numbers, kept as shape and flat values: attributes of modules, never weights."""
-
-    cost = _VALUE
-    shape: tuple = ()
-    values: tuple = ()
+class Array(Stateful):
+    """Stands for a numpy.ndarray. Networks keep some as attributes of modules, never as weights: it is not read."""
 
     def __setstate__(self, state: Any) -> None:
-        _, self.shape, dtype, _, data = state
-        self.values = dtype.values(data)
-
-
-def _array(*_: Any) -> _Array:
-    return _Array()
-
-
-def _array_from_buffer(data: bytes, dtype: Dtype, shape: tuple, *_: Any) -> _Array:
-    if not isinstance(dtype, Dtype) or not isinstance(data, (bytes, bytearray)):
-        raise CheckpointError("numpy array: expected a dtype and bytes")
-    return _Array(shape, dtype.values(bytes(data)))
+        pass
 
 
 GLOBALS: dict[str, Any] = {
     "torch_utils.persistence._reconstruct_persistent_obj": Global(_module),
     "torch._utils._rebuild_tensor_v2": Global(_tensor),
-    "torch._utils._rebuild_parameter": Global(_parameter),
+    "torch._utils._rebuild_parameter": Global(parameter),
     "torch.storage._load_from_bytes": Global(_storage, cost=2),
     "torch.Size": Global(_size, cost=8),
     "torch.device": Global(lambda *_: None),  # where a tensor was; ours are on the CPU
@@ -222,12 +199,11 @@ GLOBALS: dict[str, Any] = {
     "numpy.ndarray": None,  # an argument of _reconstruct
 } | {f"torch.{name}": getattr(torch, name) for name in ("float16", "float32", "float64", "int32", "int64", "uint8")}
 for _core in ("numpy.core", "numpy._core"):
-    GLOBALS[f"{_core}.multiarray.scalar"] = Global(number, cost=_VALUE)
-    GLOBALS[f"{_core}.multiarray._reconstruct"] = Global(_array)
-    GLOBALS[f"{_core}.numeric._frombuffer"] = Global(_array_from_buffer, cost=_VALUE)
+    GLOBALS[f"{_core}.multiarray.scalar"] = Global(number)
+    GLOBALS[f"{_core}.multiarray._reconstruct"] = GLOBALS[f"{_core}.numeric._frombuffer"] = Global(lambda *_: Array())
 
 
-_STORAGES = {
+STORAGES = {
     "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16,
     "torch.FloatStorage": torch.float32,
@@ -240,29 +216,6 @@ _STORAGES = {
     "torch.LongStorage": torch.int64,
 }
 _STORAGE_STEPS = STEPS | {pickle.PROTO: lambda m: m.take(1), pickle.BINPERSID: lambda m: None}
-
-
-def refuse_buffers(file: BinaryIO) -> None:
-    """``torch.load`` allows ``bytearray``, which a few bytes of a file can make as large as they like."""
-    file.seek(0)
-    legacy = file.read(len(LEGACY)) == LEGACY
-    file.seek(0)
-    # torch's own reader of zips, so that these are the bytes that torch.load will take; without a zip the fourth of
-    # five pickles is the object, and torch reads each of them
-    pickles = file if legacy else io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
-    for _ in range(5 if legacy else 1):
-        for opcode, argument, _ in pickletools.genops(pickles):
-            if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):
-                raise UnsafeFileError("refused, asks for 'builtins.bytearray', which weights have no need of")
-
-
-def unsafe_torch_file(error: Exception) -> UnsafeFileError:
-    """The refusal of ``torch.load(weights_only=True)``, reduced to the name that it refused."""
-    found = re.search(r"(?:GLOBAL|class|function|Unsupported global:) ([\w.]+\.[\w.]+)", str(error))
-    if found:
-        return UnsafeFileError(f"refused, asks for {found[1]!r}, which weights have no need of")
-    reasons = [line for line in str(error).splitlines() if "Unsupported" in line or "not allowed" in line]
-    return UnsafeFileError(f"refused by torch.load(weights_only=True): {(reasons or [first_line(error)])[0]}")
 
 
 def first_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..ops import _check, encodings2d
+from ..ops._activations import ACTIVATIONS
 from .stylegan2_discriminator import Discriminator
 from .stylegan2_mapping import ARCHITECTURES, Mapping, resolutions
 from .stylegan2_synthesis import Synthesis
@@ -55,6 +56,8 @@ class Generator(torch.nn.Module):
         conv_clamp: bound of the convolutions' results, None: none.
         layout, div_half_dim: of the encoding, :func:`posgan_fast.functional.sinusoidal_encoding2d`.
         img_channels: of the images.
+        activation: of the convolutions and, unless ``mapping_activation`` is another, of the mapping.
+        lr_multiplier: of the mapping.
 
     State: ``mapping`` (:class:`Mapping`: ``fc{i}.weight``, ``fc{i}.bias``, ``w_avg``) and ``synthesis``
     (:class:`Synthesis`: ``b{r}.const``, ``b{r}.conv0``, ``b{r}.conv1``, ``b{r}.torgb``, ``b{r}.skip``,
@@ -87,11 +90,17 @@ class Generator(torch.nn.Module):
         div_half_dim: bool = False,
         img_channels: int = 3,
         channel_max: int = 512,
+        activation: str = "lrelu",
+        mapping_activation: str | None = None,
+        lr_multiplier: float = 0.01,
     ) -> None:
         super().__init__()
         _check.choice(architecture, "architecture", ARCHITECTURES)
         _check.choice(head, "head", HEADS)
         _check.choice(layout, "layout", encodings2d.LAYOUTS)
+        _check.choice(activation, "activation", tuple(ACTIVATIONS))
+        if mapping_activation is not None:
+            _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
         _check.flag(interp_head, "interp_head")
         _check.flag(no_pad, "no_pad")
         _check.flag(div_half_dim, "div_half_dim")
@@ -121,9 +130,18 @@ class Generator(torch.nn.Module):
             conv_clamp=conv_clamp,
             layout=layout,
             div_half_dim=div_half_dim,
+            activation=activation,
         )
         self.num_ws = self.synthesis.num_ws
-        self.mapping = Mapping(z_dim, c_dim, w_dim, self.num_ws, num_layers=mapping_layers)
+        self.mapping = Mapping(
+            z_dim,
+            c_dim,
+            w_dim,
+            self.num_ws,
+            num_layers=mapping_layers,
+            lr_multiplier=lr_multiplier,
+            activation=activation if mapping_activation is None else mapping_activation,
+        )
 
     def forward(
         self,

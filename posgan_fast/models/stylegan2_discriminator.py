@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .. import functional as PF
 from .. import nn
 from ..ops import _check
+from ..ops._activations import ACTIVATIONS
 from .stylegan2_mapping import ARCHITECTURES, Mapping, check_latent, full, resolutions, widths
 
 
@@ -27,7 +28,8 @@ class Discriminator(torch.nn.Module):
         conv_clamp: bound of the convolutions' results, None: none.
         head_size: height and width of the last features: the images are [size * height / 4, size * width / 4].
         img_channels: of the images.
-        mapping_layers: of the label's mapping.
+        mapping_layers, lr_multiplier: of the label's mapping.
+        activation: of every layer but the last and, unless ``mapping_activation`` is another, of the mapping.
 
     State, as in NVlabs stylegan2-ada: ``b{r}`` for r = size, ..., 8: ``conv0.weight`` [C(r), C(r), 3, 3],
     ``conv1.weight`` [C(r / 2), C(r), 3, 3] and their ``bias``, ``skip.weight`` [C(r / 2), C(r), 1, 1] ("resnet"),
@@ -51,12 +53,18 @@ class Discriminator(torch.nn.Module):
         img_channels: int = 3,
         channel_max: int = 512,
         mapping_layers: int = 8,
+        activation: str = "lrelu",
+        mapping_activation: str | None = None,
+        lr_multiplier: float = 0.01,
     ) -> None:
         super().__init__()
         _check.choice(architecture, "architecture", ARCHITECTURES)
         _check.integer(c_dim, "c_dim", minimum=0)
         _check.integer(img_channels, "img_channels", minimum=1)
         _check.integer(mapping_layers, "mapping_layers", minimum=1)
+        _check.choice(activation, "activation", tuple(ACTIVATIONS))
+        if mapping_activation is not None:
+            _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
         _check.flag(adaptive_pool, "adaptive_pool")
         _check.bound(conv_clamp, "conv_clamp")
         if mbstd_group_size is not None:
@@ -67,10 +75,17 @@ class Discriminator(torch.nn.Module):
         height, width = _check.size(head_size, "head_size")
         self.img_size = (size * height // 4, size * width // 4)
         self.resolutions = resolutions(size)[:0:-1]
-        common: dict[str, Any] = dict(img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp)
+        common: dict[str, Any] = dict(
+            img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp, activation=activation
+        )
         for r in self.resolutions:
             self.add_module(f"b{r}", Block(channels[r], channels[r // 2], is_first=r == size, **common))
-        self.mapping = Mapping(0, c_dim, channels[4], None, num_layers=mapping_layers) if c_dim else None
+        mapped: dict[str, Any] = dict(
+            num_layers=mapping_layers,
+            lr_multiplier=lr_multiplier,
+            activation=activation if mapping_activation is None else mapping_activation,
+        )
+        self.mapping = Mapping(0, c_dim, channels[4], None, **mapped) if c_dim else None
         self.b4 = Tail(
             channels[4],
             (2, 2) if adaptive_pool else (height, width),
@@ -117,10 +132,11 @@ class Block(torch.nn.Module):
         img_channels: int,
         architecture: str,
         conv_clamp: float | None,
+        activation: str,
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        common: dict[str, Any] = dict(act="lrelu", clamp=conv_clamp)
+        common: dict[str, Any] = dict(act=activation, clamp=conv_clamp)
         with_image = is_first or architecture == "skip"
         self.fromrgb = nn.EqualConv2d(img_channels, channels, 1, **common) if with_image else None
         self.conv0 = nn.EqualConv2d(channels, channels, **common)
@@ -154,16 +170,17 @@ class Tail(torch.nn.Module):
         img_channels: int,
         architecture: str,
         conv_clamp: float | None,
+        activation: str,
         mbstd_group_size: int | None,
         mbstd_num_channels: int,
         adaptive_pool: bool,
     ) -> None:
         super().__init__()
         self.cmap_dim, self.adaptive_pool = cmap_dim, adaptive_pool
-        self.fromrgb = nn.EqualConv2d(img_channels, channels, 1, act="lrelu") if architecture == "skip" else None
+        self.fromrgb = nn.EqualConv2d(img_channels, channels, 1, act=activation) if architecture == "skip" else None
         self.mbstd = nn.MinibatchStd(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels else None
-        self.conv = nn.EqualConv2d(channels + mbstd_num_channels, channels, act="lrelu", clamp=conv_clamp)
-        self.fc = nn.EqualLinear(channels * math.prod(features_size), channels, act="lrelu")
+        self.conv = nn.EqualConv2d(channels + mbstd_num_channels, channels, act=activation, clamp=conv_clamp)
+        self.fc = nn.EqualLinear(channels * math.prod(features_size), channels, act=activation)
         self.out = nn.EqualLinear(channels, cmap_dim or 1)
 
     def forward(self, x, image, cmap):

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from .. import functional as PF
 from .. import nn
 from ..ops import _check
+from ..ops._activations import ACTIVATIONS
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 
@@ -19,7 +21,7 @@ class Mapping(torch.nn.Module):
         z_dim, c_dim, w_dim: sizes of z, of the label and of w; 0: no z, no label.
         num_ws: copies of w to return, one for each layer; None: w itself, and no average.
         num_layers: fully connected ones.
-        lr_multiplier: of those layers.
+        lr_multiplier, activation: of those layers.
         w_avg_beta: decay of the average, tracked in training mode.
 
     State: ``fc{i}.weight``, ``fc{i}.bias``; with labels ``embed.weight`` [w_dim, c_dim], ``embed.bias``; ``w_avg``
@@ -38,6 +40,7 @@ class Mapping(torch.nn.Module):
         *,
         num_layers: int = 8,
         lr_multiplier: float = 0.01,
+        activation: str = "lrelu",
         w_avg_beta: float = 0.995,
     ) -> None:
         super().__init__()
@@ -47,12 +50,13 @@ class Mapping(torch.nn.Module):
             raise ValueError("z_dim: expected a latent or a label, got z_dim=0 and c_dim=0")
         _check.integer(w_dim, "w_dim", minimum=1)
         _check.integer(num_layers, "num_layers", minimum=1)
+        _check.choice(activation, "activation", tuple(ACTIVATIONS))
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
         self.num_layers, self.w_avg_beta = num_layers, _check.real(w_avg_beta, "w_avg_beta")
         self.embed = nn.EqualLinear(c_dim, w_dim) if c_dim else None
         features = [z_dim + (w_dim if c_dim else 0), *[w_dim] * num_layers]
         for i in range(num_layers):
-            layer = nn.EqualLinear(features[i], features[i + 1], act="lrelu", lr_multiplier=lr_multiplier)
+            layer = nn.EqualLinear(features[i], features[i + 1], act=activation, lr_multiplier=lr_multiplier)
             self.add_module(f"fc{i}", layer)
         self.register_buffer("w_avg", None if num_ws is None else torch.zeros(w_dim))
 
@@ -165,7 +169,9 @@ SAMPLES = 4096
 _CHUNK = SAMPLES * 512  # numbers in memory at a time: all at once where the width is the usual one
 
 
-def mean_latent(state: dict[str, torch.Tensor], layers: int, z_dim: int) -> torch.Tensor:  # => [w]
+def mean_latent(
+    state: dict[str, torch.Tensor], layers: int, z_dim: int, lr_multiplier: float = 0.01, activation: str = "lrelu"
+) -> torch.Tensor:  # => [w]
     """The average of the mapping, as these families compute it when they truncate.
 
     In chunks, as the file says how wide a latent is; of 16 k rows each, so that randn draws as it does for all at once.
@@ -179,7 +185,7 @@ def mean_latent(state: dict[str, torch.Tensor], layers: int, z_dim: int) -> torc
         z = torch.randn(min(rows, SAMPLES - start), z_dim, generator=generator)
         x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()  # [rows, z]
         for weight, bias in fcs:
-            x = x @ (weight * (0.01 / weight.shape[1] ** 0.5)).t() + bias * 0.01
-            x = torch.nn.functional.leaky_relu(x, 0.2) * 2**0.5
+            x = x @ (weight * (lr_multiplier / weight.shape[1] ** 0.5)).t()
+            x = PF.bias_act(x, bias * lr_multiplier, act=activation)
         total = total + x.sum(0)
     return total / SAMPLES

@@ -43,6 +43,7 @@ class Synthesis(torch.nn.Module):
         conv_clamp: float | None,
         layout: str,
         div_half_dim: bool,
+        activation: str,
     ) -> None:
         super().__init__()
         channels = widths(size, channel_multiplier, channel_max)
@@ -56,6 +57,7 @@ class Synthesis(torch.nn.Module):
             no_pad=no_pad,
             up_after_conv=up_after_conv,
             conv_clamp=conv_clamp,
+            activation=activation,
         )
         self.b4 = HeadBlock(channels[4], head, head_size, interp_head, layout, div_half_dim, **common)
         for r in self.resolutions[1:]:
@@ -145,6 +147,7 @@ class HeadBlock(torch.nn.Module):
         no_pad: bool,
         up_after_conv: bool | None,
         conv_clamp: float | None,
+        activation: str,
     ) -> None:
         super().__init__()
         self.head, self.in_channels = head, 2 if head == "csg" else channels
@@ -157,7 +160,13 @@ class HeadBlock(torch.nn.Module):
         if head == "constant":
             self.const = torch.nn.Parameter(torch.randn(channels, *self.base_size))
         self.conv1 = nn.StyleConv(
-            self.in_channels, channels, w_dim, head_size, padding=0 if no_pad else 1, clamp=conv_clamp
+            self.in_channels,
+            channels,
+            w_dim,
+            head_size,
+            padding=0 if no_pad else 1,
+            act=activation,
+            clamp=conv_clamp,
         )
         self.torgb = nn.ToRGB(channels, img_channels, w_dim, clamp=conv_clamp) if architecture == "skip" else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
@@ -211,6 +220,7 @@ class Block(torch.nn.Module):
         no_pad: bool,
         up_after_conv: bool | None,
         conv_clamp: float | None,
+        activation: str,
     ) -> None:
         super().__init__()
         border, padding, clamp = (2, 0, conv_clamp) if no_pad else (0, 1, conv_clamp)
@@ -223,9 +233,12 @@ class Block(torch.nn.Module):
             padding=padding,
             up_after_conv=up_after_conv,
             interp_pad=2 * border,
+            act=activation,
             clamp=clamp,
         )
-        self.conv1 = nn.StyleConv(out_channels, out_channels, w_dim, resolution, padding=padding, clamp=clamp)
+        self.conv1 = nn.StyleConv(
+            out_channels, out_channels, w_dim, resolution, padding=padding, act=activation, clamp=clamp
+        )
         with_image = is_last or architecture == "skip"
         self.torgb = nn.ToRGB(out_channels, img_channels, w_dim, clamp=clamp) if with_image else None
         residual = architecture == "resnet"

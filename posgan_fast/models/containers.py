@@ -1,0 +1,247 @@
+"""The network in what a file holds: under whatever names, prefixes and wrappers training scripts put it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .convert import SIGNATURES, family_of
+from .opcodes import Unread
+from .pickles import PickledModule
+from .report import CheckpointError
+
+
+@dataclass
+class Found:
+    """One network of a file, and what the file holds besides."""
+
+    state: Mapping[str, Any]
+    module: PickledModule | None = None  # where the state is that of a whole module which knows its settings
+    left: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find(data: Any, network: str, ema: bool) -> Found:
+    """The one generator (averaged, if ``ema`` and there is one that is) or discriminator in nested containers.
+
+    A network is told by the names of its tensors. Of several, names such as "g_ema" or "netG" decide.
+
+    Raises:
+        CheckpointError: there is none, or several that could be meant.
+    """
+    places = _Search(network).run(data)
+    networks = [place for place in places if place.known]
+    if not networks:  # the converter says what is wrong with one that has the name only, or is all there is
+        networks = [place for place in places if place.labels and _IS[network].fullmatch(place.labels[-1])]
+        networks = networks or [place for place in places if not place.labels and place.alone]
+    averaged = [place for place in networks if place.averaged]
+    training = [place for place in networks if not place.averaged]
+    wanted = averaged if ema and averaged else training
+    if not wanted:
+        hint = "; the averaged one takes ema=True" if averaged and network == "generator" else ""
+        raise CheckpointError(f"no {network} among {_listed(data)}{hint}; {_INNER}")
+    if len(wanted) > 1:
+        wanted = [place for place in wanted if place.is_named(network)] or wanted
+    if len(wanted) > 1:
+        paths = ", ".join(place.path for place in wanted[:8])
+        raise CheckpointError(f"{len(wanted)} networks that could be the {network}: {paths}; {_INNER}")
+    (place,) = wanted
+    found = Found(place.state, place.module, place.left(), place.notes)
+    if network == "generator":
+        if ema and not averaged and place.is_named(network):
+            found.notes.append("no averaged generator in the file, this is the one in training")
+        if family_of(found.state, network) == "rosinality":
+            _take_average(found, place)
+    return found
+
+
+_INNER = "pass the inner state dictionary"
+_AVERAGED = re.compile(r"(^|_)(ema|smooth|running|shadow|average|averaged|avg|swa|gs)(_|$)", re.IGNORECASE)
+_KIND = r"(net_?)?({})(_?(ema|smooth|running|avg|state_dict))?"
+_IS = {  # names that say which network it is
+    "generator": re.compile(_KIND.format("g|gs|gen|generator|decoder"), re.IGNORECASE),
+    "discriminator": re.compile(_KIND.format("d|dis|disc|discriminator"), re.IGNORECASE),
+}
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
+_STORES = {"_parameters", "_buffers", "_modules"}
+_LEVELS = 8
+_MOST = 64  # modules in a file, and prefixes in a dictionary
+
+
+@dataclass
+class _Container:
+    """A container on the way to a state, by its entry on that way."""
+
+    items: Sequence[tuple[str, Any]]
+    name: str
+    above: _Container | None
+
+
+@dataclass
+class _Place:
+    """A state dictionary in the file, where it lies and what lies around it."""
+
+    labels: tuple[str, ...]
+    state: Mapping[str, Any]
+    known: bool  # by the names of the tensors
+    alone: bool  # nothing but tensors
+    module: PickledModule | None
+    notes: list[str]
+    others: Mapping[str, Any]  # beside the tensors, in the same dictionary
+    above: _Container | None
+
+    @property
+    def path(self) -> str:
+        return ".".join(label[:80] for label in self.labels) or "the whole file"
+
+    @property
+    def averaged(self) -> bool:
+        return any(_AVERAGED.search(label) for label in self.labels)
+
+    def is_named(self, network: str) -> bool:
+        return any(_IS[network].fullmatch(label) for label in self.labels)
+
+    def around(self) -> Iterator[tuple[str, Any]]:
+        """Names and values in every container on the way, the inner ones first."""
+        yield from self.others.items()
+        container = self.above
+        while container is not None:
+            for name, value in container.items:
+                if name != container.name:
+                    yield name, value
+            container = container.above
+
+    def left(self) -> dict[str, str]:
+        left = {}
+        for name, _ in self.around():
+            first = name.split(".")[0]
+            network = any(pattern.fullmatch(first) for pattern in _IS.values())
+            left[first] = "another network" if network else "not part of the network"
+        return left
+
+
+class _Search:
+    """Walks containers, each once: a file may name one many times, or put it into itself."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+        self.seen: set[int] = set()
+        self.places: list[_Place] = []
+        self.modules = 0
+
+    def run(self, data: Any) -> list[_Place]:
+        if not isinstance(data, (Mapping, Unread, list, tuple)):
+            raise CheckpointError(f"the file holds a {type(data).__name__}, expected networks or module.state_dict()")
+        level: list[tuple[Any, tuple[str, ...], _Container | None]] = [(data, (), None)]
+        for _ in range(_LEVELS):
+            level = [below for item in level for below in self._visit(*item)]
+        if level and not self.places:
+            raise CheckpointError(f"no {self.network} within {_LEVELS} levels of containers; {_INNER}")
+        return self.places
+
+    def _visit(self, data: Any, labels: tuple[str, ...], above: _Container | None) -> list[Any]:
+        """Notes the states in a container, and returns the containers in it."""
+        if id(data) in self.seen:
+            return []
+        self.seen.add(id(data))
+        module = data if isinstance(data, PickledModule) else None
+        if isinstance(data, Unread):
+            if not _STORES & data.attributes.keys():
+                return []
+            self.modules += 1
+            if self.modules > _MOST:
+                raise CheckpointError(f"more than {_MOST} modules; {_INNER}")
+            data = (module or PickledModule(data.class_name, data.attributes)).state_dict()
+        if isinstance(data, Mapping):
+            self._states(data, labels, above, module)
+            items = [(str(name), value) for name, value in data.items() if isinstance(name, (str, int))]
+        else:
+            items = [(f"[{index}]", value) for index, value in enumerate(data)]
+        return [
+            (value, (*labels, name), _Container(items, name, above))
+            for name, value in items
+            if isinstance(value, (Mapping, Unread, list, tuple)) and value
+        ]
+
+    def _states(
+        self, data: Mapping[Any, Any], labels: tuple[str, ...], above: _Container | None, module: PickledModule | None
+    ) -> None:
+        if not any(isinstance(value, torch.Tensor) for value in data.values()):
+            return
+        data, notes = _unwrapped(data)
+        names = [name for name in data if isinstance(name, str)]
+        ends = [end for _, end in SIGNATURES[self.network]]
+        prefixes = {name[: -len(end)] for name in names for end in ends if name.endswith(end)}
+        prefixes = {prefix for prefix in prefixes if prefix[-1:] in ("", ".")}
+        if len(prefixes) > _MOST:
+            raise CheckpointError(f"more than {_MOST} networks in one dictionary; {_INNER}")
+        for prefix in sorted(prefixes) or [""]:
+            if prefix:
+                inside = {name for name in names if name.startswith(prefix)}
+            else:
+                inside = {name for name, value in data.items() if isinstance(value, torch.Tensor) or "." in str(name)}
+            state = {name[len(prefix) :] if prefix else name: data[name] for name in data if name in inside}
+            if prefixes and not _is_network(state, self.network):
+                continue
+            self.places.append(
+                _Place(
+                    (*labels, *prefix.split(".")[:-1]),
+                    state,
+                    known=bool(prefixes),
+                    alone=len(state) == len(data) and all(isinstance(v, torch.Tensor) for v in data.values()),
+                    module=None if prefix or notes else module,
+                    notes=list(notes),
+                    others={str(name): value for name, value in data.items() if name not in inside},
+                    above=above,
+                )
+            )
+
+
+def _is_network(state: Mapping[str, Any], network: str) -> bool:
+    """The name that tells Hammer's discriminator may be that of any layer."""
+    return family_of(state, network) is not None and (network == "generator" or len(_LAYERS & state.keys()) > 0)
+
+
+_LAYERS = {"b4.conv.weight", "final_conv.0.weight", "final_conv.0.conv.weight_orig", "layer0.weight"}
+
+
+def _unwrapped(data: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[str]]:
+    """The entries without the names of wrappers, wherever in a path these stand."""
+    found: set[str] = set()
+    names: dict[Any, Any] = {}
+    for name, value in data.items():
+        bare = name
+        if isinstance(name, str) and isinstance(value, torch.Tensor):
+            parts = name.split(".")
+            found |= _WRAPPERS.intersection(parts[:-1])
+            bare = ".".join([part for part in parts[:-1] if part not in _WRAPPERS] + parts[-1:])
+        if bare in names:
+            raise CheckpointError(f"{name:.80}: there twice, with and without {', '.join(sorted(found))}; {_INNER}")
+        names[bare] = value
+    if not found:
+        return data, []
+    return names, [f"names are under {' and '.join(repr(f'{wrapper}.') for wrapper in sorted(found))}"]
+
+
+def _listed(data: Any) -> str:
+    kind = data.class_name if isinstance(data, Unread) else f"{len(data)} entries of a {type(data).__name__}"
+    names = [f"{name!s:.80}" for name in data] if isinstance(data, Mapping) else [kind]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+
+
+def _take_average(found: Found, place: _Place) -> None:
+    """rosinality keeps the average of w beside the network, pSp a copy for each layer."""
+    beside = [value for name, value in place.around() if name == "latent_avg" and isinstance(value, torch.Tensor)]
+    if not beside or "latent_avg" in found.state:
+        return
+    average = beside[0].detach()
+    found.left.pop("latent_avg", None)
+    rows = average.reshape(-1, average.shape[-1]) if average.ndim > 1 and average.numel() else average[None]
+    if bool((rows == rows[:1]).all()):
+        found.state = {**found.state, "latent_avg": rows[0]}
+    else:
+        found.left["latent_avg"] = "another average for each layer, where truncation has one for all"
