@@ -50,6 +50,7 @@ def send_to_cpu(changes: Changes) -> None:
         changes.put(holder, name, ours)
     for name, method in _tensor_methods().items():
         changes.put(torch.Tensor, name, method)
+    changes.put(torch.nn.Module, "to", _module_to(torch.nn.Module.to))
     for storage in (torch.UntypedStorage, torch.TypedStorage):
         changes.put(storage, "cuda", lambda self, *_, **__: self)
     for name in _TENSOR_TYPES:
@@ -89,12 +90,8 @@ def _factories() -> Iterator[tuple[ModuleType, str, Callable[..., Any]]]:
 
 
 def _factory(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    positional = theirs is torch.as_tensor  # the one that takes a device without its name: data, dtype, device
-
     @functools.wraps(theirs)
     def factory(*args: Any, **kwargs: Any) -> Any:
-        if positional:
-            args = (*args[:2], *map(on_cpu, args[2:]))
         if "device" in kwargs:
             kwargs["device"] = on_cpu(kwargs["device"])
         if "pin_memory" in kwargs:
@@ -125,11 +122,21 @@ def _tensor_methods() -> dict[str, Callable[..., Any]]:
     def _type(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         return type_(self, _cpu_type(dtype), *args, **kwargs)
 
-    ours = {"to": _to, "cuda": cuda, "pin_memory": pin_memory, "type": _type, "record_stream": _returning(None)}
-    return {
-        **{name: functools.wraps(getattr(torch.Tensor, name))(method) for name, method in ours.items()},
-        **{name: _factory(getattr(torch.Tensor, name)) for name in _NEW},
-    }
+    ours: dict[str, Callable[..., Any]] = {"to": _to, "cuda": cuda, "pin_memory": pin_memory, "type": _type}
+    ours["record_stream"] = _returning(None)
+    for name, method in ours.items():
+        functools.update_wrapper(method, getattr(torch.Tensor, name))
+    return {**ours, **{name: _factory(getattr(torch.Tensor, name)) for name in _NEW}}
+
+
+def _module_to(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch reads a device given as a number before the tensors are asked to move."""
+
+    @functools.wraps(theirs)
+    def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return theirs(self, *map(on_cpu, args[:1]), *args[1:], **kwargs)
+
+    return to
 
 
 def _cpu_type(name: Any) -> Any:
@@ -301,8 +308,11 @@ def _memory(*args: Any) -> tuple[int, int]:
 
 
 def _properties(*args: Any) -> SimpleNamespace:
+    """What programs and torch's own compiler read of them."""
     total, cores = _memory()[1], os.cpu_count() or 1
-    return SimpleNamespace(name="cpu", total_memory=total, major=0, minor=0, multi_processor_count=cores)
+    return SimpleNamespace(
+        name="cpu", gcnArchName="cpu", total_memory=total, major=0, minor=0, multi_processor_count=cores
+    )
 
 
 _RESULTS: dict[str, Any] = {

@@ -8,6 +8,7 @@ A stand-in goes into a module when that module is imported, and only where the m
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -37,15 +38,14 @@ class Break(NamedTuple):
 def stand_in(changes: Changes) -> None:
     """Answer every break of :data:`BREAKS`, in the modules imported already and in those to come."""
 
-    def build(row: Break) -> Callable[[ModuleType, Report], Mapping[str, Replacement]]:
-        def mend(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
-            if module.__name__ == row.module and row.apply is not None:
+    def mend(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
+        for row in BREAKS:
+            if row.apply is not None and row.module == module.__name__:
                 row.apply(changes, module, functools.partial(_met, row.what))
-            return {}
+        return {}
 
-        return mend
-
-    targets = [Target("platform", row.module, {}, build(row)) for row in BREAKS if row.apply is not None]
+    modules = dict.fromkeys(row.module for row in BREAKS if row.apply is not None)
+    targets = [Target("platform", module, {}, mend) for module in modules]
     engine = Engine({"platform": targets}, {})
     engine.patch(["platform"])
     changes.then(engine.unpatch)
@@ -89,16 +89,15 @@ def _adam(changes: Changes, module: Any, met: Callable[[], None]) -> None:
 
 def _inert_types(changes: Changes, module: Any, met: Callable[[], None]) -> None:
     """A weights-only load goes on refusing everything whose loading could run code."""
-    _allow(changes, module, (argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *_numpy_data()))
+    _allow(changes, module, argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *_numpy_data())
 
 
 def _easydict(changes: Changes, module: Any, met: Callable[[], None]) -> None:
-    import torch
+    """A weights-only load fills no dictionaries but Python's own, whatever it allows."""
+    _allow(changes, module, (collections.OrderedDict, "easydict.EasyDict"))
 
-    _allow(changes, torch.serialization, (module.EasyDict,))
 
-
-def _allow(changes: Changes, serialization: Any, types: tuple[Any, ...]) -> None:
+def _allow(changes: Changes, serialization: Any, *types: Any) -> None:
     earlier = serialization.get_safe_globals()
     fresh = [entry for entry in types if entry not in earlier]
     serialization.add_safe_globals(fresh)
@@ -119,7 +118,8 @@ def _numpy_data() -> Iterator[Any]:
         return
     yield from (numpy.ndarray, numpy.dtype)
     yield from {type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUV"}
-    for function in (numpy.float64(0).__reduce__()[0], numpy.zeros(0).__reduce__()[0]):
+    for value in (numpy.float64(0), numpy.zeros(0)):
+        function: Any = value.__reduce__()[0]
         yield from (
             (function, f"{package}.multiarray.{function.__name__}") for package in ("numpy.core", "numpy._core")
         )
@@ -190,9 +190,9 @@ BREAKS = (
     Break(
         "`torch.load` of a checkpoint with `easydict.EasyDict`",
         "torch 2.6",
-        "allowed once the program has imported `easydict`",
+        "read as an `OrderedDict` with the same items and attributes",
         "PadInv's runners",
-        "easydict",
+        "torch.serialization",
         _easydict,
     ),
     Break(
