@@ -44,9 +44,11 @@ def check_name(device: str, argument: str) -> str:
 
 def send_to_cpu(changes: Changes) -> None:
     """Send everything that asks for a CUDA device to the CPU, in this process and all its threads."""
+    builtins = jit_builtins._get_builtin_table()  # by identity: torch.jit.script is to take ours for torch's own
     for holder, name, factory in _factories():
         ours = _factory(factory)
-        jit_builtins._register_builtin(ours, jit_builtins._find_builtin(factory))
+        builtins[id(ours)] = builtins.get(id(factory))
+        changes.then(functools.partial(builtins.pop, id(ours)))
         changes.put(holder, name, ours)
     for name, method in _tensor_methods().items():
         changes.put(torch.Tensor, name, method)
