@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -91,7 +90,7 @@ def test_stylegan3(checkout, pictures, tmp_path, gpus):
 
 @pytest.mark.parametrize("checkout", ["nvlabs"], indirect=True)
 def test_stylegan2_ada(checkout, pictures, tmp_path):
-    """Its networks have 512 channels whatever their size: training is interrupted once the first snapshot is there."""
+    """Its networks have 512 channels whatever their size: training is stopped once the first snapshot is there."""
     if not (checkout / "style_mixing.py").exists():
         pytest.skip("the checkout is not stylegan2-ada-pytorch")
     completed(
@@ -111,7 +110,7 @@ def test_stylegan2_ada(checkout, pictures, tmp_path):
         if any(file.read_text() for file in tmp_path.glob("runs/*/stats.jsonl")):  # written after the snapshot
             break
         time.sleep(1)
-    training.send_signal(signal.SIGINT)
+    training.terminate()
     output, _ = training.communicate(timeout=60)
     snapshots = list(tmp_path.glob("runs/*/network-snapshot-000000.pkl"))
     assert len(snapshots) == 1, output
