@@ -1,12 +1,15 @@
-"""Modules that foreign code imports and a current Python no longer has, reduced to what that code uses.
+"""Modules that foreign code imports and a current Python or torchvision no longer has, reduced to what that code uses.
 
 They answer an import only while the hooks are in place and only where no real module can be found.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from types import ModuleType
+
+import torch
 
 
 def pkg_resources() -> ModuleType:
@@ -35,7 +38,28 @@ def distutils_util() -> ModuleType:
     return module
 
 
-STANDINS = {"pkg_resources": pkg_resources, "distutils": distutils, "distutils.util": distutils_util}
+def torchvision_models_utils() -> ModuleType:
+    """torchvision 0.11 removed it; genforce downloads its Inception network through it."""
+    module = ModuleType("torchvision.models.utils", "Stand-in of posgan_fast: load_state_dict_from_url.")
+    module.__dict__["load_state_dict_from_url"] = torch.hub.load_state_dict_from_url
+    return module
+
+
+def torchvision_functional_tensor() -> ModuleType:
+    """torchvision 0.17 removed it; basicsr takes rgb_to_grayscale from it."""
+    functional = importlib.import_module("torchvision.transforms.functional")
+    module = ModuleType("torchvision.transforms.functional_tensor", "Stand-in of posgan_fast: functional, as it is.")
+    module.__dict__.update({name: value for name, value in vars(functional).items() if not name.startswith("_")})
+    return module
+
+
+STANDINS = {
+    "pkg_resources": pkg_resources,
+    "distutils": distutils,
+    "distutils.util": distutils_util,
+    "torchvision.models.utils": torchvision_models_utils,
+    "torchvision.transforms.functional_tensor": torchvision_functional_tensor,
+}
 
 
 def _declare_namespace(name: str) -> None:

@@ -1,0 +1,267 @@
+"""Breaks of the platform that ``posgan-fast run`` stands in for: what newer torch, torchvision, Pillow, numpy and
+scikit-image took away and programs of the families still use.
+
+A stand-in goes into a module when that module is imported, and only where the module no longer does it by itself.
+:data:`BREAKS` is the whole list; docs/running-scripts.md shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from . import report as hooks_report
+from .changes import Changes
+from .engine import Engine, Replacement, Report, Target
+
+
+class Break(NamedTuple):
+    """One break: what programs use, since when it fails, how it is answered, and who uses it.
+
+    ``apply(changes, module, met)`` mends ``module`` once it is imported, and calls ``met`` when a program needs that;
+    None: the module itself is missing, and ``standins.STANDINS`` makes it.
+    """
+
+    what: str
+    since: str
+    answer: str
+    used_by: str
+    module: str
+    apply: Callable[[Changes, Any, Callable[[], None]], None] | None = None
+
+
+def stand_in(changes: Changes) -> None:
+    """Answer every break of :data:`BREAKS`, in the modules imported already and in those to come."""
+
+    def mend(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
+        for row in BREAKS:
+            if row.apply is not None and row.module == module.__name__:
+                row.apply(changes, module, functools.partial(_met, row.what))
+        return {}
+
+    modules = dict.fromkeys(row.module for row in BREAKS if row.apply is not None)
+    targets = [Target("platform", module, {}, mend) for module in modules]
+    engine = Engine({"platform": targets}, {})
+    engine.patch(["platform"])
+    changes.then(engine.unpatch)
+
+
+def table() -> str:
+    """:data:`BREAKS` in Markdown."""
+    rows = [("what programs use", "fails since", "answer", "used by"), ("---",) * 4]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*rows, *(row[:4] for row in BREAKS)))
+
+
+def _met(what: str) -> None:
+    names, name = hooks_report().standins, what.replace("`", "")
+    if name not in names:
+        names.append(name)
+
+
+def _sampler(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    if "__init__" in vars(module.Sampler):
+        return
+
+    def __init__(self: Any, data_source: Any = None) -> None:
+        if data_source is not None:
+            met()
+
+    changes.put(module.Sampler, "__init__", __init__)
+
+
+def _adam(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    theirs = module.Adam.__init__
+
+    @functools.wraps(theirs)
+    def __init__(self: Any, params: Any, lr: Any = 1e-3, betas: Any = (0.9, 0.999), *args: Any, **kwargs: Any) -> None:
+        if {type(beta) for beta in betas} == {int, float}:
+            met()
+            betas = tuple(map(float, betas))
+        theirs(self, params, lr, betas, *args, **kwargs)
+
+    changes.put(module.Adam, "__init__", __init__)
+
+
+def _inert_types(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    """A weights-only load goes on refusing everything whose loading could run code."""
+    _allow(changes, module, argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *_numpy_data())
+
+
+def _easydict(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    """A weights-only load fills no dictionaries but Python's own, whatever it allows."""
+    _allow(changes, module, (collections.OrderedDict, "easydict.EasyDict"))
+
+
+def _allow(changes: Changes, serialization: Any, *types: Any) -> None:
+    earlier = serialization.get_safe_globals()
+    fresh = [entry for entry in types if entry not in earlier]
+    serialization.add_safe_globals(fresh)
+
+    def undo() -> None:
+        kept = [entry for entry in serialization.get_safe_globals() if entry not in fresh]
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(kept)
+
+    changes.then(undo)
+
+
+def _numpy_data() -> Iterator[Any]:
+    """Arrays, scalars and dtypes, under the names that numpy 1 and numpy 2 write."""
+    try:
+        import numpy
+    except ImportError:
+        return
+    yield from (numpy.ndarray, numpy.dtype)
+    yield from {type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUV"}
+    for value in (numpy.float64(0), numpy.zeros(0)):
+        function: Any = value.__reduce__()[0]
+        yield from (
+            (function, f"{package}.multiarray.{function.__name__}") for package in ("numpy.core", "numpy._core")
+        )
+
+
+def _value_range(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    theirs = module.make_grid  # save_image calls it with whatever it was given
+
+    @functools.wraps(theirs)
+    def make_grid(*args: Any, **kwargs: Any) -> Any:
+        if "range" in kwargs:
+            met()
+            kwargs["value_range"] = kwargs.pop("range")
+        return theirs(*args, **kwargs)
+
+    changes.put(module, "make_grid", make_grid)
+
+
+def _names(**names: Callable[[Any], Any]) -> Callable[[Changes, Any, Callable[[], None]], None]:
+    """Names that the module lost, each with what it stood for in that module."""
+
+    def apply(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+        for name, find in names.items():
+            if name not in vars(module):
+                changes.put(module, name, find(module))
+
+    return apply
+
+
+def _compare_ssim(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    if "compare_ssim" in vars(module):
+        return
+
+    def compare_ssim(*args: Any, multichannel: bool = False, **kwargs: Any) -> Any:
+        from skimage.metrics import structural_similarity
+
+        met()
+        return structural_similarity(*args, channel_axis=-1 if multichannel else None, **kwargs)
+
+    changes.put(module, "compare_ssim", compare_ssim)
+
+
+BREAKS = (
+    Break(
+        "`torch.utils.data.Sampler.__init__(data_source)`",
+        "torch 2.10",
+        "the argument is taken and not used, as before",
+        "`InfiniteSampler` of NVlabs' training loops and of PadInv",
+        "torch.utils.data.sampler",
+        _sampler,
+    ),
+    Break(
+        "`torch.optim.Adam(betas=(0, 0.99))`",
+        "torch 2.6",
+        "the int beside a float becomes one",
+        "NVlabs stylegan3 without lazy regularisation (`--cfg stylegan3-t`)",
+        "torch.optim.adam",
+        _adam,
+    ),
+    Break(
+        "`torch.load` of a checkpoint with `argparse.Namespace`, `pathlib` paths, numpy arrays, scalars or dtypes",
+        "torch 2.6, where `weights_only=True` became the default",
+        "these types are allowed, since loading them runs nothing; all others are refused as before",
+        "rosinality's `train.py`, `generate.py`, `projector.py`, `fid.py`, `ppl.py`",
+        "torch.serialization",
+        _inert_types,
+    ),
+    Break(
+        "`torch.load` of a checkpoint with `easydict.EasyDict`",
+        "torch 2.6",
+        "read as an `OrderedDict` with the same items and attributes",
+        "PadInv's runners",
+        "torch.serialization",
+        _easydict,
+    ),
+    Break(
+        "`torchvision.utils.save_image(range=)`, `make_grid(range=)`",
+        "torchvision 0.16",
+        "passed on as `value_range`",
+        "rosinality's `train.py` and `generate.py`, basicsr's `inference_stylegan2.py`",
+        "torchvision.utils",
+        _value_range,
+    ),
+    Break(
+        "`torchvision.models.utils`",
+        "torchvision 0.11",
+        "a module with `load_state_dict_from_url` of `torch.hub`",
+        "genforce's `metrics/inception.py`",
+        "torchvision.models.utils",
+    ),
+    Break(
+        "`torchvision.transforms.functional_tensor`",
+        "torchvision 0.17",
+        "a module with the functions of `torchvision.transforms.functional`",
+        "basicsr 1.4.2, which GFPGAN imports",
+        "torchvision.transforms.functional_tensor",
+    ),
+    Break(
+        "`PIL.Image.ANTIALIAS`",
+        "Pillow 10",
+        "`LANCZOS`, its other name",
+        "pSp's `align_all_parallel.py`, genforce's `datasets/transforms.py`",
+        "PIL.Image",
+        _names(ANTIALIAS=lambda image: image.LANCZOS),
+    ),
+    Break(
+        "`numpy.cumproduct`",
+        "numpy 2.0",
+        "`cumprod`, its other name",
+        "mmgeneration's `base_diffusion.py`",
+        "numpy",
+        _names(cumproduct=lambda numpy: numpy.cumprod),
+    ),
+    Break(
+        "`numpy.int`, `numpy.bool`, `numpy.float`, `numpy.complex`, `numpy.object`, `numpy.str`",
+        "numpy 1.24",
+        "Python's types, which these were",
+        "SinGAN's `imresize.py`",
+        "numpy",
+        _names(**{t.__name__: lambda _, t=t: t for t in (int, bool, float, complex, object, str)}),
+    ),
+    Break(
+        "`skimage.measure.compare_ssim`",
+        "scikit-image 0.18",
+        "`skimage.metrics.structural_similarity`",
+        "rosinality's `lpips`",
+        "skimage.measure",
+        _compare_ssim,
+    ),
+    Break(
+        "`pkg_resources`",
+        "setuptools 82",
+        "a module with `parse_version` and `get_distribution`",
+        "gradfix modules of NVlabs and of their forks",
+        "pkg_resources",
+    ),
+    Break(
+        "`distutils`",
+        "Python 3.12",
+        "a package",
+        "`dnnlib` of NVlabs",
+        "distutils",
+    ),
+    Break("`distutils.util`", "Python 3.12", "a module with `strtobool`", "`dnnlib` of NVlabs", "distutils.util"),
+)
