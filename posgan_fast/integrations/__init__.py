@@ -28,7 +28,8 @@ def patch(families: Iterable[str] | None = None) -> Report:
     :func:`unpatch`, and the last one restores everything. Also a context manager: ``with posgan_fast.patch():``.
 
     Args:
-        families: some of "nvlabs", "rosinality" and "mmcv"; None: all. A nested call adds its families to those in force.
+        families: some of "nvlabs", "rosinality" and "mmcv"; None: all. A nested call adds its families to those in
+            force.
 
     Returns:
         The live report, which goes on filling while the hooks are in place.

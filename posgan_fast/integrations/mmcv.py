@@ -1,8 +1,7 @@
 """mmcv, the ops of mmgeneration: 1.x follows rosinality, 2.x follows NVlabs under names of its own.
 
 mmcv 1.x's ``upfirdn2d`` has rosinality's signature and is served from that table, ``conv2d_gradfix`` (mmcv 2.x and
-mmgeneration) from NVlabs'. ``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their module and
-follow.
+mmgeneration) from NVlabs'. ``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their module.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ def _fused_bias_leakyrelu(module: ModuleType, report: Report) -> Mapping[str, Re
     plain = getattr(module, "bias_leakyrelu_ref", shared.plain_leaky_relu)
 
     def fused_bias_leakyrelu(input, bias, negative_slope=0.2, scale=2**0.5):
-        fits = bias is None or (input.ndim > 1 and bias.shape == input.shape[1:2])
-        if not takes(input, bias) or not fits:
-            return (plain if fits and transformed() else theirs)(input, bias, negative_slope, scale)
+        if transformed():
+            return plain(input, bias, negative_slope, scale)
+        if not takes(input, bias) or not shared.fits_channels(input, bias):
+            return theirs(input, bias, negative_slope, scale)
         if input.device.type == "cpu":
             input, bias = shared.promoted(input, bias)
         elif bias is not None:

@@ -1,8 +1,9 @@
 """NVlabs stylegan2-ada-pytorch, stylegan3 and their forks: ``torch_utils.ops.*`` and ``torch_utils.custom_ops``.
 
 ``impl="ref"`` stays the module's own plain-torch path. So does any call these ops do not take; where torch records or
-transforms it, the module is asked for that path on a GPU too. Everything else comes here on CPU and GPU alike. ``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their
-module and follow. ``filtered_lrelu`` is not replaced, and its plugin request passes through.
+transforms it, the module is asked for that path on a GPU too. Everything else comes here on CPU and GPU alike.
+``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their module and follow. ``filtered_lrelu``
+is not replaced, and its plugin request passes through.
 PadInv and Hammer (``third_party.stylegan*_official_ops``) end every signature with ``impl``.
 """
 

@@ -15,7 +15,16 @@ from .. import functional
 from . import gradfix, plugins
 from .calls import takes, transformed
 from .engine import MORE, PluginRequest, Replacement, Report, Target
-from .shared import CONV2D, CONV2D_GRADFIX, CONV_TRANSPOSE2D, GRID_SAMPLE, convolutions, plain_leaky_relu, promoted
+from .shared import (
+    CONV2D,
+    CONV2D_GRADFIX,
+    CONV_TRANSPOSE2D,
+    GRID_SAMPLE,
+    convolutions,
+    fits_channels,
+    plain_leaky_relu,
+    promoted,
+)
 
 
 def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
@@ -124,11 +133,9 @@ def _fused_leaky_relu_like(theirs: Callable[..., Any]) -> Callable[..., Any]:
     without_cpu = "apply" in names and "cpu" not in constants  # psp, e4e, basicsr: compiled code or nothing
 
     def serve(input, bias, negative_slope, scale, *more):
-        fits = bias is None or (input.ndim > 1 and bias.shape == input.shape[1:2])
-        fits = fits and not (three_end_with_channels and input.ndim == 3)
-        if not takes(input, bias) or not fits:
-            if without_cpu and fits and input.device.type == "cpu" and transformed():
-                return plain_leaky_relu(input, bias, negative_slope, scale)
+        if transformed() and without_cpu and input.device.type == "cpu":
+            return plain_leaky_relu(input, bias, negative_slope, scale)
+        if not takes(input, bias) or not fits_channels(input, bias) or (three_end_with_channels and input.ndim == 3):
             return theirs(input, bias, negative_slope, scale, *more)
         on_cpu = input.device.type == "cpu"
         slope = cpu_slope if on_cpu and cpu_slope is not None else float(negative_slope)
@@ -199,6 +206,7 @@ TARGETS = (
     Target("rosinality", "fused_act", {"fused_leaky_relu": (*_FUSED_ACT, "device")}, _fused_act_device),
     Target("rosinality", "fused_act", {"fused_leaky_relu": (*_FUSED_ACT, "trace_model")}, _fused_act_trace_model),
     Target("rosinality", "op.conv2d_gradfix", **CONV2D_GRADFIX),
+    Target("rosinality", "op_native", {"upfirdn2d": _UPFIRDN2D}, _upfirdn2d),
     Target("rosinality", "non_leaking", _GRID_SAMPLE, _grid_sample, ("grid_sample",)),
     Target("rosinality", "simple_augment", _GRID_SAMPLE, _grid_sample, ("grid_sample",)),
     Target(

@@ -29,6 +29,10 @@ def bias_act(table: Mapping[str, Any], x, b, dim, act, alpha, gain, clamp):
     return functional.bias_act(*promoted(x, b), dim, act, alpha, gain, clamp)
 
 
+def fits_channels(x: torch.Tensor, b: torch.Tensor | None) -> bool:
+    return b is None or (x.ndim > 1 and b.shape == x.shape[1:2])
+
+
 def plain_leaky_relu(input, bias, negative_slope, scale):
     """For graphs and transforms of modules that have no such path of their own."""
     if bias is not None:
