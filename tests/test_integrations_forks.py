@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from foreign import TAPS, is_ours
+from foreign import SCRIPTS, TAPS, hooked, is_ours
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
@@ -197,3 +197,16 @@ def test_operations_of_an_older_torch_can_be_called():
         ours, _ = op(torch.ones_like(y), volume, grid, 0, 0, False)
         torch.testing.assert_close(ours, torch.autograd.grad(y.sum(), volume)[0])
     assert torch._C._jit_get_operation is get
+
+
+def test_augmentations_of_a_checkout(peers):
+    done = hooked("--quiet", SCRIPTS / "augment_peer.py", path=(peers["rosinality"],))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True"
+
+
+def test_padinv_checkout(peers, tmp_path):
+    (tmp_path / "easydict.py").write_text("class EasyDict(dict):\n    __getattr__ = dict.__getitem__\n")
+    done = hooked("--quiet", SCRIPTS / "padinv_ops.py", path=(peers["padinv"], tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "14 patched, 0 left alone"

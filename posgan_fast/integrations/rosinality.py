@@ -206,7 +206,6 @@ TARGETS = (
     Target("rosinality", "fused_act", {"fused_leaky_relu": (*_FUSED_ACT, "device")}, _fused_act_device),
     Target("rosinality", "fused_act", {"fused_leaky_relu": (*_FUSED_ACT, "trace_model")}, _fused_act_trace_model),
     Target("rosinality", "op.conv2d_gradfix", **CONV2D_GRADFIX),
-    Target("rosinality", "op_native", {"upfirdn2d": _UPFIRDN2D}, _upfirdn2d),
     Target("rosinality", "non_leaking", _GRID_SAMPLE, _grid_sample, ("grid_sample",)),
     Target("rosinality", "simple_augment", _GRID_SAMPLE, _grid_sample, ("grid_sample",)),
     Target(
