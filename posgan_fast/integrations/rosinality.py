@@ -129,13 +129,15 @@ def _fused_leaky_relu_like(theirs: Callable[..., Any]) -> Callable[..., Any]:
     # its results; forks that mended it, or have no CPU path, have no such constant.
     constants, names = _code(theirs, "co_consts"), _code(theirs, "co_names")
     cpu_slope = 0.2 if "cpu" in constants and 0.2 in constants else None
-    three_end_with_channels = 3 in constants and "ndim" in names  # StyleCLIP: [batch, layer, channel]
     without_cpu = "apply" in names and "cpu" not in constants  # psp, e4e, basicsr: compiled code or nothing
 
     def serve(input, bias, negative_slope, scale, *more):
         if transformed() and without_cpu and input.device.type == "cpu":
             return plain_leaky_relu(input, bias, negative_slope, scale)
-        if not takes(input, bias) or not fits_channels(input, bias) or (three_end_with_channels and input.ndim == 3):
+        if not takes(input, bias) or not fits_channels(input, bias):
+            return theirs(input, bias, negative_slope, scale, *more)
+        # StyleCLIP keeps the channels of [batch, layer, channel] last: where both axes fit, only the fork knows.
+        if not without_cpu and input.ndim == 3 and input.shape[1] == input.shape[2]:
             return theirs(input, bias, negative_slope, scale, *more)
         on_cpu = input.device.type == "cpu"
         slope = cpu_slope if on_cpu and cpu_slope is not None else float(negative_slope)
