@@ -125,12 +125,12 @@ def test_grid_sample_is_torchs_where_that_has_a_double_backward(nv, monkeypatch)
     image, grid = grid_inputs()
     grid_sample = nv("ops.grid_sample_gradfix").grid_sample
     assert gradcheck(grid_sample, (image, grid)) and gradgradcheck(grid_sample, (image, grid))
-    suffices = gradfix.torch_differentiates_twice("cpu")
+    suffices = gradfix.torch_differentiates_twice("cpu", 2)
     assert ("GridSampler" in type(grid_sample(image, grid).grad_fn).__name__) == suffices
 
     monkeypatch.setattr(gradfix, "_torch_grid_sample", _Once.apply)
     gradfix.torch_differentiates_twice.cache_clear()
-    assert not gradfix.torch_differentiates_twice("cpu")
+    assert not gradfix.torch_differentiates_twice("cpu", 2)
     gradfix.torch_differentiates_twice.cache_clear()
 
 
@@ -149,7 +149,7 @@ class _Once(torch.autograd.Function):
 
 
 def test_grid_sample_elsewhere_has_one_too(monkeypatch):
-    monkeypatch.setattr(gradfix, "torch_differentiates_twice", lambda device: False)
+    monkeypatch.setattr(gradfix, "torch_differentiates_twice", lambda device, axes: False)
     image, grid = grid_inputs()
     assert gradcheck(gradfix.grid_sample, (image, grid)) and gradgradcheck(gradfix.grid_sample, (image, grid))
     for wanted in ((image, grid), (image,), (grid,)):

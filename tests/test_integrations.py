@@ -171,7 +171,7 @@ def test_odd_entries_of_sys_modules(package, monkeypatch):
 
 def test_families_are_checked():
     with pytest.raises(
-        ValueError, match=r"families: expected some of \['nvlabs', 'rosinality'\], got \['tensorflow'\]"
+        ValueError, match=r"families: expected some of \['mmcv', 'nvlabs', 'rosinality'\], got \['tensorflow'\]"
     ):
         posgan_fast.patch(["nvlabs", "tensorflow"])
     with posgan_fast.patch("nvlabs") as report:

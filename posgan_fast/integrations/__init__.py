@@ -1,19 +1,23 @@
 """Foreign GAN code on these ops, without touching it: one table per family, one reversible patch engine.
 
-Families: ``nvlabs`` (stylegan2-ada, stylegan3 and forks: ``torch_utils.ops.*``, ``torch_utils.custom_ops``) and
-``rosinality`` (stylegan2-pytorch and forks: ``op.*``; the PyPI packages stylegan2-torch and torch-conv-gradfix).
+Families: ``nvlabs`` (stylegan2-ada, stylegan3 and forks: ``torch_utils.ops.*``, ``torch_utils.custom_ops``; PadInv's
+``third_party.stylegan*_official_ops``), ``rosinality`` (stylegan2-pytorch and forks, pSp, basicsr: ``op.*``,
+``non_leaking``; the PyPI packages stylegan2-torch and torch-conv-gradfix) and ``mmcv`` (``mmcv.ops.*`` of 1.x and 2.x).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import nvlabs, rosinality, standins
+from . import mmcv, nvlabs, rosinality, standins, torch_internals
 from .engine import Engine, Report
 
 __all__ = ["FAMILIES", "Report", "patch", "report", "unpatch"]
 
-FAMILIES = {"nvlabs": nvlabs.TARGETS, "rosinality": rosinality.TARGETS}
+FAMILIES = {
+    family: (*table.TARGETS, *torch_internals.TARGETS)
+    for family, table in (("nvlabs", nvlabs), ("rosinality", rosinality), ("mmcv", mmcv))
+}
 
 
 def patch(families: Iterable[str] | None = None) -> Report:
@@ -24,7 +28,8 @@ def patch(families: Iterable[str] | None = None) -> Report:
     :func:`unpatch`, and the last one restores everything. Also a context manager: ``with posgan_fast.patch():``.
 
     Args:
-        families: some of "nvlabs" and "rosinality"; None: all. A nested call adds its families to those in force.
+        families: some of "nvlabs", "rosinality" and "mmcv"; None: all. A nested call adds its families to those in
+            force.
 
     Returns:
         The live report, which goes on filling while the hooks are in place.

@@ -24,10 +24,11 @@ MORE = "*"  # last in a tuple of parameter names: others may follow
 
 
 class Replacement(NamedTuple):
-    """A function to put in, and what the report calls it."""
+    """A function to put in, and what the report calls it; a quiet one enters the report itself, once it acts."""
 
     function: Callable[..., Any]
     label: str
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Engine:
             self.report.add(LeftAlone(name, "; ".join(dict.fromkeys(reasons))))
 
     def _apply(self, target: Target, name: str, module: ModuleType) -> Iterator[tuple[Any, Any]]:
-        for path, (ours, label) in target.build(module, self.report).items():
+        for path, (ours, label, quiet) in target.build(module, self.report).items():
             theirs = _lookup(module, path)
             if id(theirs) in self._replaced:  # a package that re-exports what its own module was given
                 continue
@@ -216,7 +217,8 @@ class Engine:
             earlier = vars(holder)[attribute]
             self._change(holder, attribute, earlier, staticmethod(ours) if isinstance(earlier, staticmethod) else ours)
             self._replaced[id(ours)] = (ours, theirs)
-            self.report.add(Patched(name, path, target.family, label))
+            if not quiet:
+                self.report.add(Patched(name, path, target.family, label))
             yield theirs, ours
 
     def _rebind(self, pairs: Iterable[tuple[Any, Any]], modules: Mapping[str, Any]) -> None:
@@ -323,7 +325,10 @@ def _lookup(module: Any, path: str) -> Any:
 
 def _adopt(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     """Give ``ours`` the name, documentation and, parameters being the same, the default values of ``theirs``."""
-    parameters = inspect.signature(theirs).parameters
+    try:
+        parameters = inspect.signature(theirs).parameters
+    except ValueError:  # a builtin says nothing
+        return functools.update_wrapper(ours, theirs)
     if tuple(inspect.signature(ours).parameters) == tuple(parameters):
         defaults = tuple(p.default for p in parameters.values() if p.default is not p.empty)
         ours.__defaults__ = defaults or None  # type: ignore[attr-defined]

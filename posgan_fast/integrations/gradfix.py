@@ -4,21 +4,25 @@ Torch's own convolutions have derivatives of every order, so they are called as 
 flag that keeps convolution weights out of a backward pass, read when that pass runs: an identity on the weight whose
 backward returns nothing while the flag is up. Around an inner gradient in the input (R1, path length) autograd asks
 the convolution for no weight gradient at all; the outer pass, with the flag down, gets it by the double backward.
+Where torch records or transforms the call, there is neither gate nor autograd function: torch's own op alone.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from .calls import takes
+
 
 def gated_weight(weight: torch.Tensor, enabled: Callable[[], bool], off: Callable[[], bool]) -> torch.Tensor:
     """``weight``, whose gradient is left out of every backward pass that finds ``off()`` true."""
-    if enabled() and torch.is_grad_enabled() and weight.requires_grad:
+    if enabled() and torch.is_grad_enabled() and takes(weight) and weight.requires_grad:
         return _Gate.apply(weight, off)
     return weight
 
@@ -37,22 +41,23 @@ def convolutions(enabled: Callable[[], bool], off: Callable[[], bool]) -> tuple[
 
 
 def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Bilinear sampling, zeros outside, ``align_corners=False``, with two derivatives on every device.
+    """Linear sampling of images or volumes, zeros outside, ``align_corners=False``, two derivatives on every device.
 
-    Torch's own where its backward has a derivative there (CPU since 2.13 at the latest), which is found out by trying.
+    Torch's own where its backward has a derivative there (images on the CPU since 2.13 at the latest), which is found
+    out by trying.
     """
-    tracked = torch.is_grad_enabled() and (input.requires_grad or grid.requires_grad)
-    if not tracked or torch_differentiates_twice(input.device.type):
+    tracked = takes(input, grid) and torch.is_grad_enabled() and (input.requires_grad or grid.requires_grad)
+    if not tracked or torch_differentiates_twice(input.device.type, input.ndim - 2):
         return _torch_grid_sample(input, grid)
     return GridSample.apply(input, grid)
 
 
 @functools.cache
-def torch_differentiates_twice(device_type: str) -> bool:
-    """Whether torch's grid_sample has a double backward on this kind of device."""
+def torch_differentiates_twice(device_type: str, axes: int) -> bool:
+    """Whether torch's grid_sample of so many axes has a double backward on this kind of device."""
     with torch.inference_mode(False), torch.enable_grad():
-        image = torch.ones(1, 1, 1, 1, device=device_type, requires_grad=True)
-        grid = torch.zeros(1, 1, 1, 2, device=device_type, requires_grad=True)
+        image = torch.ones([1] * (axes + 2), device=device_type, requires_grad=True)
+        grid = torch.zeros([*[1] * (axes + 1), axes], device=device_type, requires_grad=True)
         first = torch.autograd.grad(_torch_grid_sample(image, grid).sum(), (image, grid), create_graph=True)
         try:
             torch.autograd.grad(first[0].sum() + first[1].sum(), (image, grid), allow_unused=True)
@@ -74,7 +79,10 @@ class GridSample(torch.autograd.Function):
         input, grid = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         if not torch.is_grad_enabled():
-            grads = torch.ops.aten.grid_sampler_2d_backward(g, input, grid, 0, 0, False, wanted)
+            backward = (
+                torch.ops.aten.grid_sampler_2d_backward if g.ndim == 4 else torch.ops.aten.grid_sampler_3d_backward
+            )
+            grads = backward(g, input, grid, 0, 0, False, wanted)
             return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
         inputs = [t for t, want in zip((input, grid), wanted, strict=True) if want]
         found = iter(torch.autograd.grad(_gathered(input, grid), inputs, g, create_graph=True))
@@ -103,15 +111,18 @@ def _torch_grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 def _gathered(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """The formula of grid_sample in ops that all have derivatives."""
-    n, c, h, w = input.shape
-    x, y = ((grid.to(input.dtype) + 1) * grid.new_tensor([w, h]).to(input.dtype) / 2 - 0.5).unbind(-1)  # [N, Ho, Wo]
-    left, top = x.detach().floor(), y.detach().floor()
-    flat = input.reshape(n, c, h * w)
+    n, c, *sizes = input.shape
+    extent = grid.new_tensor(sizes[::-1]).to(input.dtype)
+    places = ((grid.to(input.dtype) + 1) * extent / 2 - 0.5).unbind(-1)[::-1]  # slowest axis first; each [N, *out]
+    corners = [((low := place.detach().floor(), low + 1 - place), (low + 1, place - low)) for place in places]
+    flat = input.reshape(n, c, -1)
     total: Any = 0
-    for column, across in ((left, left + 1 - x), (left + 1, x - left)):
-        for row, down in ((top, top + 1 - y), (top + 1, y - top)):
-            inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
-            index = (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)).long().reshape(n, 1, -1).expand(n, c, -1)
-            value = flat.gather(2, index).reshape(n, c, *x.shape[1:])  # [N, C, Ho, Wo]
-            total = total + value * (across * down * inside)[:, None]
+    for corner in itertools.product(*corners):
+        index: Any = 0
+        share: Any = 1
+        for (at, weight), size in zip(corner, sizes, strict=True):
+            index = index * size + at.clamp(0, size - 1).long()
+            share = share * weight * ((at >= 0) & (at < size))
+        value = flat.gather(2, index.reshape(n, 1, -1).expand(n, c, -1)).reshape(n, c, *index.shape[1:])
+        total = total + value * share[:, None]
     return total

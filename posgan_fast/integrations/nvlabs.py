@@ -1,31 +1,34 @@
 """NVlabs stylegan2-ada-pytorch, stylegan3 and their forks: ``torch_utils.ops.*`` and ``torch_utils.custom_ops``.
 
-``impl="ref"`` stays the module's own plain-torch path, and so does any call these ops do not take; everything else
-comes here on CPU and GPU alike. ``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their
-module and follow. ``filtered_lrelu`` is not replaced, and its plugin request passes through.
+``impl="ref"`` stays the module's own plain-torch path. So does any call these ops do not take; where torch records or
+transforms it, the module is asked for that path on a GPU too. Everything else comes here on CPU and GPU alike.
+``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their module and follow. ``filtered_lrelu``
+is not replaced, and its plugin request passes through.
+PadInv and Hammer (``third_party.stylegan*_official_ops``) end every signature with ``impl``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import ModuleType
 
 import torch
+from torch.nn import functional as F
 
 from .. import functional
 from ..ops.bias_act import ACTIVATIONS
-from . import gradfix, plugins
+from . import gradfix, plugins, shared
+from .calls import takes, transformed
 from .engine import MORE, PluginRequest, Replacement, Report, Target
-from .shared import CONV2D_GRADFIX, promoted, takes
+from .shared import CONV2D, CONV2D_GRADFIX, CONV_TRANSPOSE2D
 
 
 def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     theirs = module.upfirdn2d
 
     def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
-        if impl != "cuda" or not takes(x) or (f is not None and f.requires_grad):
-            return theirs(x, f, up, down, padding, flip_filter, gain, impl)
+        if impl != "cuda" or not takes(x, f) or (f is not None and f.requires_grad):
+            return theirs(x, f, up, down, padding, flip_filter, gain, "ref" if transformed() else impl)
         return functional.upfirdn2d(x, f, up, down, padding, bool(flip_filter), float(gain))
 
     return {"upfirdn2d": Replacement(upfirdn2d, "posgan_fast.functional.upfirdn2d")}
@@ -33,30 +36,57 @@ def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
 
 def _bias_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     theirs = module.bias_act
-    table = getattr(module, "activation_funcs", {})  # a fork may have changed a default, or added an activation
+    table = getattr(module, "activation_funcs", {})
 
     def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
-        ours = impl == "cuda" and act in ACTIVATIONS and takes(x) and (b is None or takes(b))
-        if not ours:
-            return theirs(x, b, dim, act, alpha, gain, clamp, impl)
-        row = table.get(act)
-        alpha = float(getattr(row, "def_alpha", ACTIVATIONS[act].alpha) if alpha is None else alpha)
-        gain = float(getattr(row, "def_gain", ACTIVATIONS[act].gain) if gain is None else gain)
-        clamp = None if clamp is None or math.isinf(clamp) else float(clamp)
-        return functional.bias_act(*promoted(x, b), dim, act, alpha, gain, clamp)
+        if impl != "cuda" or act not in ACTIVATIONS or not takes(x, b):
+            return theirs(x, b, dim, act, alpha, gain, clamp, "ref" if transformed() else impl)
+        return shared.bias_act(table, x, b, dim, act, alpha, gain, clamp)
 
     return {"bias_act": Replacement(bias_act, "posgan_fast.functional.bias_act")}
+
+
+def _conv2d_gradfix_impl(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    """PadInv's: with any other ``impl`` it leaves the weight's gradient alone."""
+    ours = shared.conv2d_gradfix(module, report)
+    gated, gated_transposed = ours["conv2d"].function, ours["conv_transpose2d"].function
+
+    def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, impl="cuda"):
+        op = gated if impl == "cuda" else F.conv2d
+        return op(input, weight, bias, stride, padding, dilation, groups)
+
+    def conv_transpose2d(
+        input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, impl="cuda"
+    ):
+        op = gated_transposed if impl == "cuda" else F.conv_transpose2d
+        return op(input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+    return shared.convolutions(conv2d, conv_transpose2d)
 
 
 def _grid_sample_gradfix(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     def grid_sample(input, grid):
         return gradfix.grid_sample(input, grid)
 
-    return {"grid_sample": Replacement(grid_sample, "torch.nn.functional.grid_sample, twice differentiable")}
+    return {"grid_sample": Replacement(grid_sample, shared.GRID_SAMPLE)}
+
+
+def _grid_sample_gradfix_impl(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    def grid_sample(input, grid, impl="cuda"):  # any other impl promises no second derivative, and may have one
+        return gradfix.grid_sample(input, grid)
+
+    return {"grid_sample": Replacement(grid_sample, shared.GRID_SAMPLE)}
 
 
 def _fma(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     def fma(a, b, c):  # => a * b + c
+        return torch.addcmul(c, a, b)
+
+    return {"fma": Replacement(fma, "torch.addcmul")}
+
+
+def _fma_impl(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    def fma(a, b, c, impl="cuda"):
         return torch.addcmul(c, a, b)
 
     return {"fma": Replacement(fma, "torch.addcmul")}
@@ -75,12 +105,16 @@ def _custom_ops(module: ModuleType, report: Report) -> Mapping[str, Replacement]
 
 _UPFIRDN2D = ("x", "f", "up", "down", "padding", "flip_filter", "gain", "impl")
 _BIAS_ACT = ("x", "b", "dim", "act", "alpha", "gain", "clamp", "impl")
+_CONVOLUTIONS_IMPL = {"conv2d": (*CONV2D, "impl"), "conv_transpose2d": (*CONV_TRANSPOSE2D, "impl")}
 
 TARGETS = (
     Target("nvlabs", "upfirdn2d", {"upfirdn2d": _UPFIRDN2D}, _upfirdn2d),
     Target("nvlabs", "bias_act", {"bias_act": _BIAS_ACT}, _bias_act),
     Target("nvlabs", "ops.conv2d_gradfix", **CONV2D_GRADFIX),
+    Target("nvlabs", "ops.conv2d_gradfix", _CONVOLUTIONS_IMPL, _conv2d_gradfix_impl, shared.GRADFIX_FLAGS),
     Target("nvlabs", "grid_sample_gradfix", {"grid_sample": ("input", "grid")}, _grid_sample_gradfix),
+    Target("nvlabs", "grid_sample_gradfix", {"grid_sample": ("input", "grid", "impl")}, _grid_sample_gradfix_impl),
     Target("nvlabs", "ops.fma", {"fma": ("a", "b", "c")}, _fma),
+    Target("nvlabs", "ops.fma", {"fma": ("a", "b", "c", "impl")}, _fma_impl),
     Target("nvlabs", "custom_ops", {"get_plugin": ("module_name", "sources", MORE)}, _custom_ops),
 )

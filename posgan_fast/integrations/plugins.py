@@ -68,7 +68,10 @@ def fused_bias_act(input, bias, refer, act, grad, alpha, scale):
 
 
 def upfirdn2d_minor_last(input, kernel, *scaling_and_padding):
-    """rosinality ``upfirdn2d.upfirdn2d``: input [M, H, W, minor]."""
+    """rosinality ``upfirdn2d.upfirdn2d``: input [M, H, W, minor]; with a flag and a gain, alias-free-gan's: channels
+    first."""
+    if len(scaling_and_padding) == 10:
+        return upfirdn2d_plugin(input, kernel, *scaling_and_padding)
     out = upfirdn2d_channels_first(input.permute(0, 3, 1, 2), kernel, *scaling_and_padding)
     return out.permute(0, 2, 3, 1).contiguous()
 

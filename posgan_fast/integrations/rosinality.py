@@ -7,44 +7,157 @@ gain, the convolution is never flipped. Results are contiguous where the modules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
+from typing import Any
 
 from .. import functional
 from . import gradfix, plugins
+from .calls import takes, transformed
 from .engine import MORE, PluginRequest, Replacement, Report, Target
-from .shared import CONV2D, CONV2D_GRADFIX, CONV_TRANSPOSE2D, convolutions, promoted, takes
+from .shared import (
+    CONV2D,
+    CONV2D_GRADFIX,
+    CONV_TRANSPOSE2D,
+    GRID_SAMPLE,
+    convolutions,
+    fits_channels,
+    plain_leaky_relu,
+    promoted,
+)
 
 
 def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    theirs = module.upfirdn2d
+    serve = _upfirdn2d_like(module.upfirdn2d)
 
     def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
-        if not takes(input) or kernel.requires_grad:  # on CPU theirs has a gradient for the kernel
-            return theirs(input, kernel, up, down, pad)
+        return serve(input, kernel, up, down, pad)
+
+    return _upfirdn2d_replacement(upfirdn2d)
+
+
+def _upfirdn2d_inputs(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    serve = _upfirdn2d_like(module.upfirdn2d)
+
+    def upfirdn2d(inputs, kernel, up=1, down=1, pad=(0, 0)):
+        return serve(inputs, kernel, up, down, pad)
+
+    return _upfirdn2d_replacement(upfirdn2d)
+
+
+def _upfirdn2d_device(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    serve = _upfirdn2d_like(module.upfirdn2d)
+
+    def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0), device="cpu"):
+        return serve(input, kernel, up, down, pad, device)
+
+    return _upfirdn2d_replacement(upfirdn2d)
+
+
+def _upfirdn2d_gain(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    """alias-free-gan-pytorch has filters of one axis, a flag and a gain."""
+    theirs = module.upfirdn2d
+
+    def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0), flip_filter=False, gain=1):
+        if not takes(input, kernel) or kernel.requires_grad:
+            return theirs(input, kernel, up, down, pad, flip_filter, gain)
         pad = (*pad, *pad) if len(pad) == 2 else tuple(pad)
+        input = input.contiguous()
+        return functional.upfirdn2d(input, kernel, _both(up), _both(down), pad, bool(flip_filter), float(gain))
+
+    return _upfirdn2d_replacement(upfirdn2d)
+
+
+def _upfirdn2d_like(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    # Most forks read two numbers of a padding, whatever its length; those that count take four.
+    reads_four = "len" in _code(theirs, "co_names")
+
+    def serve(input, kernel, up, down, pad, *more):  # ``more`` is for theirs: it chooses between their kernels
+        if not takes(input, kernel) or kernel.requires_grad:  # on CPU theirs has a gradient for the kernel
+            return theirs(input, kernel, up, down, pad, *more)
+        pad = tuple(pad) if reads_four and len(pad) == 4 else (*pad[:2], *pad[:2])
         return functional.upfirdn2d(input.contiguous(), kernel, _both(up), _both(down), pad)
 
-    return {"upfirdn2d": Replacement(upfirdn2d, "posgan_fast.functional.upfirdn2d")}
+    return serve
+
+
+def _upfirdn2d_replacement(function: Callable[..., Any]) -> Mapping[str, Replacement]:
+    return {"upfirdn2d": Replacement(function, "posgan_fast.functional.upfirdn2d")}
 
 
 def _fused_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    theirs = module.fused_leaky_relu
-    # On CPU rosinality writes 0.2 where the argument belongs. A model trained or checked there with another slope keeps
-    # its results; forks that mended it, or have no CPU path, have no such constant.
-    constants = getattr(getattr(theirs, "__code__", None), "co_consts", ())
-    cpu_slope = 0.2 if "cpu" in constants and 0.2 in constants else None
+    serve = _fused_leaky_relu_like(module.fused_leaky_relu)
 
     def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
-        fits = bias is None or (takes(bias) and input.ndim > 1 and bias.shape == input.shape[1:2])
-        if not takes(input) or not fits:
-            return theirs(input, bias, negative_slope, scale)
+        return serve(input, bias, negative_slope, scale)
+
+    return _fused_act_replacement(fused_leaky_relu)
+
+
+def _fused_act_inputs(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    serve = _fused_leaky_relu_like(module.fused_leaky_relu)
+
+    def fused_leaky_relu(inputs, bias=None, negative_slope=0.2, scale=2**0.5):
+        return serve(inputs, bias, negative_slope, scale)
+
+    return _fused_act_replacement(fused_leaky_relu)
+
+
+def _fused_act_device(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    serve = _fused_leaky_relu_like(module.fused_leaky_relu)
+
+    def fused_leaky_relu(input, bias, negative_slope=0.2, scale=2**0.5, device="cpu"):
+        return serve(input, bias, negative_slope, scale, device)
+
+    return _fused_act_replacement(fused_leaky_relu)
+
+
+def _fused_act_trace_model(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    theirs = module.fused_leaky_relu
+    serve = _fused_leaky_relu_like(theirs)
+
+    def fused_leaky_relu(input, bias, negative_slope=0.2, scale=2**0.5, trace_model=False):
+        if trace_model:  # their request for plain torch ops
+            return theirs(input, bias, negative_slope, scale, trace_model)
+        return serve(input, bias, negative_slope, scale, trace_model)
+
+    return _fused_act_replacement(fused_leaky_relu)
+
+
+def _fused_leaky_relu_like(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    # On CPU rosinality writes 0.2 where the argument belongs. A model trained or checked there with another slope keeps
+    # its results; forks that mended it, or have no CPU path, have no such constant.
+    constants, names = _code(theirs, "co_consts"), _code(theirs, "co_names")
+    cpu_slope = 0.2 if "cpu" in constants and 0.2 in constants else None
+    without_cpu = "apply" in names and "cpu" not in constants  # psp, e4e, basicsr: compiled code or nothing
+
+    def serve(input, bias, negative_slope, scale, *more):
+        if transformed() and without_cpu and input.device.type == "cpu":
+            return plain_leaky_relu(input, bias, negative_slope, scale)
+        if not takes(input, bias) or not fits_channels(input, bias):
+            return theirs(input, bias, negative_slope, scale, *more)
+        # StyleCLIP keeps the channels of [batch, layer, channel] last: where both axes fit, only the fork knows.
+        if not without_cpu and input.ndim == 3 and input.shape[1] == input.shape[2]:
+            return theirs(input, bias, negative_slope, scale, *more)
         on_cpu = input.device.type == "cpu"
         slope = cpu_slope if on_cpu and cpu_slope is not None else float(negative_slope)
         input, bias = promoted(input if on_cpu else input.contiguous(), bias)
         return functional.bias_act(input, bias, 1, "lrelu", slope, float(scale))
 
-    return {"fused_leaky_relu": Replacement(fused_leaky_relu, "posgan_fast.functional.bias_act")}
+    return serve
+
+
+def _fused_act_replacement(function: Callable[..., Any]) -> Mapping[str, Replacement]:
+    return {"fused_leaky_relu": Replacement(function, "posgan_fast.functional.bias_act")}
+
+
+def _grid_sample(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
+    """``--augment`` samples with an autograd function whose backward current torch cannot run."""
+
+    def grid_sample(input, grid):
+        return gradfix.grid_sample(input, grid)
+
+    return {"grid_sample": Replacement(grid_sample, GRID_SAMPLE)}
 
 
 def _conv_gradfix(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
@@ -69,21 +182,34 @@ def _cpp_extension(module: ModuleType, report: Report) -> Mapping[str, Replaceme
     return {"load": Replacement(load, "posgan_fast.integrations.plugins.answer")}
 
 
+def _code(function: Callable[..., Any], field: str) -> tuple[Any, ...]:
+    return getattr(getattr(function, "__code__", None), field, ())
+
+
 def _both(factor: int | Iterable[int]) -> int | tuple[int, ...]:
     return tuple(factor) if isinstance(factor, Iterable) else factor
 
 
 _SWAPPED = (*CONV_TRANSPOSE2D[:-2], "dilation", "groups")
+_UPFIRDN2D = ("input", "kernel", "up", "down", "pad")
+_FUSED_ACT = ("input", "bias", "negative_slope", "scale")
+_GRID_SAMPLE = {
+    "GridSampleForward.forward": ("ctx", "input", "grid"),
+    "GridSampleBackward.forward": ("ctx", "grad_output", "input", "grid"),
+}
 
 TARGETS = (
-    Target("rosinality", "upfirdn2d", {"upfirdn2d": ("input", "kernel", "up", "down", "pad")}, _upfirdn2d),
-    Target(
-        "rosinality",
-        "fused_act",
-        {"fused_leaky_relu": ("input", "bias", "negative_slope", "scale")},
-        _fused_act,
-    ),
+    Target("rosinality", "upfirdn2d", {"upfirdn2d": _UPFIRDN2D}, _upfirdn2d),
+    Target("rosinality", "upfirdn2d", {"upfirdn2d": ("inputs", *_UPFIRDN2D[1:])}, _upfirdn2d_inputs),
+    Target("rosinality", "upfirdn2d", {"upfirdn2d": (*_UPFIRDN2D, "device")}, _upfirdn2d_device),
+    Target("rosinality", "upfirdn2d", {"upfirdn2d": (*_UPFIRDN2D, "flip_filter", "gain")}, _upfirdn2d_gain),
+    Target("rosinality", "fused_act", {"fused_leaky_relu": _FUSED_ACT}, _fused_act),
+    Target("rosinality", "fused_act", {"fused_leaky_relu": ("inputs", *_FUSED_ACT[1:])}, _fused_act_inputs),
+    Target("rosinality", "fused_act", {"fused_leaky_relu": (*_FUSED_ACT, "device")}, _fused_act_device),
+    Target("rosinality", "fused_act", {"fused_leaky_relu": (*_FUSED_ACT, "trace_model")}, _fused_act_trace_model),
     Target("rosinality", "op.conv2d_gradfix", **CONV2D_GRADFIX),
+    Target("rosinality", "non_leaking", _GRID_SAMPLE, _grid_sample, ("grid_sample",)),
+    Target("rosinality", "simple_augment", _GRID_SAMPLE, _grid_sample, ("grid_sample",)),
     Target(
         "rosinality",
         "conv_gradfix",
