@@ -1,7 +1,7 @@
 """The table of what works, docs/capabilities.md: every cell is decided by running it.
 
 ``python tests/test_capabilities.py`` writes the file anew, all of it. The test compares what it can decide quickly,
-and with ``--slow`` the rest: the columns of ONNX Runtime (other than of the first network) and of AOTInductor.
+and with ``--slow`` the rest: the columns of ONNX Runtime and AOTInductor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch.distributed as dist
 from capability_cases import NETWORKS, OPS
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.func import functional_call
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,7 +86,7 @@ def _aot_inductor(name: str) -> None:
 def _gradients(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], of: Callable | None = None) -> list:
     inputs = tuple(t.clone().requires_grad_() for t in inputs)
     module.zero_grad()
-    y = (of or module)(*inputs)
+    y = (module if of is None else of)(*inputs)
     y.float().square().sum().backward()
     found = [t.grad for t in (*inputs, *module.parameters()) if t.grad is not None]
     return [y.detach(), *(g.full_tensor() if hasattr(g, "full_tensor") else g for g in found)]
@@ -112,7 +111,7 @@ def _autocast(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         actual = _gradients(module, inputs)
     for a, b in zip(actual, expected, strict=True):
-        assert (a.float() - b.float()).norm() <= 0.05 * b.float().norm()
+        assert (a.float() - b.float()).norm() <= 0.1 * b.float().norm()
 
 
 def _trace(name: str) -> None:
@@ -161,13 +160,13 @@ SLOW = ("ONNX Runtime", "AOTInductor")
 
 
 def cell(row: str, column: str) -> str:
-    """What running it shows: "yes", "no" or, where there is nothing to run, a dash."""
+    """What running it shows: "yes", "no" (the reason is printed) or, where there is nothing to run, a dash."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             COLUMNS[column](row)
         except NotApplicable:
-            return "–"
+            return "-"
         except Exception as error:
             print(f"{row}, {column}: {type(error).__name__}: {str(error)[:300]}")
             return "no"
@@ -187,9 +186,7 @@ def committed() -> dict[tuple[str, str], str]:
     return {(row[0], column): value for row in rows for column, value in zip(head[1:], row[1:], strict=True)}
 
 
-@pytest.mark.parametrize(
-    "column", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in COLUMNS]
-)
+@pytest.mark.parametrize("column", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in COLUMNS])
 def test_the_committed_column_is_what_runs(column):
     kept = committed()
     assert {row: cell(row, column) for row in ROWS} == {row: kept.get((row, column)) for row in ROWS}
@@ -212,7 +209,7 @@ checked with `pytest --slow`.
   `import posgan_fast` before `torch.export.load`, a decomposed one does not.
 - ONNX Runtime: `torch.onnx.export(dynamo=True)`; networks with batches of several sizes.
 - AOTInductor: of the program as exported, with the kernels. torch.compile: `fullgraph=True`, with gradients.
-- autocast: bfloat16, values and gradients within 5 % of float32. DDP, FSDP2: gradients equal those of the plain module.
+- autocast: bfloat16, values and gradients within 10 % of float32. DDP, FSDP2: gradients as of the plain module.
 - `bias_act_` under `vmap`: torch writes over no tensor that lacks the mapped dimension; map `x` too, or use `bias_act`.
 
 """

@@ -51,7 +51,8 @@ def check_export(network: Network) -> None:
     program = exported(network, module)
     decomposed = program.run_decompositions()
     assert kernels(program.graph) and not kernels(decomposed.graph)
-    for groups in (1, 3):
+    # torch.export takes a number that is not 1 in the example, such as that of groups, to be never 1.
+    for groups in (1, 3) if network.group == 1 else (2, 3):
         inputs = network.inputs(groups)
         for either in (program, decomposed):
             close(either.module()(*inputs), module(*inputs), 1e-5)

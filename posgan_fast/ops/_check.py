@@ -106,9 +106,7 @@ def factors(up: Any, down: Any) -> tuple[int, int]:
     return up, down
 
 
-def pair(
-    value: Any, name: str, *, minimum: int, maximum: int | None = None, axes: str = "[x, y]"
-) -> tuple[int, int]:
+def pair(value: Any, name: str, *, minimum: int, maximum: int | None = None, axes: str = "[x, y]") -> tuple[int, int]:
     """An int for both axes, or one for each of ``axes``."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
         both = integer(value, name, minimum=minimum, maximum=maximum)
