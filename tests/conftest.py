@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "mmgeneration=PATH, padinv=PATH, hammer=PATH (or that of padinv) or genforce=PATH",
     )
     parser.addoption("--part", default="1/1", metavar="I/N", help="only the I-th of N parts, to run side by side")
+    parser.addoption("--slow", action="store_true", help="also run what compiles C++ for longer than the rest together")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,10 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     part, parts = part_of(config)
     turns = [1 if item.get_closest_marker("large") else i % parts + 1 for i, item in enumerate(items)]
     items[:] = [item for item, turn in zip(items, turns, strict=True) if turn == part]
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="compiles C++ for long (--slow)"))
+        if not torch.cuda.is_available() and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
@@ -66,6 +67,15 @@ def part_of(config: pytest.Config) -> tuple[int, int]:
 def peers(request: pytest.FixtureRequest) -> _Peers:
     """Checkouts given on the command line; asking for one that was not given skips with that reason."""
     return _Peers(request.config.stash[_PEERS])
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For many small calls, where threads cost more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,9 +41,21 @@ def register(
     @op.py_impl(DispatchKey.CompositeImplicitAutograd)
     def decompose(*args: Any) -> Any:
         """Serve torch.export, which lends the op kernels while it works; torch.compile and the like keep the op."""
-        return decomposition(*args) if DispatchKey.CPU in op.py_kernels else NotImplemented
+        if DispatchKey.CPU in op.py_kernels:
+            return decomposition(*args)
+        _keep_in_inductor(op)
+        return NotImplemented
 
     return op
+
+
+def _keep_in_inductor(op: Any) -> None:
+    """Take ``op`` off Inductor's own list of decompositions, which torch fills with every op that has one: Inductor
+    refuses to compile a graph that still holds an op of that list."""
+    module = sys.modules.get("torch._inductor.decomposition")
+    if module is not None:
+        for table in (module.decompositions, module.select_decomp_table()):
+            table.pop(op, None)
 
 
 def refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:

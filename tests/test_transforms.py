@@ -1,0 +1,132 @@
+"""Every op under torch's transforms, against reverse mode of plain calls, one at a time, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from capability_cases import OPS, Case
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIRECTIONS = 3
+ARGUMENTS = [(name, i) for name, case in OPS.items() for i in range(len(case.inputs))]
+each_argument = pytest.mark.parametrize("name,position", ARGUMENTS, ids=[f"{n}-{i}" for n, i in ARGUMENTS])
+
+
+WRITES_OVER_SHARED = ("bias_act_", 1)  # under vmap torch writes over no tensor without the mapped dimension
+
+
+class Curve:
+    """An op as a function of three numbers that move one of its arguments, or all, with a result of three numbers."""
+
+    def __init__(self, case: Case, moving: list[int]) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.case, self.t = case, torch.zeros(DIRECTIONS, dtype=torch.float64)
+        self.steps = {
+            i: torch.randn(DIRECTIONS, *case.inputs[i].shape, generator=generator, dtype=torch.float64) for i in moving
+        }
+        size = case.function(*case.inputs).numel()
+        self.weights = torch.randn(size, DIRECTIONS, generator=generator, dtype=torch.float64) / size**0.5
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        inputs = list(self.case.inputs)
+        for i, steps in self.steps.items():
+            inputs[i] = inputs[i] + (t @ steps.flatten(1)).reshape(inputs[i].shape)
+        return self.case.function(*inputs).flatten() @ self.weights
+
+    def energy(self, t: torch.Tensor) -> torch.Tensor:
+        return self(t).square().sum()
+
+    def jacobian(self) -> torch.Tensor:
+        t = self.t.clone().requires_grad_()
+        y = self(t)
+        return torch.stack([torch.autograd.grad(value, t, retain_graph=True)[0] for value in y])
+
+    def hessian(self) -> torch.Tensor:
+        t = self.t.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self.energy(t), t, create_graph=True)
+        return torch.stack([torch.autograd.grad(value, t, retain_graph=True)[0] for value in slope])
+
+
+def check_reverse(curve: Curve, mapped: bool = True) -> None:
+    """torch.func's reverse mode and, unless ``mapped`` is False, vmap of it and it of vmap."""
+    t, jacobian = curve.t, curve.jacobian()
+    v = torch.arange(1.0, 4.0, dtype=t.dtype)
+    close(vjp(curve, t)[1](v)[0], v @ jacobian)
+    close(grad(lambda t: curve(t) @ v)(t), v @ jacobian)
+    close(jacrev(curve)(t), jacobian)
+    close(jacrev(grad(curve.energy))(t), curve.hessian())
+    if not mapped:
+        return
+    points = torch.stack([t, t + 0.1, t - 0.2])
+    each = torch.stack([grad(curve.energy)(point) for point in points])
+    close(vmap(grad(curve.energy))(points), each)
+    close(grad(lambda points: vmap(curve.energy)(points).sum())(points), each)
+
+
+def check_forward(curve: Curve) -> None:
+    """torch.func's forward mode, forward over reverse, and dual tensors."""
+    t, jacobian = curve.t, curve.jacobian()
+    v = torch.arange(1.0, 4.0, dtype=t.dtype)
+    value, tangent = jvp(curve, (t,), (v,))
+    close(value, curve(t))
+    close(tangent, jacobian @ v)
+    close(jacfwd(curve)(t), jacobian)
+    close(hessian(curve.energy)(t), curve.hessian())
+    close(torch.autograd.functional.jacobian(curve, t, vectorize=True, strategy="forward-mode"), jacobian)
+    with forward_ad.dual_level():
+        close(forward_ad.unpack_dual(curve(forward_ad.make_dual(t, v))).tangent, jacobian @ v)
+
+
+def check_batched(curve: Curve) -> None:
+    """Batched gradients, of first and second order."""
+    t = curve.t.clone().requires_grad_()
+    eye = torch.eye(DIRECTIONS, dtype=t.dtype)
+    close(torch.autograd.grad(curve(t), t, eye, is_grads_batched=True)[0], curve.jacobian())
+    close(torch.autograd.functional.jacobian(curve, curve.t, vectorize=True), curve.jacobian())
+    (slope,) = torch.autograd.grad(curve.energy(t), t, create_graph=True)
+    close(torch.autograd.grad(slope, t, eye, is_grads_batched=True)[0], curve.hessian())
+
+
+def check_vmap(case: Case, position: int) -> None:
+    """vmap over one argument, along either of its first dimensions; the others are shared."""
+
+    def call(argument: torch.Tensor) -> torch.Tensor:
+        return case.function(*case.inputs[:position], argument, *case.inputs[position + 1 :])
+
+    value = case.inputs[position]
+    entries = [value, 2 * value, -value]
+    expected = torch.stack([call(entry) for entry in entries])
+    for dim in (0, 1):
+        close(vmap(call, in_dims=dim)(torch.stack(entries, dim)), expected)
+    close(vmap(call, out_dims=-1)(torch.stack(entries)), expected.movedim(0, -1))
+
+
+@each_argument
+def test_reverse_mode(name, position):
+    check_reverse(Curve(OPS[name], [position]), mapped=(name, position) != WRITES_OVER_SHARED)
+
+
+@each_argument
+def test_forward_mode(name, position):
+    check_forward(Curve(OPS[name], [position]))
+
+
+@each_argument
+def test_batched_gradients(name, position):
+    check_batched(Curve(OPS[name], [position]))
+
+
+@each_argument
+def test_vmap(name, position):
+    if (name, position) != WRITES_OVER_SHARED:
+        check_vmap(OPS[name], position)
+        return
+    with pytest.raises(RuntimeError, match="vmap: inplace arithmetic"):
+        check_vmap(OPS[name], position)
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
