@@ -92,7 +92,7 @@ def test_a_call_that_ends_the_process_is_named_and_the_rest_still_runs():
     assert all(f.startswith("setup_filter(") and f.endswith("SIGFPE") for f in summary.failures)
 
 
-HUGE = 10**400
+HUGE, LIMIT = 10**400, 2**30 - 1
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,15 @@ def test_integers_of_numpy_do_not_wrap_around():
     assert PF.map_from_ring(torch.ones(1, 1, 404), u(100), u(100)).shape == (1, 1, 102, 102)
     assert torch.equal(PF.sinusoidal_encoding2d(u(9), u(9), u(64)), PF.sinusoidal_encoding2d(9, 9, 64))
     assert torch.equal(_styled(padding=u(200)), _styled(padding=200))
+
+
+@pytest.mark.parametrize("padding", [[-LIMIT, LIMIT, 0, 0], [LIMIT, -LIMIT, 0, 0], [0, 0, -LIMIT, LIMIT]])
+def test_a_result_of_padding_alone_takes_no_memory(padding):
+    x = torch.ones(1, 17, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = PF.epilogue2d(x, torch.ones(3, 2), b=torch.ones(17), padding=padding, act="relu", gain=1.0, backend="cpu")
+    assert torch.equal(y, torch.ones(1, 17, 1, 4))
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def _styled(**rest):
