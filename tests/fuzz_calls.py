@@ -113,7 +113,8 @@ def _extent(op, arguments):
     grown = [s * f + sum(max(q, 0) for q in p) for s, f, p in ((w, up[0], pad[:2]), (h, up[1], pad[2:]))]
     y = [s // d + 1 for s, d in zip(u, down, strict=True)]
     planes = max(n, 1) * (c + max(extra, 0))
-    work = grown[0] * grown[1] * planes
+    reach = [max(g, d) for g, d in zip(grown, down, strict=True)]  # backward inserts zeros where forward skips
+    work = reach[0] * reach[1] * planes
     result = max(y[0] * y[1] * planes, tables)
     return max(work, result), work if op == "modulated_conv2d" else result
 
