@@ -38,17 +38,18 @@ Taps<A> taps_of(const Tensor& f, bool flip, double gain) {
     for (int kx = 0; kx < fw; ++kx) g.push_back(at(int64_t(tap_index(ky, fh, flip)) * fw + tap_index(kx, fw, flip)));
   }
   const auto pivot = std::max_element(g.begin(), g.end(), [](double a, double b) { return std::abs(a) < std::abs(b); });
-  const int py = int(pivot - g.begin()) / fw, px = int(pivot - g.begin()) % fw;
+  const int64_t place = pivot - g.begin(), py = place / fw, px = place % fw;
   const double tolerance = (wide ? 1e-15 : 1e-7) * *pivot * *pivot;
   taps.separable = *pivot != 0;
   for (int ky = 0; ky < fh && taps.separable; ++ky) {
     for (int kx = 0; kx < fw; ++kx) {
-      taps.separable &= std::abs(g[ky * fw + kx] * *pivot - g[ky * fw + px] * g[py * fw + kx]) <= tolerance;
+      taps.separable &=
+          std::abs(g[int64_t(ky) * fw + kx] * *pivot - g[int64_t(ky) * fw + px] * g[py * fw + kx]) <= tolerance;
     }
   }
   if (taps.separable) {
     for (int kx = 0; kx < fw; ++kx) taps.x.push_back(A(g[py * fw + kx] / *pivot));
-    for (int ky = 0; ky < fh; ++ky) taps.y.push_back(A(g[ky * fw + px] * gain));
+    for (int ky = 0; ky < fh; ++ky) taps.y.push_back(A(g[int64_t(ky) * fw + px] * gain));
   } else {
     for (double value : g) taps.x.push_back(A(value * gain));
   }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 MAX_FACTOR, MAX_PADDING = 2**24 - 1, 2**30 - 1  # what the kernels take; they count within a row in 32 bits
+MAX_SIZE = 2**31 - 1  # of a side or of channels that are asked for
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -38,14 +39,14 @@ def features(value: Any, name: str, channels: int, weight: torch.Tensor) -> torc
 
 def arithmetic(dtype: Any) -> torch.dtype:
     """The dtype that sums and activations of a supported dtype run in."""
-    if dtype not in FLOATS:
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def parameter_dtype(dtype: Any) -> None:
     """Of the parameters of a module; None: torch's default."""
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in FLOATS):
         raise TypeError(f"dtype: expected one of {', '.join(map(str, FLOATS))} or None, got {dtype!r}")
 
 
@@ -61,6 +62,8 @@ def integer(value: Any, name: str, *, minimum: int | None = None, maximum: int |
         value = int(value)
     elif isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    elif not isinstance(value, torch.SymInt):
+        value = int(value)  # numpy's wrap around
     if minimum is not None and value < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
     if maximum is not None and value > maximum:
@@ -71,12 +74,25 @@ def integer(value: Any, name: str, *, minimum: int | None = None, maximum: int |
 def real(value: Any, name: str, *, minimum: float | None = None) -> float:
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not -math.inf < number < math.inf:
         raise ValueError(f"{name}: expected a finite number, got {value}")
     if minimum is not None and number < minimum:
         raise ValueError(f"{name}: expected a number >= {minimum}, got {value}")
     return number
+
+
+def device(value: Any) -> None:
+    """What a tensor can be put on; None: torch's default."""
+    if value is not None and not isinstance(value, (str, torch.device)) and type(value) is not int:
+        raise TypeError(f"device: expected a torch.device, a str or None, got {type(value).__name__}")
+    try:
+        torch.empty(0, device=value)
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:  # as torch says that it lacks one
+        raise ValueError(f"device: expected one that torch can use here, got {value!r} ({error})") from None
 
 
 def bound(value: Any, name: str) -> float | None:
@@ -128,7 +144,7 @@ def size(value: Any, name: str) -> tuple[int, int]:
         raise TypeError(f"{name}: expected [height, width], got {type(value).__name__}")
     if len(value) != 2:
         raise ValueError(f"{name}: expected [height, width], got {len(value)} values")
-    return pair(value, name, minimum=1)
+    return pair(value, name, minimum=1, maximum=MAX_SIZE)
 
 
 def padding(value: Any) -> tuple[int, int, int, int]:

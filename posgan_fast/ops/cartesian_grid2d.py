@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import encodings2d, prologue2d
+from . import _check, encodings2d, prologue2d
 
 NAME = "cartesian_grid2d"
 
@@ -43,5 +43,6 @@ def cartesian_grid2d(
         ValueError: a size < 1 or an unknown layout.
         BackendError: the chosen backend cannot run this call.
     """
+    _check.device(device)
     halves = encodings2d.tables("csg", height, width, 2, layout, False, base_size, dtype, device)
     return prologue2d.grid(halves, layout, dtype, NAME, backend)

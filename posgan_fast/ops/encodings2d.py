@@ -63,7 +63,7 @@ def tables(
         ValueError: a size < 1, an unknown kind or layout, channels that are no multiple of 4 ("spe"), or 4 channels
             in the layout "mmgen" without ``div_half_dim``, whose one frequency is undefined.
     """
-    size = [_check.integer(width, "width", minimum=1), _check.integer(height, "height", minimum=1)]
+    size = [_check.integer(v, k, minimum=1, maximum=_check.MAX_SIZE) for v, k in ((width, "width"), (height, "height"))]
     _check.choice(kind, "encode", KINDS)
     _check.choice(layout, "layout", LAYOUTS)
     _check.flag(div_half_dim, "div_half_dim")
@@ -93,7 +93,7 @@ def check_base(base_size: Any) -> tuple[int, int] | None:
 
 def check_channels(channels: Any, layout: str, div_half_dim: bool, name: str = "channels") -> int:
     """Channels that a "spe" can have."""
-    _check.integer(channels, name, minimum=4)
+    channels = _check.integer(channels, name, minimum=4, maximum=_check.MAX_SIZE)
     if channels % 4:
         raise ValueError(f"{name}: expected a multiple of 4, got {channels}")
     if _intervals(channels, layout, div_half_dim) == 0:

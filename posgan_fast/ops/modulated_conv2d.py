@@ -134,7 +134,7 @@ def check(
     _check.tensor(styles, "styles", shape=(n, c))
     _check.same_device(styles, "styles", x)
     up, down = _check.factors(up, down)
-    _check.integer(padding, "padding", minimum=0)
+    padding = _check.integer(padding, "padding", minimum=0, maximum=_check.MAX_PADDING)
     _check.flag(demodulate, "demodulate")
     _check.flag(flip_weight, "flip_weight")
     if pad_map is not None and (padding != 1 or down > 1 or (up > 1 and 1 in (kh, kw))):

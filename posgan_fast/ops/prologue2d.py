@@ -198,7 +198,7 @@ def _encoded_channels(c, encode, join, channels, base_size):
         return None
     spe = _check.choice(encode, "encode", encodings2d.KINDS) == "spe"
     total = c if spe else 2
-    if channels is not None and _check.integer(channels, "channels", minimum=1) != total:
+    if channels is not None and (channels := _check.integer(channels, "channels", minimum=1)) != total:
         if not spe or join == "add":
             raise ValueError(f"channels: expected None or {total} to {join} {encode!r}, got {channels}")
         total = channels

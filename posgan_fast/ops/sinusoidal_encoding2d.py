@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import encodings2d, prologue2d
+from . import _check, encodings2d, prologue2d
 
 NAME = "sinusoidal_encoding2d"
 
@@ -48,5 +48,6 @@ def sinusoidal_encoding2d(
             of the layout "mmgen" is undefined).
         BackendError: the chosen backend cannot run this call.
     """
+    _check.device(device)
     halves = encodings2d.tables("spe", height, width, channels, layout, div_half_dim, base_size, dtype, device)
     return prologue2d.grid(halves, layout, dtype, NAME, backend)

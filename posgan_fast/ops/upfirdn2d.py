@@ -136,14 +136,17 @@ def setup_filter(
     try:
         here = f.device if isinstance(f, torch.Tensor) else "cpu"  # the sum is read, whatever the default device
         taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=here).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
     if taps.ndim > 2 or taps.numel() == 0:
         raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(taps.shape)}")
+    if taps.is_meta:
+        raise ValueError("f: expected taps that can be read, got some on the device meta")
     if not taps.isfinite().all():
         raise ValueError("f: expected finite taps, got NaN or infinity")
     gain, normalize = _check.real(gain, "gain"), _check.flag(normalize, "normalize")
     _check.flag(flip_filter, "flip_filter")
+    _check.device(device)
     if separable is not None:
         _check.flag(separable, "separable")
     if taps.ndim == 0:
