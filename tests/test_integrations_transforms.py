@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 
+import onnx
 import pytest
 import torch
 from foreign import SCRIPTS, TAPS, hooked, is_ours
@@ -161,7 +162,6 @@ def test_a_weight_that_needs_a_gradient_can_be_traced_and_checked(package):
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_export(package):
-    onnx = pytest.importorskip("onnxscript") and pytest.importorskip("onnx")
     package("nv")
     with posgan_fast.patch():
         bias_act = importlib.import_module("torch_utils.ops.bias_act").bias_act

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from ..ops import _check
+from ..ops import _check, _layout
 from ..ops._activations import ACTIVATIONS
 from .stylegan2_mapping import ARCHITECTURES, Mapping, check_latent, full, resolutions, widths
 
@@ -108,7 +108,7 @@ class Discriminator(torch.nn.Module):
         check_latent(c, "c", self.c_dim, self.b4.out.weight, image)
         if not self.adaptive_pool and image.shape[2:] != self.img_size:
             raise ValueError(f"image: expected {self.img_size} pixels, got {tuple(image.shape[2:])}")
-        image = image.contiguous(memory_format=torch.channels_last)  # which every layer keeps, and filters fastest
+        image = _layout.in_format(image, torch.channels_last)  # which every layer keeps, and filters fastest
         x = None
         for r in self.resolutions:
             x, image = getattr(self, f"b{r}")(x, image)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from ..ops import _check, encodings2d
+from ..ops import _check, _layout, encodings2d
 from .stylegan2_mapping import full, resolutions, widths
 
 Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
@@ -174,7 +174,7 @@ class HeadBlock(torch.nn.Module):
     def forward(self, ws, features, pad_map, noise_mode, noise, scale):
         """Features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
         # Every later layer keeps the format, in which convolutions and epilogues run fastest.
-        x = self._features(ws.shape[0], scale, features).contiguous(memory_format=torch.channels_last)
+        x = _layout.in_format(self._features(ws.shape[0], scale, features), torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         return x, None if self.torgb is None else full(self.torgb(x, ws[:, 1]))
 

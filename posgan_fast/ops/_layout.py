@@ -27,9 +27,14 @@ def empty(x: torch.Tensor, shape: tuple[int, ...], device: str | None = None) ->
     return torch.empty(shape, dtype=x.dtype, device=device or x.device, memory_format=memory_format(x))
 
 
+def in_format(x: torch.Tensor, wanted: torch.memory_format) -> torch.Tensor:
+    """``x`` in a memory format; as it is inside torch's transforms, where it has none to tell."""
+    return x if transforms_active() else x.contiguous(memory_format=wanted)
+
+
 def in_format_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``y`` in the memory format of ``x``; inside torch's transforms, where neither has one to tell, as it is."""
-    return y if transforms_active() else y.contiguous(memory_format=memory_format(x))
+    """``y`` in the memory format of ``x``, as :func:`in_format` has it."""
+    return y if transforms_active() else in_format(y, memory_format(x))
 
 
 def is_dense(x: torch.Tensor) -> bool:
