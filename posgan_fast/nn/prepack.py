@@ -16,11 +16,11 @@ def prepack(module: M, enable: bool = True) -> M:
     """Keep the weights of the modulated convolutions in ``module`` as inference on the CPU reads them.
 
     Otherwise each call casts and reorders its weight, which below 64 pixels takes longer than the convolution. The
-    copies are made at the first call in each dtype and take as much memory as the weights in that dtype. A weight
-    written to by torch (``load_state_dict``, ``to``, an optimiser) is prepared anew. Writes that torch does not count
-    are not noticed, those through ``.data`` or NumPy and those of optimisers with ``fused=True``: call this again after
-    them, and after ``load_state_dict(assign=True)``, which brings other tensors. Calls with gradients and other
-    backends are not affected, nor are copies and pickles of the module.
+    copies are made at the first call in each dtype and take as much memory as the weights in that dtype. Each call
+    reads the weight once to see whether its values changed, whoever wrote them: an optimiser, ``load_state_dict``,
+    ``.data``, NumPy. Then it is prepared anew. ``load_state_dict(assign=True)`` brings other tensors, which are not
+    kept: call this again after it. Calls with gradients and other backends are not affected, nor are copies and pickles
+    of the module.
 
     With ``torch.__future__.set_swap_module_params_on_conversion(True)`` torch refuses to convert such a module or to
     load into it ("Couldn't swap"), as it does with any weight that is referred to weakly: forget the copies first.
@@ -34,7 +34,6 @@ def prepack(module: M, enable: bool = True) -> M:
 
     Raises:
         TypeError: not a module.
-        ValueError: a weight was created under ``torch.inference_mode``, where writes leave no trace.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
