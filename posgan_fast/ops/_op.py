@@ -53,9 +53,9 @@ def _keep_in_inductor(op: Any) -> None:
     """Take ``op`` off Inductor's own list of decompositions, which torch fills with every op that has one: Inductor
     refuses to compile a graph that still holds an op of that list."""
     module = sys.modules.get("torch._inductor.decomposition")
-    if module is not None:
-        for table in (module.decompositions, module.select_decomp_table()):
-            table.pop(op, None)
+    selected = getattr(module, "select_decomp_table", dict)  # neither name is public
+    for table in (getattr(module, "decompositions", {}), selected()):
+        table.pop(op, None)
 
 
 def refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
