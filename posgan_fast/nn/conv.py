@@ -11,10 +11,12 @@ from .. import functional as PF
 from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
 from .activation import bias_parameter, finish
+from .foreign import Convertible
+from .foreign_conv import EQUAL_CONV2D
 from .resample import TAPS, filter_buffer
 
 
-class EqualConv2d(torch.nn.Module):
+class EqualConv2d(Convertible):
     """``clamp(gain * act(conv(x, weight / sqrt(I * k * k)) + bias))``, resampled by ``up`` or ``down`` with a filter.
 
     ``down`` filters, then convolves with that stride. ``up`` convolves transposed, then filters with gain ``up^2``, the
@@ -32,6 +34,7 @@ class EqualConv2d(torch.nn.Module):
     used or not.
     """
 
+    _foreign = EQUAL_CONV2D
     resample_filter: torch.Tensor | None
 
     def __init__(

@@ -9,11 +9,12 @@ import torch
 
 from .. import functional as PF
 from ..ops import _check
+from .foreign import BLUR2D, DOWNSAMPLE2D, UPSAMPLE2D, Convertible
 
 TAPS = (1, 3, 3, 1)
 
 
-class _Resample(torch.nn.Module):
+class _Resample(Convertible):
     resample_filter: torch.Tensor
 
     def __init__(self, resample_filter: Any, gain: float, device: torch.device | str | None) -> None:
@@ -52,6 +53,8 @@ class Upsample2d(_ByFactor):
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
     """
 
+    _foreign = UPSAMPLE2D
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to [N, C, H * factor, W * factor] for a filter of at least ``factor`` taps, in the dtype of
         ``x``."""
@@ -69,6 +72,8 @@ class Downsample2d(_ByFactor):
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
     """
 
+    _foreign = DOWNSAMPLE2D
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to [N, C, H / factor, W / factor], whose sides are rounded, in the dtype of ``x``."""
         return PF.downsample2d(x, self.resample_filter, self.factor, gain=self.gain)
@@ -85,6 +90,8 @@ class Blur2d(_Resample):
 
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
     """
+
+    _foreign = BLUR2D
 
     def __init__(
         self,

@@ -14,13 +14,15 @@ from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
 from .activation import finish
 from .conv import equal_kernel
+from .foreign import Convertible
+from .foreign_style import MODULATED_CONV2D, STYLE_CONV, TO_RGB
 from .linear import EqualLinear
 from .resample import TAPS, filter_buffer
 
 NOISE_MODES = ("const", "random", "none")
 
 
-class ModulatedConv2d(torch.nn.Module):
+class ModulatedConv2d(Convertible):
     """The modulated convolution alone: what follows it is up to the call.
 
     Args:
@@ -37,6 +39,7 @@ class ModulatedConv2d(torch.nn.Module):
     with ``w_dim`` also ``affine.weight`` [I, w_dim] and ``affine.bias`` [I], 1 at first.
     """
 
+    _foreign = MODULATED_CONV2D
     resample_filter: torch.Tensor | None
 
     def __init__(
@@ -114,7 +117,7 @@ class ModulatedConv2d(torch.nn.Module):
         )
 
 
-class StyleConv(torch.nn.Module):
+class StyleConv(Convertible):
     """A whole layer of the generator: affine, modulated convolution, noise, bias, activation.
 
     Enlarging is NVlabs' transposed convolution and filter, or, where ``up_after_conv`` is not None, bilinear
@@ -143,6 +146,7 @@ class StyleConv(torch.nn.Module):
     ``affine.bias`` [I], 1 at first.
     """
 
+    _foreign = STYLE_CONV
     resample_filter: torch.Tensor | None
     noise_const: torch.Tensor
 
@@ -299,7 +303,7 @@ class StyleConv(torch.nn.Module):
         return noise * strength
 
 
-class ToRGB(torch.nn.Module):
+class ToRGB(Convertible):
     """Features to an image: a modulated convolution without demodulation, its styles divided by sqrt(I * k * k).
 
     Args:
@@ -312,6 +316,7 @@ class ToRGB(torch.nn.Module):
     [I], 1 at first. The filter is no part of it.
     """
 
+    _foreign = TO_RGB
     resample_filter: torch.Tensor | None
 
     def __init__(
