@@ -161,6 +161,25 @@ def test_to_rgb_keeps_its_state():
     assert layer.double().resample_filter.dtype == torch.float64
 
 
+MODULES = {
+    "ModulatedConv2d": (lambda: nn.ModulatedConv2d(4, 3, w_dim=W_DIM, eps=0.1), ((4, 6, 5), (W_DIM,))),
+    "EqualConv2d": (lambda: nn.EqualConv2d(4, 3, stride=2, padding=2, act="lrelu"), ((4, 7, 6),)),
+    "ToRGB": (lambda: nn.ToRGB(4, 3, W_DIM), ((4, 6, 4), (W_DIM,), (3, 3, 2))),
+    "Blur2d": (lambda: nn.Blur2d(padding=(1, -1)), ((3, 6, 5),)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_derivatives_and_compilation(name):
+    build, shapes = MODULES[name]
+    layer = shaken(build())
+    inputs = [randn(N, *shape, seed=i).double().requires_grad_() for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(layer, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
+    torch._dynamo.reset()
+    close(torch.compile(layer, fullgraph=True, backend="aot_eager")(*inputs), layer(*inputs).detach())
+
+
 X, W = torch.zeros(1, 4, 6, 6), torch.zeros(1, 5)
 
 

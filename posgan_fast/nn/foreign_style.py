@@ -132,7 +132,7 @@ def _nvlabs_to_rgb(module: Any) -> Found:
     return Found(_nvlabs_arguments(module) | arguments, state)
 
 
-def _hammer(module: Any) -> Found | None:
+def _hammer(module: Any) -> Found:
     """What style layer and ToRGB share, which are one class there."""
     expect(module, "space_of_latent", "W", module.space_of_latent.upper())
     times = 1.0 if module.demodulate else module.wscale * math.sqrt(math.prod(module.weight.shape[1:]))
@@ -144,7 +144,7 @@ def _hammer(module: Any) -> Found | None:
 def _hammer_style_conv(module: Any) -> Found | None:
     if not module.demodulate:
         return None
-    arguments, state = _hammer(module)  # type: ignore[misc]
+    arguments, state = _hammer(module)
     noisy = module.noise_type != "none"
     if noisy:
         expect(module, "noise_type", "spatial", module.noise_type)
@@ -167,7 +167,7 @@ def _hammer_to_rgb(module: Any) -> Found | None:
     if module.demodulate or module.scale_factor != 1 or module.noise_type != "none":
         return None
     expect(module, "activation_type", "linear", module.activation_type)
-    arguments, state = _hammer(module)  # type: ignore[misc]
+    arguments, state = _hammer(module)
     return Found(arguments | unless_filtered(state), state)
 
 
