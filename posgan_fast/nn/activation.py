@@ -9,22 +9,25 @@ import torch
 from .. import functional as PF
 from ..ops import _check
 from ..ops.bias_act import ACTIVATIONS
+from .foreign import BIAS_ACT, Convertible
 
 
-class BiasAct(torch.nn.Module):
+class BiasAct(Convertible):
     """``clamp(gain * act(x + bias), -clamp, clamp)`` with the bias along dimension ``dim`` of any input.
 
     Args:
-        channels: size of the bias.
+        channels: size of the bias; None, for any, only without one.
         dim, act, alpha, gain, clamp: of :func:`posgan_fast.functional.bias_act`.
         bias: False leaves the bias out.
 
     State: ``bias`` [channels], zeros at first.
     """
 
+    _foreign = BIAS_ACT
+
     def __init__(
         self,
-        channels: int,
+        channels: int | None,
         *,
         dim: int = 1,
         bias: bool = True,
@@ -36,7 +39,9 @@ class BiasAct(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.channels = _check.integer(channels, "channels", minimum=1)
+        if channels is not None or _check.flag(bias, "bias"):
+            _check.integer(channels, "channels", minimum=1)
+        self.channels = channels
         self.dim = _check.integer(dim, "dim")
         self.alpha = None if alpha is None else _check.real(alpha, "alpha")
         self.gain = None if gain is None else _check.real(gain, "gain")

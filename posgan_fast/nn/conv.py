@@ -11,26 +11,31 @@ from .. import functional as PF
 from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
 from .activation import bias_parameter, finish
-from .resample import TAPS
+from .foreign import Convertible
+from .foreign_conv import EQUAL_CONV2D
+from .resample import TAPS, filter_buffer
 
 
-class EqualConv2d(torch.nn.Module):
+class EqualConv2d(Convertible):
     """``clamp(gain * act(conv(x, weight / sqrt(I * k * k)) + bias))``, resampled by ``up`` or ``down`` with a filter.
 
     ``down`` filters, then convolves with that stride. ``up`` convolves transposed, then filters with gain ``up^2``, the
-    stored kernel unflipped: a true convolution of the zero-stuffed image. Padding is k // 2.
+    stored kernel unflipped: a true convolution of the zero-stuffed image. ``stride`` convolves with that stride alone.
 
     Args:
         in_channels, out_channels, kernel_size: I, O, k.
         bias, act, clamp: as in :class:`posgan_fast.nn.BiasAct`; the gain of ``act`` is its own.
-        up, down: factors; at most one differs from 1.
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
+        up, down, stride: factors; at most one differs from 1.
+        padding: on every side, in pixels of the upsampled image, the filter's own beyond them; None: k // 2.
+        resample_filter: of :func:`posgan_fast.functional.setup_filter`; None: no buffer where nothing is
+            resampled.
 
     State: ``weight`` [O, I, k, k], N(0, 1) at first; ``bias`` [O]; ``resample_filter`` [4, 4], float32, sum 1, whether
     used or not.
     """
 
-    resample_filter: torch.Tensor
+    _foreign = EQUAL_CONV2D
+    resample_filter: torch.Tensor | None
 
     def __init__(
         self,
@@ -42,6 +47,8 @@ class EqualConv2d(torch.nn.Module):
         act: str = "linear",
         up: int = 1,
         down: int = 1,
+        stride: int = 1,
+        padding: int | None = None,
         clamp: float | None = None,
         resample_filter: Any = TAPS,
         device: torch.device | str | None = None,
@@ -49,30 +56,46 @@ class EqualConv2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.up, self.down = _check.factors(up, down)
+        self.stride = _check.integer(stride, "stride", minimum=1)
+        if self.stride > 1 and self.up * self.down > 1:
+            raise ValueError(f"stride: expected 1 beside up={up} and down={down}, got {stride}")
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
         self.clamp = _check.bound(clamp, "clamp")
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
+        self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.bias = bias_parameter(bias, out_channels, 0.0, device, dtype)
-        self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
+        self.register_buffer("resample_filter", filter_buffer(resample_filter, self.up * self.down > 1, device))
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        """[N, I, H, W] to [N, O, H * up / down, W * up / down]; ``gain`` multiplies the result and the clamp."""
+        """[N, I, H, W] to [N, O, H', W'], H' = H * up / (down * stride) for an odd k and its own padding; ``gain``
+        multiplies the result and the clamp.
+
+        Raises:
+            ValueError: an image smaller than the kernel.
+        """
         _check.features(x, "x", self.weight.shape[1], self.weight)
+        height, width = _conv2d.out_size(x, self.weight, self.up, self.down, self.padding, self.resample_filter)
+        if height < 1 or width < 1:
+            raise ValueError(f"x: expected at least the size of the kernel, got shape {tuple(x.shape)} for {self}")
         weight = (self.weight * self.weight_gain).to(x.dtype)
         end = finish(self.act, self.clamp, gain)
-        f, k = self.resample_filter, weight.shape[2]
+        f, p = self.resample_filter, self.padding
         if self.up > 1:
-            w = weight if k == 1 else weight.transpose(0, 1)
-            y, (up, _, padding, _, filter_gain) = _conv2d.enlarge(x, w, self.up, k // 2, None, f, None)
+            w = weight if weight.shape[2] == 1 else weight.transpose(0, 1)
+            y, (up, _, padding, _, filter_gain) = _conv2d.enlarge(x, w, self.up, p, None, f, None)
             return PF.epilogue2d(y, f, b=self.bias, up=up, padding=padding, filter_gain=filter_gain, **end)
-        return PF.epilogue2d(_conv2d.convolve(x, weight, None, self.down, k // 2, None, f, None), b=self.bias, **end)
+        if self.stride > 1:
+            y = _conv2d.conv2d(x, weight, stride=self.stride, padding=(p, p))
+        else:
+            y = _conv2d.convolve(x, weight, None, self.down, p, None, f, None)
+        return PF.epilogue2d(y, b=self.bias, **end)
 
     def extra_repr(self) -> str:
         o, i, k, _ = self.weight.shape
         return (
-            f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, act={self.act!r}, clamp={self.clamp},"
-            f" bias={self.bias is not None}"
+            f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, stride={self.stride},"
+            f" padding={self.padding}, act={self.act!r}, clamp={self.clamp}, bias={self.bias is not None}"
         )
 
 

@@ -11,9 +11,10 @@ from .. import functional as PF
 from ..ops import _autocast, _check
 from ..ops.bias_act import ACTIVATIONS
 from .activation import bias_parameter
+from .foreign import EQUAL_LINEAR, Convertible
 
 
-class EqualLinear(torch.nn.Module):
+class EqualLinear(Convertible):
     """``act(x @ (weight * lr_multiplier / sqrt(in_features)).T + bias * lr_multiplier)`` with the act's own gain.
 
     It computes in the dtype of ``x``, under autocast too: the latents keep their precision.
@@ -21,6 +22,8 @@ class EqualLinear(torch.nn.Module):
     State: ``weight`` [out_features, in_features], N(0, 1) / lr_multiplier at first; ``bias`` [out_features],
     ``bias_init`` at first.
     """
+
+    _foreign = EQUAL_LINEAR
 
     def __init__(
         self,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..ops import _check
+from .foreign import MINIBATCH_STD, Convertible
 
 
-class MinibatchStd(torch.nn.Module):
+class MinibatchStd(Convertible):
     """Append to each sample the standard deviation within its group, averaged over channels and pixels.
 
     Groups are strided over the batch: with n groups, sample i belongs to group i mod n. ``group_size`` None is the
     whole batch; a smaller batch forms one group. Each of the ``num_channels`` appended channels, which come last,
     averages its share of the input channels. No state.
     """
+
+    _foreign = MINIBATCH_STD
 
     def __init__(self, group_size: int | None = 4, num_channels: int = 1) -> None:
         super().__init__()

@@ -1,0 +1,325 @@
+"""Layers of other projects with the same content, and how each turns into ours.
+
+A layer is recognised by the names of its tensors, which must be these and no others, and by its attributes; nothing is
+imported. The families differ in
+
+    rosinality       weight [1, O, I, k, k], times ``scale`` also under the root of the demodulation; FIR buffers hold
+                     the gain of enlarging; noise is drawn where the call brings none
+    mmgeneration     the same with ``weight_orig``, which a hook scales; a clamp in half precision only
+    NVlabs           names and values are ours
+    Hammer, PadInv   scales as attributes; constant noise [1, 1, H, W] unless the call asks for another
+
+A scale that the layer here does not have goes into the parameter.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from ..ops import _check
+from ..ops.bias_act import ACTIVATIONS
+
+L = TypeVar("L", bound="Convertible")
+
+
+class Convertible(torch.nn.Module):
+    """A layer that other projects have as well."""
+
+    _foreign: tuple[Layout, ...] = ()
+
+    @classmethod
+    def from_foreign(cls: type[L], module: torch.nn.Module) -> L:
+        """Make the layer of one with the same content in another project.
+
+        Layers of rosinality's stylegan2-pytorch, NVlabs' stylegan2-ada and stylegan3 (its networks of StyleGAN2),
+        mmgeneration, and Hammer and PadInv are recognised by attributes and names of tensors. Parameters are copied;
+        dtype, device, ``requires_grad`` and ``training`` stay. Noise that a call does not bring is drawn, or constant,
+        as it is there.
+
+        Raises:
+            TypeError: no such layer, or one with hooks, of which the copy would not know.
+            ValueError: such a layer with a setting that this one does not have.
+        """
+        arguments, state = recognise(module, cls._foreign, cls.__name__)
+        with torch.device("meta"):
+            layer = cls(**arguments)
+        for name, value in state.items():
+            owner, _, leaf = name.rpartition(".")
+            _assign(layer.get_submodule(owner), leaf, value)
+        return layer.train(module.training)
+
+
+class Found(NamedTuple):
+    """The arguments of a layer here, and its parameters and buffers."""
+
+    arguments: dict[str, Any]
+    state: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The signs of a foreign layer and its reader, which gives None for a layer of other content."""
+
+    name: str
+    tensors: str  # with "?" where it may be missing
+    attributes: str
+    read: Callable[[Any], Any]
+
+    def fits(self, module: torch.nn.Module) -> bool:
+        names = self.tensors.split()
+        there = _tensors(module).keys()
+        if not {name for name in names if name[-1] != "?"} <= there <= {name.rstrip("?") for name in names}:
+            return False
+        return all(_has(module, path) for path in self.attributes.split())
+
+
+def recognise(module: Any, layouts: tuple[Layout, ...], wanted: str) -> Any:
+    """What the first reader finds whose layout fits."""
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    for layout in layouts:
+        facts = layout.read(module) if layout.fits(module) else None
+        if facts is not None:
+            _check_hooks(module)
+            return facts
+    names = ", ".join(_tensors(module)) or "no tensors"
+    raise TypeError(
+        f"module: expected for {wanted} one of {'; '.join(layout.name for layout in layouts)}, as these projects build"
+        f" it, got {type(module).__name__} with {names}"
+    )
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _has(module: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(module, name):
+            return False
+        module = getattr(module, name)
+    return True
+
+
+def _check_hooks(module: torch.nn.Module) -> None:
+    for part in module.modules():
+        hooks = [*part._forward_hooks.values(), *part._backward_hooks.values(), *part._backward_pre_hooks.values()]
+        hooks += [hook for hook in part._forward_pre_hooks.values() if not _equalises(hook)]
+        if hooks:
+            raise TypeError(f"module: expected a layer without hooks, got one with hooks on {type(part).__name__}")
+
+
+def _assign(owner: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    expected = getattr(owner, name)
+    if value.shape != expected.shape and name != "resample_filter":
+        raise TypeError(f"module: expected {tuple(expected.shape)} for {name}, got shape {tuple(value.shape)}")
+    _check.tensor(value, name)
+    if name in owner._parameters:
+        value = torch.nn.Parameter(value.detach(), value.requires_grad)
+    setattr(owner, name, value)
+
+
+def copied(source: torch.Tensor, times: float = 1.0, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    value = source.detach().clone()
+    if not math.isclose(times, 1, rel_tol=1e-6):
+        value *= times
+    return (value if shape is None else value.reshape(shape)).requires_grad_(source.requires_grad)
+
+
+def expect(module: Any, name: str, expected: Any, got: Any) -> None:
+    same = math.isclose(got, expected, rel_tol=1e-6) if isinstance(expected, float) else got == expected
+    if not same:
+        raise ValueError(f"module: expected {name} {expected!r} of {type(module).__name__}, got {got!r}")
+
+
+# Scales
+
+
+def _equalises(hook: Any) -> bool:
+    """mmgeneration's, which computes ``weight`` of ``weight_orig`` ahead of each call."""
+    return all(hasattr(hook, name) for name in ("name", "gain", "mode", "lr_mul"))
+
+
+def equalised(module: Any) -> float:
+    """The scale of ``weight_orig``."""
+    hooks = [hook for hook in module._forward_pre_hooks.values() if _equalises(hook)]
+    if len(hooks) != 1:
+        raise TypeError(f"module: expected one hook that scales weight_orig, got {len(hooks)}")
+    (hook,) = hooks
+    o, i, *kernel = module.weight_orig.shape[-4:] if module.weight_orig.ndim > 2 else module.weight_orig.shape
+    fan = (i if hook.mode == "fan_in" else o) * math.prod(kernel)
+    return hook.gain * hook.lr_mul / math.sqrt(fan)
+
+
+# The fully connected layer, also as the affine layer of styles
+
+
+class _Linear(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float  # of the weight
+    multiplier: float  # of the bias
+    act: str
+
+
+def _mmgeneration_linear(module: Any) -> _Linear:
+    if module.with_activation:
+        expect(module, "act_type", "fused_bias", module.act_type)
+        keywords = module.activate.keywords if isinstance(module.activate, functools.partial) else {}
+        check_lrelu(module, keywords.get("negative_slope", 0.2), keywords.get("scale", 2**0.5))
+    act = "lrelu" if module.with_activation else "linear"
+    return _Linear(module.linear.weight_orig, module.bias, equalised(module.linear), module.lr_mul, act)
+
+
+_LINEARS = (
+    Layout(
+        "rosinality's EqualLinear", "weight bias?", "scale lr_mul activation",
+        lambda m: _Linear(m.weight, m.bias, m.scale, m.lr_mul, "lrelu" if m.activation else "linear"),
+    ),
+    Layout(
+        "NVlabs' FullyConnectedLayer", "weight bias?", "weight_gain bias_gain activation",
+        lambda m: _Linear(m.weight, m.bias, m.weight_gain, m.bias_gain, m.activation),
+    ),
+    Layout("mmgeneration's EqualLinearActModule", "linear.weight_orig bias?", "lr_mul with_activation act_type",
+           _mmgeneration_linear),
+    Layout(
+        "Hammer's DenseLayer", "weight bias?", "wscale lr_mul activation_type",
+        lambda m: _Linear(m.weight, m.bias, m.wscale, m.lr_mul, m.activation_type),
+    ),
+)  # fmt: skip
+
+
+def _equal_linear(found: _Linear) -> Found:
+    o, i = found.weight.shape
+    arguments = dict(in_features=i, out_features=o, bias=found.bias is not None, act=found.act)
+    state = {"weight": copied(found.weight, found.scale / found.multiplier * math.sqrt(i))}
+    if found.bias is not None:
+        state["bias"] = copied(found.bias)
+    return Found({**arguments, "lr_multiplier": float(found.multiplier)}, state)
+
+
+def affine(module: torch.nn.Module, plus: float = 0.0) -> dict[str, torch.Tensor]:
+    """The layer that makes the styles, and ``plus`` beyond its bias."""
+    found = recognise(module, _LINEARS, "the affine layer of styles")
+    expect(module, "activation", "linear", found.act)
+    if found.bias is None:
+        raise ValueError(f"module: expected a bias in {type(module).__name__}, got None")
+    bias = copied(found.bias, found.multiplier)
+    if plus:
+        bias = (bias.detach() + plus).requires_grad_(bias.requires_grad)
+    weight = copied(found.weight, found.scale * math.sqrt(found.weight.shape[1]))
+    return {"affine.weight": weight, "affine.bias": bias}
+
+
+# Activations and filters
+
+
+def check_lrelu(module: Any, slope: float, scale: float) -> None:
+    expect(module, "negative_slope", 0.2, float(slope))
+    expect(module, "scale", 2**0.5, float(scale))
+
+
+def check_gain(module: Any, act: str) -> None:
+    if act in ACTIVATIONS:  # an unknown one is refused by the layer
+        expect(module, "act_gain", ACTIVATIONS[act].gain, float(module.act_gain))
+
+
+def _bias_act(module: Any) -> Found:
+    bias = module.bias
+    arguments = dict(act="lrelu", alpha=float(module.negative_slope), gain=float(module.scale), bias=bias is not None)
+    if bias is None:
+        return Found({**arguments, "channels": None}, {})
+    return Found({**arguments, "channels": bias.numel()}, {"bias": copied(bias, shape=(bias.numel(),))})
+
+
+def _resampled(module: Any, up: bool) -> Found | None:
+    """The filter of an image that is enlarged or shrunk; None: padded for something else."""
+    kernel, factor, total = module.kernel, int(module.factor), float(module.kernel.sum())
+    around = _around(kernel, factor if up else 1, 1 if up else factor)
+    if kernel.ndim != 2 or tuple(module.pad) != around or total == 0:
+        return None
+    gain = total / factor**2 if up else total
+    return Found(dict(factor=factor, gain=gain), {"resample_filter": copied(kernel / total)})
+
+
+def _around(kernel: torch.Tensor, up: int, down: int) -> tuple[int, int]:
+    """The padding of a filter that keeps, enlarges or shrinks the image."""
+    taps = kernel.shape[-1]
+    return (taps + up - down) // 2, (taps - up * down) // 2
+
+
+def _blur(module: Any) -> Found | None:
+    kernel, total = module.kernel, float(module.kernel.sum())
+    if hasattr(module, "factor") or kernel.ndim != 2 or total == 0:
+        return None
+    before, after = module.pad
+    (fh, fw), (x0, x1) = kernel.shape, (int(before), int(after))
+    padding = (x0 - fw // 2, x1 - (fw - 1) // 2, x0 - fh // 2, x1 - (fh - 1) // 2)
+    return Found(dict(padding=padding, gain=total), {"resample_filter": copied(kernel / total)})
+
+
+def padding_of(blur: Any, kernel: int, up: int, down: int) -> int:
+    """The padding of a convolution beyond that of its filter, which is all the padding there is."""
+    before, after = _around(blur.kernel, up, down)
+    if up > 1:
+        before, after = before - kernel + 1, after - kernel + up
+    padding = int(blur.pad[0]) - before
+    if padding < 0 or int(blur.pad[1]) - after != padding:
+        raise ValueError(
+            f"module: expected the filter's padding to be ({before}, {after}) and as much on both sides beyond it, got"
+            f" {tuple(blur.pad)}"
+        )
+    return padding
+
+
+UPSAMPLE = Layout("Upsample of rosinality or mmgeneration", "kernel", "factor pad", lambda m: _resampled(m, True))
+DOWNSAMPLE = Layout("Downsample of rosinality or mmgeneration", "kernel", "factor pad", lambda m: _resampled(m, False))
+BLUR = Layout("Blur of rosinality or mmgeneration", "kernel", "pad", _blur)
+FUSED = Layout("FusedLeakyReLU of rosinality or mmgeneration", "bias?", "bias negative_slope scale", _bias_act)
+
+
+def unless_filtered(state: dict[str, torch.Tensor]) -> dict[str, None]:
+    """The argument that leaves out a filter which the foreign layer does not keep."""
+    return {} if "resample_filter" in state else {"resample_filter": None}
+
+
+def half_clamp(module: Any) -> float | None:
+    """mmgeneration clamps in half precision only."""
+    return module.conv_clamp if getattr(module, "fp16_enabled", False) else None
+
+
+# The batch's deviation
+
+
+def _minibatch_std(group: str, channels: str) -> Callable[[Any], Found]:
+    def read(module: Any) -> Found:
+        expect(module, "eps", 1e-8, float(getattr(module, "eps", 1e-8)))
+        expect(module, "sync_std", False, getattr(module, "sync_std", False))
+        return Found(dict(group_size=getattr(module, group), num_channels=getattr(module, channels)), {})
+
+    return read
+
+
+# What the layers without convolution can be made of
+
+
+def _as_layer(layout: Layout) -> Layout:
+    return Layout(layout.name, layout.tensors, layout.attributes, lambda module: _equal_linear(layout.read(module)))
+
+
+EQUAL_LINEAR = tuple(map(_as_layer, _LINEARS))
+UPSAMPLE2D, DOWNSAMPLE2D, BLUR2D, BIAS_ACT = (UPSAMPLE,), (DOWNSAMPLE,), (BLUR,), (FUSED,)
+MINIBATCH_STD = (
+    Layout("NVlabs' MinibatchStdLayer", "", "group_size num_channels", _minibatch_std("group_size", "num_channels")),
+    Layout(
+        "mmgeneration's ModMBStddevLayer", "", "group_size channel_groups eps sync_std",
+        _minibatch_std("group_size", "channel_groups"),
+    ),
+    Layout("Hammer's MiniBatchSTDLayer", "", "groups new_channels eps", _minibatch_std("groups", "new_channels")),
+)  # fmt: skip

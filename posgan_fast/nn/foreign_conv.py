@@ -1,0 +1,131 @@
+"""Convolutions without a style of other projects."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .foreign import (
+    BLUR,
+    FUSED,
+    Found,
+    Layout,
+    check_gain,
+    check_lrelu,
+    copied,
+    equalised,
+    expect,
+    half_clamp,
+    padding_of,
+    recognise,
+    unless_filtered,
+)  # fmt: skip
+
+
+def _conv(weight, bias, scale, *, bias_scale=1.0, **arguments) -> Found:
+    o, i, k, _ = weight.shape
+    state = {"weight": copied(weight, scale * math.sqrt(i * k * k))}
+    if bias is not None:
+        state["bias"] = copied(bias, bias_scale)
+    return Found(dict(in_channels=i, out_channels=o, kernel_size=k, bias=bias is not None, **arguments), state)
+
+
+def _rosinality_conv(module: Any) -> Found:
+    stride, padding = _one(module.stride, "stride"), _one(module.padding, "padding")
+    return _conv(module.weight, module.bias, module.scale, stride=stride, padding=padding)
+
+
+def _mmgeneration_conv(module: Any) -> Found:
+    conv = module.conv
+    expect(module, "with_activation", False, getattr(module, "with_activation", False))
+    expect(conv, "groups", 1, conv.groups)
+    expect(conv, "dilation", 1, _one(conv.dilation, "dilation"))
+    expect(conv, "padding_mode", "zeros", conv.padding_mode)
+    stride, padding = _one(conv.stride, "stride"), _one(conv.padding, "padding")
+    scale = equalised(conv)
+    return _conv(conv.weight_orig, conv.bias, scale, stride=stride, padding=padding)
+
+
+def _one(value: Any, name: str) -> int:
+    """The number of both axes."""
+    numbers = set(value) if isinstance(value, (tuple, list)) else {value}
+    if len(numbers) != 1 or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"module: expected one {name} for both axes, got {value!r}")
+    return numbers.pop()
+
+
+def _nvlabs_conv(module: Any) -> Found:
+    check_gain(module, module.activation)
+    found = _conv(
+        module.weight, module.bias, module.weight_gain, up=module.up, down=module.down, padding=module.padding,
+        act=module.activation, clamp=module.conv_clamp,
+    )  # fmt: skip
+    return Found(found.arguments, found.state | {"resample_filter": copied(module.resample_filter)})
+
+
+def _hammer_conv(module: Any) -> Found | None:
+    """ConvLayer, which shrinks in the discriminator and enlarges in the generator: its padding tells."""
+    factor, k, up, down = module.scale_factor, module.kernel_size, 1, 1
+    resamples = factor > 1
+    if resamples:
+        taps = module.filter.shape[-1]
+        enlarges = module.filter_padding[0] == k // 2 + (taps + factor - 1) // 2
+        up, down = (factor, 1) if enlarges else (1, factor)
+    check_gain(module, module.activation_type)
+    found = _conv(
+        module.weight, module.bias, module.wscale, bias_scale=getattr(module, "bscale", 1.0), up=up, down=down,
+        act=module.activation_type, clamp=module.conv_clamp,
+    )  # fmt: skip
+    state = found.state | ({"resample_filter": copied(module.filter)} if resamples else {})
+    return Found(found.arguments | unless_filtered(state), state)
+
+
+_CONVS = (
+    Layout("rosinality's EqualConv2d", "weight bias?", "scale stride padding", _rosinality_conv),
+    Layout("NVlabs' Conv2dLayer", "weight bias? resample_filter", "up down weight_gain conv_clamp", _nvlabs_conv),
+    Layout("mmgeneration's EqualizedLRConvModule", "conv.weight_orig conv.bias?", "conv.stride", _mmgeneration_conv),
+    Layout("Hammer's ConvLayer", "weight bias? filter?", "wscale scale_factor conv_clamp", _hammer_conv),
+)
+
+
+class _ConvLayer(Layout):
+    """A sequence of blur, convolution and activation, of which only the convolution must be there."""
+
+    def fits(self, module: torch.nn.Module) -> bool:
+        return isinstance(module, torch.nn.Sequential) and self.parts(module) is not None
+
+    @staticmethod
+    def parts(module: torch.nn.Sequential) -> tuple[Any, Any, Any] | None:
+        parts: list[Any] = list(module)
+        blur = parts.pop(0) if parts and BLUR.fits(parts[0]) else None
+        activate = parts.pop() if len(parts) == 2 and FUSED.fits(parts[1]) else None
+        is_conv = len(parts) == 1 and (_CONVS[0].fits(parts[0]) or _CONVS[2].fits(parts[0]))
+        return (blur, parts[0], activate) if is_conv else None
+
+
+def _conv_layer(module: Any) -> Found | None:
+    blur, conv, activate = _ConvLayer.parts(module)  # type: ignore[misc]
+    arguments, state = recognise(conv, _CONVS, "its convolution")
+    arguments["clamp"] = half_clamp(module)
+    if activate is not None:
+        if activate.bias is not None and "bias" in state:
+            return None
+        check_lrelu(activate, activate.negative_slope, activate.scale)
+        arguments["act"] = "lrelu"
+        if activate.bias is not None:
+            arguments["bias"] = True
+            state["bias"] = copied(activate.bias, shape=(activate.bias.numel(),))
+    if blur is not None:
+        expect(conv, "padding", 0, arguments["padding"])
+        down = arguments["stride"]
+        if down == 1:
+            raise ValueError("module: expected a stride of 2 or more behind a filter, got 1")
+        padding = padding_of(blur, arguments["kernel_size"], 1, down)
+        arguments |= dict(stride=1, down=down, padding=padding)
+        state["resample_filter"] = copied(blur.kernel)
+    return Found(arguments | unless_filtered(state), state)
+
+
+EQUAL_CONV2D = (*_CONVS, _ConvLayer("ConvLayer of rosinality or mmgeneration", "", "", _conv_layer))
