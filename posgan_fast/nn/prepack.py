@@ -16,11 +16,11 @@ def prepack(module: M, enable: bool = True) -> M:
     """Keep the weights of the modulated convolutions in ``module`` as inference on the CPU reads them.
 
     Otherwise each call casts and reorders its weight, which below 64 pixels takes longer than the convolution. The
-    copies are made at the first call in each dtype and take as much memory as the weights in that dtype. A weight
-    written to by torch (``load_state_dict``, ``to``, an optimiser) is prepared anew. Writes that torch does not count
-    are not noticed, those through ``.data`` or NumPy and those of optimisers with ``fused=True``: call this again after
-    them, and after ``load_state_dict(assign=True)``, which brings other tensors. Calls with gradients and other
-    backends are not affected, nor are copies and pickles of the module.
+    copies are made at the first call in each dtype and take as much memory as the weights in that dtype, and once more
+    as much as the weights. Each call compares its weight with the values that the copies were made from, so whatever
+    wrote to it, through ``.data``, NumPy or another process too, prepares it anew. Calls with gradients and other
+    backends are not affected, nor are copies and pickles of the module; a layer given another Parameter, as
+    ``load_state_dict(assign=True)`` does, is no longer prepared until this is called again.
 
     With ``torch.__future__.set_swap_module_params_on_conversion(True)`` torch refuses to convert such a module or to
     load into it ("Couldn't swap"), as it does with any weight that is referred to weakly: forget the copies first.
@@ -34,14 +34,11 @@ def prepack(module: M, enable: bool = True) -> M:
 
     Raises:
         TypeError: not a module.
-        ValueError: a weight was created under ``torch.inference_mode``, where writes leave no trace.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     _check.flag(enable, "enable")
     weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
-    if any(weight.is_inference() for weight in weights):
-        raise ValueError("module: expected weights created outside of torch.inference_mode, got one created inside")
     for weight in weights:
         if enable:
             _packed.keep(weight)
