@@ -100,7 +100,7 @@ class Mapping(torch.nn.Module):
             if psi != 1:
                 raise ValueError(f"truncation_psi: expected 1 without an average of w, got {truncation_psi}")
             return x
-        if self.training and not skip_w_avg_update and len(x):
+        if self.training and not skip_w_avg_update and x.shape[0]:  # len() is a constant in exports
             self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
         if psi == 1:
@@ -162,7 +162,8 @@ def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: t
 
 
 def _normalized(x: torch.Tensor) -> torch.Tensor:
-    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+    y = full(x)  # in float16 the squares overflow, and 1e-8 is zero
+    return (y * (y.square().mean(1, keepdim=True) + 1e-8).rsqrt()).to(x.dtype)
 
 
 SAMPLES = 4096

@@ -14,6 +14,9 @@ class MinibatchStd(Convertible):
     Groups are strided over the batch: with n groups, sample i belongs to group i mod n. ``group_size`` None is the
     whole batch; a smaller batch forms one group. Each of the ``num_channels`` appended channels, which come last,
     averages its share of the input channels. No state.
+
+    It computes in float64 whatever the dtype of its input: in a group of two the second derivative, which R1 asks for,
+    is a difference of nearly equal numbers that leaves nothing of float32.
     """
 
     _foreign = MINIBATCH_STD
@@ -35,9 +38,12 @@ class MinibatchStd(Convertible):
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
         if c % self.num_channels:
             raise ValueError(f"x: expected channels that are a multiple of {self.num_channels}, got {c}")
-        y = x.to(_check.arithmetic(x.dtype))
+        y = x.to(
+            _check.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64
+        )  # Apple's GPUs have no float64
         y = y.reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
-        deviation = (y.var(0, correction=0) + 1e-8).sqrt()  # [n, F, C / F, H, W]
+        y = y - y.mean(0)
+        deviation = (y.square().mean(0) + 1e-8).sqrt()  # [n, F, C / F, H, W]
         y = deviation.mean((2, 3, 4)).repeat(group, 1).to(x.dtype)  # [N, F]
         return torch.cat([x, y[:, :, None, None].expand(-1, -1, h, w)], dim=1)
 

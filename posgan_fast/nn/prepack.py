@@ -39,8 +39,6 @@ def prepack(module: M, enable: bool = True) -> M:
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     _check.flag(enable, "enable")
     weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
-    if any(weight.is_inference() for weight in weights):
-        raise ValueError("module: expected weights created outside of torch.inference_mode, got one created inside")
     for weight in weights:
         if enable:
             _packed.keep(weight)
