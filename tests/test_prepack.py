@@ -82,7 +82,7 @@ def test_inputs_of_other_sizes(kwargs, dtype):
 def test_weights_are_kept_in_the_layout_of_onednn(kwargs):
     module = nn.prepack(_layer(**kwargs))
     _run(module)
-    ((squares, w, odd),) = _packed._KEPT[module.weight].forms.values()
+    ((_, (squares, w, odd)),) = _packed._KEPT[module.weight].values()
     assert w.is_mkldnn and odd is None and squares.shape == (32, 24)
 
 
