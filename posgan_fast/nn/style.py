@@ -170,7 +170,7 @@ class StyleConv(torch.nn.Module):
         w: torch.Tensor,
         *,
         pad_map: torch.Tensor | None = None,
-        noise_mode: str = "const",
+        noise_mode: str | None = None,
         noise: torch.Tensor | None = None,
         gain: float = 1.0,
     ) -> torch.Tensor:
@@ -180,7 +180,8 @@ class StyleConv(torch.nn.Module):
             x, w: above.
             pad_map: replaces the zero padding, as in :func:`posgan_fast.functional.modulated_conv2d`.
             noise_mode: "const" takes ``noise_const``, continued periodically from the top left where the result is
-                larger than in training; "random" draws anew for each sample; "none".
+                larger than in training; "random" draws anew for each sample; "none". None: "random" in training mode,
+                "const" in evaluation mode.
             noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
             gain: multiplies the result and the clamp.
         """
@@ -240,8 +241,10 @@ class StyleConv(torch.nn.Module):
         size = [side * self.up + self.interp_pad for side in x.shape[2:]]
         return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
-    def _noise(self, x: torch.Tensor, mode: str, noise: torch.Tensor | None) -> torch.Tensor | None:
+    def _noise(self, x: torch.Tensor, mode: str | None, noise: torch.Tensor | None) -> torch.Tensor | None:
         """Noise times its strength, [H', W'] or [N or 1, 1, H', W'], or None."""
+        if mode is None:
+            mode = "random" if self.training else "const"
         _check.choice(mode, "noise_mode", NOISE_MODES)
         strength = self.noise_strength
         if strength is None:
