@@ -50,7 +50,7 @@ def converted(state, **overrides) -> Generator:
     """In float64 from the first step on."""
     there, report = convert_generator(state)
     settings = dict(report.settings)
-    model = Generator(settings.pop("size"), **settings, **overrides).double()
+    model = Generator(settings.pop("size"), **settings, **overrides).double().eval()
     model.load_state_dict(there, strict=True)
     return model
 

@@ -358,7 +358,7 @@ def test_the_op_itself_is_differentiable_twice(backend):
 
 
 def test_an_exported_layer_trains(recwarn):
-    layer = StyleConv(4, 3, 5, 6)
+    layer = StyleConv(4, 3, 5, 6).eval()
     torch.nn.init.ones_(layer.noise_strength)
     x, w = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
     with torch.no_grad():
@@ -371,7 +371,7 @@ def test_an_exported_layer_trains(recwarn):
 
 def test_an_exported_layer_runs_under_autocast():
     """In the dtype that it was exported in; autocast still reaches the affine layer ahead of it."""
-    layer, x, w = StyleConv(4, 3, 5, 6), torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    layer, x, w = StyleConv(4, 3, 5, 6).eval(), torch.randn(2, 4, 6, 6), torch.randn(2, 5)
     with torch.no_grad():
         exported = torch.export.export(layer, (x, w)).module()
         expected = layer(x, w)

@@ -66,7 +66,7 @@ def layer(request: pytest.FixtureRequest):
     """The module with nothing at zero, its inputs with gradients, and the names of its state."""
     build, inputs, names = LAYERS[request.param]
     torch.manual_seed(0)
-    module = build()
+    module = build().eval()  # in training the noise would be drawn anew
     for parameter in module.parameters():
         parameter.data.add_(0.5 * torch.randn_like(parameter))
     filtered = request.param.split(",")[0] in FILTERED

@@ -60,7 +60,7 @@ def _style_conv(**kwargs) -> nn.StyleConv:
     module = nn.StyleConv(4, 3, W_DIM, kwargs.pop("resolution"), clamp=2.0, **kwargs).double()
     for parameter in module.parameters():
         parameter.data.add_(0.5 * torch.randn_like(parameter))
-    return module
+    return module.eval()
 
 
 def _styles(module, w):
@@ -111,6 +111,11 @@ def test_noise_modes():
     assert not torch.equal(first, second)
     same = module(x[:1].expand(2, -1, -1, -1), w[:1].expand(2, -1), noise_mode="random")
     assert not torch.equal(same[0], same[1]), "noise is drawn for each sample"
+    torch.manual_seed(0)
+    assert torch.equal(const, module.train()(x, w, noise_mode="const"))
+    drawn = module(x, w, noise_mode="random")
+    torch.manual_seed(0)
+    assert torch.equal(module(x, w), drawn), "anew in training"
     with pytest.raises(ValueError, match=r"^noise_mode: expected one of .*'const'.*got 'konst'"):
         module(x, w, noise_mode="konst")
     silent = nn.StyleConv(4, 3, W_DIM, 6, use_noise=False)

@@ -20,7 +20,7 @@ def _layer(**kwargs) -> nn.StyleConv:
     torch.manual_seed(0)
     module = nn.StyleConv(32, 24, 5, 8 * kwargs.get("up", 1), **kwargs)
     torch.nn.init.constant_(module.noise_strength, 0.5)
-    return module
+    return module.eval()
 
 
 def _inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:

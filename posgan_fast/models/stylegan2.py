@@ -64,6 +64,20 @@ class Generator(torch.nn.Module):
     ``b{r}.resample_filter``), the names of NVlabs stylegan2-ada, the same in every configuration but for ``b4.const``,
     which encodings do without.
 
+    FSDP2 shards no scalars, and each ``noise_strength`` is one. Leave them out and average their gradients, and shard
+    the halves that training calls::
+
+        scalars = {p for p in generator.parameters() if p.ndim == 0}
+        for module in (generator.mapping, generator.synthesis, generator):
+            fully_shard(module, ignored_params=scalars)
+        sharded = [p for p in generator.parameters() if p not in scalars]
+        optimiser = torch.optim.Adam([{"params": sharded}, {"params": list(scalars)}])
+        ...
+        loss.backward()
+        for p in scalars:
+            torch.distributed.all_reduce(p.grad.div_(torch.distributed.get_world_size()))
+        optimiser.step()
+
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: a wrong size or number, an unknown choice, or arguments that do not go together.

@@ -68,7 +68,7 @@ class Synthesis(torch.nn.Module):
         self,
         ws: torch.Tensor,
         pad_maps: Maps = None,
-        noise_mode: str = "const",
+        noise_mode: str | None = None,
         noises: Maps = None,
         scale: int | tuple[int, int] = 0,
     ) -> torch.Tensor:
@@ -80,7 +80,8 @@ class Synthesis(torch.nn.Module):
                 the input of convolution l (the upsampled output of one that enlarges with the filter), as in
                 :func:`posgan_fast.functional.modulated_conv2d`. Their sizes: :meth:`pad_map_sizes`. None entries and a
                 short list leave the rest as it is; further entries are ignored. Never written.
-            noise_mode: "const", "random" or "none", as in :class:`posgan_fast.nn.StyleConv`.
+            noise_mode: "const", "random" or "none", as in :class:`posgan_fast.nn.StyleConv`. None: "random" in training
+                mode, "const" in evaluation mode.
             noises: one tensor for each convolution in place of the mode's, [height, width] or [1 or N, 1, height,
                 width] of :meth:`noise_sizes`; None entries and a short list as for ``pad_maps``.
             scale: pixels, or [rows, columns], added to the head.
@@ -112,7 +113,11 @@ class Synthesis(torch.nn.Module):
     def pad_map_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int, int] | None]:
         """Channels and least height and width of each entry of ``pad_maps``, a map [N, channels, height, width] whose
         centre is taken. From the second on a ring [N, channels, 2 * (height + width) - 4] will do as well, and None
-        stands for a convolution without padding, which takes none."""
+        stands for a convolution without padding, which takes none::
+
+            sizes = synthesis.pad_map_sizes()
+            pad_maps = [None if size is None else torch.zeros(n, *size) for size in sizes]
+        """
         head = (self.b4.in_channels, *self.b4.size(_both(scale)))
         return [head, *[layer.pad_map_size(*size) for layer, size in self._convolutions(scale)]]
 

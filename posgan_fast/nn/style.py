@@ -201,7 +201,7 @@ class StyleConv(Convertible):
         w: torch.Tensor,
         *,
         pad_map: torch.Tensor | None = None,
-        noise_mode: str | None = "const",
+        noise_mode: str | None = None,
         noise: torch.Tensor | None = None,
         gain: float = 1.0,
     ) -> torch.Tensor:
