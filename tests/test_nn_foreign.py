@@ -323,6 +323,8 @@ def test_unknown_modules_are_refused(name):
         (nn.Upsample2d, Parts(kernel_=F4, factor=2, pad=(1, 1)), TypeError, "^module: expected for Upsample2d one of"),
         (nn.Downsample2d, Parts(kernel_=F4, factor=2, pad=(2, 1)), TypeError, "^module: expected for Downsample2d"),
         (nn.Blur2d, Parts(kernel_=F4, factor=2, pad=(2, 1)), TypeError, "^module: expected for Blur2d one of"),
+        (nn.Blur2d, Parts(kernel_=F4, pad=(2, 1, 2, 1)), TypeError, "^module: expected for Blur2d one of"),
+        (nn.StyleConv, changed(ros_styled(True), "conv.blur.pad", (1, 1, 2, 2)), ValueError, "filter's padding .* got"),
         (nn.StyleConv, hooked(), TypeError, "^module: expected a layer without hooks, got one with hooks on Parts"),
         (nn.StyleConv, ros_styled(extra=values(3)), TypeError, "^module: expected for StyleConv .* extra"),
         (nn.StyleConv, ros_styled(conv=ros_modulated(demodulate=False)), ValueError, "expected demodulate True"),

@@ -260,7 +260,7 @@ def _around(kernel: torch.Tensor, up: int, down: int) -> tuple[int, int]:
 
 def _blur(module: Any) -> Found | None:
     kernel, total = module.kernel, float(module.kernel.sum())
-    if hasattr(module, "factor") or total == 0:
+    if hasattr(module, "factor") or len(module.pad) != 2 or total == 0:
         return None
     before, after = module.pad
     (fh, fw), (x0, x1) = kernel.shape, (int(before), int(after))
@@ -274,7 +274,7 @@ def padding_of(blur: Any, kernel: int, up: int, down: int) -> int:
     if up > 1:
         before, after = before - kernel + 1, after - kernel + up
     padding = int(blur.pad[0]) - before
-    if padding < 0 or int(blur.pad[1]) - after != padding:
+    if padding < 0 or tuple(blur.pad) != (before + padding, after + padding):
         raise ValueError(
             f"module: expected the filter's padding to be ({before}, {after}) and as much on both sides beyond it, got"
             f" {tuple(blur.pad)}"
