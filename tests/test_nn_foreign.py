@@ -256,7 +256,9 @@ def test_scales_that_the_layer_does_not_have_go_into_the_parameters():
     close(nn.EqualLinear.from_foreign(linear)(x), x @ (0.7 * values(4, 5)).t() + 0.5 * values(4, seed=2))
     conv = Parts(weight=values(3, 4, 3, 3), bias=None, scale=0.7, stride=1, padding=1)
     images = values(N, 4, 6, 5)
-    close(nn.EqualConv2d.from_foreign(conv)(images), torch.nn.functional.conv2d(images, 0.7 * conv.weight, padding=1))
+    layer = nn.EqualConv2d.from_foreign(conv)
+    assert set(layer.state_dict()) == {"weight"} and not any(buffer.is_meta for buffer in layer.buffers())
+    close(layer(images), torch.nn.functional.conv2d(images, 0.7 * conv.weight, padding=1))
 
 
 # What is kept and what is refused
@@ -291,6 +293,11 @@ def changed(module: Parts, path: str, value) -> Parts:
     return module
 
 
+def without(module: Parts, name: str) -> Parts:
+    delattr(module, name)
+    return module
+
+
 CONV_LAYERS = {"EqualConv2d", "BiasAct", "EqualLinear", "ModulatedConv2d", "StyleConv", "ToRGB"}
 CONVERTIBLE = sorted(CONV_LAYERS | {"MinibatchStd", "Upsample2d", "Downsample2d", "Blur2d"})
 
@@ -316,6 +323,8 @@ def test_unknown_modules_are_refused(name):
         (nn.Upsample2d, Parts(kernel_=F4, factor=2, pad=(1, 1)), TypeError, "^module: expected for Upsample2d one of"),
         (nn.Downsample2d, Parts(kernel_=F4, factor=2, pad=(2, 1)), TypeError, "^module: expected for Downsample2d"),
         (nn.Blur2d, Parts(kernel_=F4, factor=2, pad=(2, 1)), TypeError, "^module: expected for Blur2d one of"),
+        (nn.Blur2d, Parts(kernel_=F4, pad=(2, 1, 2, 1)), TypeError, "^module: expected for Blur2d one of"),
+        (nn.StyleConv, changed(ros_styled(True), "conv.blur.pad", (1, 1, 2, 2)), ValueError, "filter's padding .* got"),
         (nn.StyleConv, hooked(), TypeError, "^module: expected a layer without hooks, got one with hooks on Parts"),
         (nn.StyleConv, ros_styled(extra=values(3)), TypeError, "^module: expected for StyleConv .* extra"),
         (nn.StyleConv, ros_styled(conv=ros_modulated(demodulate=False)), ValueError, "expected demodulate True"),
@@ -326,6 +335,12 @@ def test_unknown_modules_are_refused(name):
         (nn.StyleConv, changed(nv_styled(1), "activation", "gelu"), ValueError, "^act: expected one of"),
         (nn.StyleConv, changed(nv_styled(1), "act_gain", 1.0), ValueError, "expected act_gain 1.41.* got 1.0"),
         (nn.StyleConv, changed(hammer_styled(1), "space_of_latent", "Y"), ValueError, "expected space_of_latent 'W'"),
+        (nn.StyleConv, changed(ros_styled(), "conv.upsample", True), TypeError, "a part missing: .*'blur'"),
+        (nn.StyleConv, without(nv_styled(1), "noise_strength"), TypeError, "part missing: .*'noise_strength'"),
+        (nn.EqualConv2d, torch.nn.Sequential(fused(3)), TypeError, "expected for EqualConv2d one of .*ConvLayer"),
+        (nn.EqualConv2d, Parts(weight=values(3, 4, 3), bias=None, scale=1.0, stride=1, padding=1), TypeError, "one of"),
+        (nn.EqualConv2d, Parts(weight=values(3, 4, 3, 1), bias=None, scale=1.0, stride=1, padding=1), TypeError,
+         r"expected \(3, 4, 3, 3\) for weight, got shape \(3, 4, 3, 1\)"),
         (nn.MinibatchStd, Parts(groups=4, new_channels=1, eps=1e-6), ValueError, "expected eps 1e-08 .* got 1e-06"),
         (nn.MinibatchStd, Parts(group_size=4, eps=1e-8), TypeError, "^module: expected for MinibatchStd one of"),
         (

@@ -42,6 +42,9 @@ class Convertible(torch.nn.Module):
         dtype, device, ``requires_grad`` and ``training`` stay. Noise that a call does not bring is drawn, or constant,
         as it is there.
 
+        Args:
+            module: one layer; a network is converted layer by layer.
+
         Raises:
             TypeError: no such layer, or one with hooks, of which the copy would not know.
             ValueError: such a layer with a setting that this one does not have.
@@ -49,6 +52,9 @@ class Convertible(torch.nn.Module):
         arguments, state = recognise(module, cls._foreign, cls.__name__)
         with torch.device("meta"):
             layer = cls(**arguments)
+        missing = [name for name in _tensors(layer) if name not in state]
+        if missing:
+            raise TypeError(f"module: expected tensors for {', '.join(missing)}, got none in {type(module).__name__}")
         for name, value in state.items():
             owner, _, leaf = name.rpartition(".")
             _assign(layer.get_submodule(owner), leaf, value)
@@ -67,16 +73,18 @@ class Layout:
     """The signs of a foreign layer and its reader, which gives None for a layer of other content."""
 
     name: str
-    tensors: str  # with "?" where it may be missing
+    tensors: str  # name or name:dimensions, with "?" where it may be missing
     attributes: str
     read: Callable[[Any], Any]
 
     def fits(self, module: torch.nn.Module) -> bool:
-        names = self.tensors.split()
-        there = _tensors(module).keys()
-        if not {name for name in names if name[-1] != "?"} <= there <= {name.rstrip("?") for name in names}:
-            return False
-        return all(_has(module, path) for path in self.attributes.split())
+        there = _tensors(module)
+        for sign in self.tensors.split():
+            name, _, dimensions = sign.rstrip("?").partition(":")
+            value = there.pop(name, None)
+            if (sign[-1] != "?") if value is None else (dimensions not in ("", str(value.ndim))):
+                return False
+        return not there and all(_has(module, path) for path in self.attributes.split())
 
 
 def recognise(module: Any, layouts: tuple[Layout, ...], wanted: str) -> Any:
@@ -84,7 +92,10 @@ def recognise(module: Any, layouts: tuple[Layout, ...], wanted: str) -> Any:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     for layout in layouts:
-        facts = layout.read(module) if layout.fits(module) else None
+        try:
+            facts = layout.read(module) if layout.fits(module) else None
+        except AttributeError as error:
+            raise TypeError(f"module: expected {layout.name}, got one with a part missing: {error}") from error
         if facts is not None:
             _check_hooks(module)
             return facts
@@ -126,6 +137,7 @@ def _assign(owner: torch.nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def copied(source: torch.Tensor, times: float = 1.0, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """A tensor of its own, scaled unless ``times`` is 1 up to rounding."""
     value = source.detach().clone()
     if not math.isclose(times, 1, rel_tol=1e-6):
         value *= times
@@ -133,12 +145,10 @@ def copied(source: torch.Tensor, times: float = 1.0, shape: tuple[int, ...] | No
 
 
 def expect(module: Any, name: str, expected: Any, got: Any) -> None:
+    """Refuse a setting that the layer here does not have."""
     same = math.isclose(got, expected, rel_tol=1e-6) if isinstance(expected, float) else got == expected
     if not same:
         raise ValueError(f"module: expected {name} {expected!r} of {type(module).__name__}, got {got!r}")
-
-
-# Scales
 
 
 def _equalises(hook: Any) -> bool:
@@ -155,9 +165,6 @@ def equalised(module: Any) -> float:
     o, i, *kernel = module.weight_orig.shape[-4:] if module.weight_orig.ndim > 2 else module.weight_orig.shape
     fan = (i if hook.mode == "fan_in" else o) * math.prod(kernel)
     return hook.gain * hook.lr_mul / math.sqrt(fan)
-
-
-# The fully connected layer, also as the affine layer of styles
 
 
 class _Linear(NamedTuple):
@@ -179,17 +186,17 @@ def _mmgeneration_linear(module: Any) -> _Linear:
 
 _LINEARS = (
     Layout(
-        "rosinality's EqualLinear", "weight bias?", "scale lr_mul activation",
+        "rosinality's EqualLinear", "weight:2 bias?", "scale lr_mul activation",
         lambda m: _Linear(m.weight, m.bias, m.scale, m.lr_mul, "lrelu" if m.activation else "linear"),
     ),
     Layout(
-        "NVlabs' FullyConnectedLayer", "weight bias?", "weight_gain bias_gain activation",
+        "NVlabs' FullyConnectedLayer", "weight:2 bias?", "weight_gain bias_gain activation",
         lambda m: _Linear(m.weight, m.bias, m.weight_gain, m.bias_gain, m.activation),
     ),
-    Layout("mmgeneration's EqualLinearActModule", "linear.weight_orig bias?", "lr_mul with_activation act_type",
+    Layout("mmgeneration's EqualLinearActModule", "linear.weight_orig:2 bias?", "lr_mul with_activation act_type",
            _mmgeneration_linear),
     Layout(
-        "Hammer's DenseLayer", "weight bias?", "wscale lr_mul activation_type",
+        "Hammer's DenseLayer", "weight:2 bias?", "wscale lr_mul activation_type",
         lambda m: _Linear(m.weight, m.bias, m.wscale, m.lr_mul, m.activation_type),
     ),
 )  # fmt: skip
@@ -217,9 +224,6 @@ def affine(module: torch.nn.Module, plus: float = 0.0) -> dict[str, torch.Tensor
     return {"affine.weight": weight, "affine.bias": bias}
 
 
-# Activations and filters
-
-
 def check_lrelu(module: Any, slope: float, scale: float) -> None:
     expect(module, "negative_slope", 0.2, float(slope))
     expect(module, "scale", 2**0.5, float(scale))
@@ -242,7 +246,7 @@ def _resampled(module: Any, up: bool) -> Found | None:
     """The filter of an image that is enlarged or shrunk; None: padded for something else."""
     kernel, factor, total = module.kernel, int(module.factor), float(module.kernel.sum())
     around = _around(kernel, factor if up else 1, 1 if up else factor)
-    if kernel.ndim != 2 or tuple(module.pad) != around or total == 0:
+    if tuple(module.pad) != around or total == 0:
         return None
     gain = total / factor**2 if up else total
     return Found(dict(factor=factor, gain=gain), {"resample_filter": copied(kernel / total)})
@@ -256,7 +260,7 @@ def _around(kernel: torch.Tensor, up: int, down: int) -> tuple[int, int]:
 
 def _blur(module: Any) -> Found | None:
     kernel, total = module.kernel, float(module.kernel.sum())
-    if hasattr(module, "factor") or kernel.ndim != 2 or total == 0:
+    if hasattr(module, "factor") or len(module.pad) != 2 or total == 0:
         return None
     before, after = module.pad
     (fh, fw), (x0, x1) = kernel.shape, (int(before), int(after))
@@ -270,7 +274,7 @@ def padding_of(blur: Any, kernel: int, up: int, down: int) -> int:
     if up > 1:
         before, after = before - kernel + 1, after - kernel + up
     padding = int(blur.pad[0]) - before
-    if padding < 0 or int(blur.pad[1]) - after != padding:
+    if padding < 0 or tuple(blur.pad) != (before + padding, after + padding):
         raise ValueError(
             f"module: expected the filter's padding to be ({before}, {after}) and as much on both sides beyond it, got"
             f" {tuple(blur.pad)}"
@@ -278,9 +282,11 @@ def padding_of(blur: Any, kernel: int, up: int, down: int) -> int:
     return padding
 
 
-UPSAMPLE = Layout("Upsample of rosinality or mmgeneration", "kernel", "factor pad", lambda m: _resampled(m, True))
-DOWNSAMPLE = Layout("Downsample of rosinality or mmgeneration", "kernel", "factor pad", lambda m: _resampled(m, False))
-BLUR = Layout("Blur of rosinality or mmgeneration", "kernel", "pad", _blur)
+UPSAMPLE = Layout("Upsample of rosinality or mmgeneration", "kernel:2", "factor pad", lambda m: _resampled(m, True))
+DOWNSAMPLE = Layout(
+    "Downsample of rosinality or mmgeneration", "kernel:2", "factor pad", lambda m: _resampled(m, False)
+)
+BLUR = Layout("Blur of rosinality or mmgeneration", "kernel:2", "pad", _blur)
 FUSED = Layout("FusedLeakyReLU of rosinality or mmgeneration", "bias?", "bias negative_slope scale", _bias_act)
 
 
@@ -294,9 +300,6 @@ def half_clamp(module: Any) -> float | None:
     return module.conv_clamp if getattr(module, "fp16_enabled", False) else None
 
 
-# The batch's deviation
-
-
 def _minibatch_std(group: str, channels: str) -> Callable[[Any], Found]:
     def read(module: Any) -> Found:
         expect(module, "eps", 1e-8, float(getattr(module, "eps", 1e-8)))
@@ -304,9 +307,6 @@ def _minibatch_std(group: str, channels: str) -> Callable[[Any], Found]:
         return Found(dict(group_size=getattr(module, group), num_channels=getattr(module, channels)), {})
 
     return read
-
-
-# What the layers without convolution can be made of
 
 
 def _as_layer(layout: Layout) -> Layout:

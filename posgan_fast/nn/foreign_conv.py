@@ -21,7 +21,7 @@ from .foreign import (
     padding_of,
     recognise,
     unless_filtered,
-)  # fmt: skip
+)
 
 
 def _conv(weight, bias, scale, *, bias_scale=1.0, **arguments) -> Found:
@@ -34,7 +34,8 @@ def _conv(weight, bias, scale, *, bias_scale=1.0, **arguments) -> Found:
 
 def _rosinality_conv(module: Any) -> Found:
     stride, padding = _one(module.stride, "stride"), _one(module.padding, "padding")
-    return _conv(module.weight, module.bias, module.scale, stride=stride, padding=padding)
+    settings = dict(stride=stride, padding=padding, resample_filter=None)
+    return _conv(module.weight, module.bias, module.scale, **settings)
 
 
 def _mmgeneration_conv(module: Any) -> Found:
@@ -44,8 +45,8 @@ def _mmgeneration_conv(module: Any) -> Found:
     expect(conv, "dilation", 1, _one(conv.dilation, "dilation"))
     expect(conv, "padding_mode", "zeros", conv.padding_mode)
     stride, padding = _one(conv.stride, "stride"), _one(conv.padding, "padding")
-    scale = equalised(conv)
-    return _conv(conv.weight_orig, conv.bias, scale, stride=stride, padding=padding)
+    settings = dict(stride=stride, padding=padding, resample_filter=None)
+    return _conv(conv.weight_orig, conv.bias, equalised(conv), **settings)
 
 
 def _one(value: Any, name: str) -> int:
@@ -83,31 +84,29 @@ def _hammer_conv(module: Any) -> Found | None:
 
 
 _CONVS = (
-    Layout("rosinality's EqualConv2d", "weight bias?", "scale stride padding", _rosinality_conv),
-    Layout("NVlabs' Conv2dLayer", "weight bias? resample_filter", "up down weight_gain conv_clamp", _nvlabs_conv),
-    Layout("mmgeneration's EqualizedLRConvModule", "conv.weight_orig conv.bias?", "conv.stride", _mmgeneration_conv),
-    Layout("Hammer's ConvLayer", "weight bias? filter?", "wscale scale_factor conv_clamp", _hammer_conv),
+    Layout("rosinality's EqualConv2d", "weight:4 bias?", "scale stride padding", _rosinality_conv),
+    Layout("NVlabs' Conv2dLayer", "weight:4 bias? resample_filter", "up down weight_gain conv_clamp", _nvlabs_conv),
+    Layout("mmgeneration's EqualizedLRConvModule", "conv.weight_orig:4 conv.bias?", "conv.stride", _mmgeneration_conv),
+    Layout("Hammer's ConvLayer", "weight:4 bias? filter?", "wscale scale_factor conv_clamp", _hammer_conv),
 )
+_IN_SEQUENCE = (_CONVS[0], _CONVS[2])  # rosinality's and mmgeneration's
 
 
 class _ConvLayer(Layout):
     """A sequence of blur, convolution and activation, of which only the convolution must be there."""
 
     def fits(self, module: torch.nn.Module) -> bool:
-        return isinstance(module, torch.nn.Sequential) and self.parts(module) is not None
-
-    @staticmethod
-    def parts(module: torch.nn.Sequential) -> tuple[Any, Any, Any] | None:
-        parts: list[Any] = list(module)
-        blur = parts.pop(0) if parts and BLUR.fits(parts[0]) else None
-        activate = parts.pop() if len(parts) == 2 and FUSED.fits(parts[1]) else None
-        is_conv = len(parts) == 1 and (_CONVS[0].fits(parts[0]) or _CONVS[2].fits(parts[0]))
-        return (blur, parts[0], activate) if is_conv else None
+        return isinstance(module, torch.nn.Sequential)
 
 
 def _conv_layer(module: Any) -> Found | None:
-    blur, conv, activate = _ConvLayer.parts(module)  # type: ignore[misc]
-    arguments, state = recognise(conv, _CONVS, "its convolution")
+    parts = list(module)
+    blur = parts.pop(0) if parts and BLUR.fits(parts[0]) else None
+    activate = parts.pop() if len(parts) == 2 and FUSED.fits(parts[1]) else None
+    if len(parts) != 1 or not any(layout.fits(parts[0]) for layout in _IN_SEQUENCE):
+        return None
+    conv = parts[0]
+    arguments, state = recognise(conv, _IN_SEQUENCE, "its convolution")
     arguments["clamp"] = half_clamp(module)
     if activate is not None:
         if activate.bias is not None and "bias" in state:
@@ -125,7 +124,7 @@ def _conv_layer(module: Any) -> Found | None:
         padding = padding_of(blur, arguments["kernel_size"], 1, down)
         arguments |= dict(stride=1, down=down, padding=padding)
         state["resample_filter"] = copied(blur.kernel)
-    return Found(arguments | unless_filtered(state), state)
+    return Found(arguments, state)
 
 
 EQUAL_CONV2D = (*_CONVS, _ConvLayer("ConvLayer of rosinality or mmgeneration", "", "", _conv_layer))

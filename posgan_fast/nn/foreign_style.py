@@ -21,7 +21,7 @@ from .foreign import (
     padding_of,
     recognise,
     unless_filtered,
-)  # fmt: skip
+)
 
 
 class _Modulated(NamedTuple):
@@ -171,8 +171,8 @@ def _hammer_to_rgb(module: Any) -> Found | None:
     return Found(arguments | unless_filtered(state), state)
 
 
-_ROSINALITY_CONV = "weight modulation.weight modulation.bias"
-_MMGENERATION_CONV = "weight_orig style_modulation.linear.weight_orig style_modulation.bias"
+_ROSINALITY_CONV = "weight:5 modulation.weight modulation.bias"
+_MMGENERATION_CONV = "weight_orig:5 style_modulation.linear.weight_orig style_modulation.bias"
 _SETTINGS = "upsample downsample demodulate padding"
 
 
@@ -202,12 +202,12 @@ STYLE_CONV = (
     ),
     Layout(
         "NVlabs' SynthesisLayer",
-        "weight bias affine.weight affine.bias resample_filter noise_const? noise_strength?",
+        "weight:4 bias affine.weight affine.bias resample_filter noise_const? noise_strength?",
         "up padding use_noise activation act_gain conv_clamp", _nvlabs_style_conv,
     ),
     Layout(
         "Hammer's ModulateConvLayer with demodulation",
-        "weight bias style.weight style.bias noise? noise_strength? filter?", f"{_HAMMERS} eps", _hammer_style_conv,
+        "weight:4 bias style.weight style.bias noise? noise_strength? filter?", f"{_HAMMERS} eps", _hammer_style_conv,
     ),
 )  # fmt: skip
 TO_RGB = (
@@ -219,9 +219,9 @@ TO_RGB = (
         "mmgeneration's ModulatedToRGB", f"{_below('conv', _MMGENERATION_CONV)} bias upsample.kernel?",
         _below("conv", MODULATED_CONV2D[1].attributes), _to_rgb,
     ),
-    Layout("NVlabs' ToRGBLayer", "weight bias affine.weight affine.bias", "weight_gain conv_clamp", _nvlabs_to_rgb),
+    Layout("NVlabs' ToRGBLayer", "weight:4 bias affine.weight affine.bias", "weight_gain conv_clamp", _nvlabs_to_rgb),
     Layout(
-        "Hammer's ModulateConvLayer without demodulation", "weight bias style.weight style.bias", _HAMMERS,
+        "Hammer's ModulateConvLayer without demodulation", "weight:4 bias style.weight style.bias", _HAMMERS,
         _hammer_to_rgb,
     ),
 )  # fmt: skip
