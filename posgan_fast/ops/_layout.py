@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from ._op import transforms_active
 
@@ -28,13 +29,14 @@ def empty(x: torch.Tensor, shape: tuple[int, ...], device: str | None = None) ->
 
 
 def in_format(x: torch.Tensor, wanted: torch.memory_format) -> torch.Tensor:
-    """``x`` in a memory format; as it is inside torch's transforms, where it has none to tell."""
-    return x if transforms_active() else x.contiguous(memory_format=wanted)
+    """``x`` in a memory format; as it is inside torch's transforms and with tangents, which may have none to tell."""
+    transformed = transforms_active() or forward_ad._current_level >= 0
+    return x if transformed else x.contiguous(memory_format=wanted)
 
 
 def in_format_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """``y`` in the memory format of ``x``, as :func:`in_format` has it."""
-    return y if transforms_active() else in_format(y, memory_format(x))
+    return y if transforms_active() else in_format(y, memory_format(x))  # which asks for strides
 
 
 def is_dense(x: torch.Tensor) -> bool:
