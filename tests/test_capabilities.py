@@ -136,7 +136,11 @@ def _ddp(name: str) -> None:
 
 
 def _fsdp(name: str) -> None:
-    _distributed(name, lambda module: fully_shard(module, mesh=init_device_mesh("cpu", (1,))))
+    def sharded(module: torch.nn.Module) -> torch.nn.Module:
+        scalars = {p for p in module.parameters() if p.ndim == 0}  # which fully_shard refuses
+        return fully_shard(module, mesh=init_device_mesh("cpu", (1,)), ignored_params=scalars)
+
+    _distributed(name, sharded)
 
 
 class NotApplicable(Exception):
@@ -209,7 +213,8 @@ checked with `pytest --slow`.
   `import posgan_fast` before `torch.export.load`, a decomposed one does not.
 - ONNX Runtime: `torch.onnx.export(dynamo=True)`; networks with batches of several sizes.
 - AOTInductor: of the program as exported, with the kernels. torch.compile: `fullgraph=True`, with gradients.
-- autocast: bfloat16, values and gradients within 10 % of float32. DDP, FSDP2: gradients as of the plain module.
+- autocast: bfloat16, values and gradients within 10 % of float32. DDP, FSDP2: gradients as of the plain module; with
+  FSDP2 the scalar parameters stay whole, as `help(posgan_fast.models.Generator)` shows.
 - `bias_act_` under `vmap`: torch writes over no tensor that lacks the mapped dimension; map `x` too, or use `bias_act`.
 
 """
