@@ -37,12 +37,12 @@ def _worker(rank: int, folder: str) -> None:
     mesh = distributed.init_device_mesh("cpu", (2,))
     generator, discriminator = _networks()
     single = copy.deepcopy((generator, discriminator))
-    scalars = {p for p in generator.parameters() if p.ndim == 0}
+    scalars = [p for p in generator.parameters() if p.ndim == 0]  # in one order: a set has one for each process
     for module in (generator.mapping, generator.synthesis, generator):
-        fully_shard(module, mesh=mesh, ignored_params=scalars)
+        fully_shard(module, mesh=mesh, ignored_params=set(scalars))
     fully_shard(discriminator, mesh=mesh)
-    sharded = [p for p in generator.parameters() if p not in scalars]
-    optimiser = torch.optim.SGD([{"params": sharded}, {"params": list(scalars)}], lr=0.1, foreach=True)
+    sharded = [p for p in generator.parameters() if p.ndim]
+    optimiser = torch.optim.SGD([{"params": sharded}, {"params": scalars}], lr=0.1, foreach=True)
 
     z = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     _step(generator, discriminator, z[2 * rank : 2 * rank + 2])

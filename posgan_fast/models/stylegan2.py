@@ -67,11 +67,11 @@ class Generator(torch.nn.Module):
     FSDP2 shards no scalars, and each ``noise_strength`` is one. Leave them out and average their gradients, and shard
     the halves that training calls::
 
-        scalars = {p for p in generator.parameters() if p.ndim == 0}
+        scalars = [p for p in generator.parameters() if p.ndim == 0]  # in one order on all ranks
         for module in (generator.mapping, generator.synthesis, generator):
-            fully_shard(module, ignored_params=scalars)
-        sharded = [p for p in generator.parameters() if p not in scalars]
-        optimiser = torch.optim.Adam([{"params": sharded}, {"params": list(scalars)}])
+            fully_shard(module, ignored_params=set(scalars))
+        sharded = [p for p in generator.parameters() if p.ndim]
+        optimiser = torch.optim.Adam([{"params": sharded}, {"params": scalars}])
         ...
         loss.backward()
         for p in scalars:
