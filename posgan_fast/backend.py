@@ -94,18 +94,29 @@ def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
     """
     if torch.compiler.is_compiling():
         return AUTO if backend in (None, AUTO) else check_name(backend, "backend")
-    if backend is None and (asked := _asked.get()) is not None:
+    if (asked := _asked.get()) is not None:
         asked.append(choice(op, impls, x, backend))
     return _choose(op, impls, x, backend)
 
 
 @contextlib.contextmanager
 def choices_asked_for() -> Iterator[list[Choice]]:
-    """Collect the choices of the calls in the block, without those that an op made of others settles for them."""
+    """Collect the choices of the calls in the block."""
     asked: list[Choice] = []
     token = _asked.set(asked)
     try:
         yield asked
+    finally:
+        _asked.reset(token)
+
+
+def settled(run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """``run()``, the calls that an op is made of: their backend is the op's, and not a choice of theirs."""
+    if torch.compiler.is_compiling() or _asked.get() is None:
+        return run()
+    token = _asked.set(None)
+    try:
+        return run()
     finally:
         _asked.reset(token)
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 from . import backend as _backend
 from .ops import _check
@@ -57,10 +64,11 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     Args:
         target: the name of an op, or a module, whose every call of an op is told.
         args, kwargs: of the op or the module. The module's forward runs on fake tensors, which have shapes and no
-            values: nothing is computed and no state changes.
+            values: nothing is computed, and the module and its arguments stay as they are.
 
     Raises:
-        ValueError: ``target`` is no op of this library.
+        ValueError: ``target`` is no op of this library, or a module whose forward reads values or whose parameters have
+            no shape yet.
         TypeError: the arguments do not fit the op's signature, or ``target`` is neither a name nor a module.
 
     Example:
@@ -68,9 +76,7 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
         'reference'
     """
     if isinstance(target, torch.nn.Module):
-        with FakeTensorMode(allow_non_fake_inputs=True), _backend.choices_asked_for() as asked:
-            target(*args, **kwargs)
-        return _backend.Choices(tuple(Counter(asked).items()))
+        return _backend.Choices(tuple(Counter(_choices(target, args, kwargs)).items()))
     if not isinstance(target, str):
         raise TypeError(f"target: expected the name of an op or a module, got {type(target).__name__}")
     if target not in OPS:
@@ -79,3 +85,22 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding reads no tensor
     return _backend.choice(target, impls, _check.tensor(x, "x"), bound.get("backend"))
+
+
+def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_backend.Choice]:
+    """The choices of one forward pass of a copy of ``module`` that holds fake tensors in place of its own."""
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(is_lazy(t) for t in tensors):
+        raise ValueError("target: expected parameters with a shape, got a lazy module that has not run yet")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
+        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors}
+        copied = copy.deepcopy(module, fakes)  # which takes them for copies that it made already
+        fake_args, fake_kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
+        try:
+            copied(*fake_args, **fake_kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise ValueError(
+                f"target: expected a forward that reads no values, which fake tensors lack, got one that calls {error}"
+            ) from None
+    return asked

@@ -41,6 +41,50 @@ def test_explain_takes_names_and_modules_only():
         posgan_fast.explain(PF.bias_act, torch.zeros(1, 2))
 
 
+class _Stateful(torch.nn.Module):
+    """Whatever a forward may write to: buffers, attributes, its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if not hasattr(self, "bias"):
+            self.bias = torch.ones(4)
+        self.mean += 1
+        self.mean = self.mean + x.mean()
+        x.add_(1)
+        return PF.bias_act(self.norm(x), self.bias, act="lrelu", backend="reference")
+
+
+def test_a_module_and_its_input_stay_as_they_are():
+    module, x = _Stateful(), torch.zeros(1, 4, 2, 2)
+    before = copy.deepcopy(module.state_dict())
+    ((choice, _),) = posgan_fast.explain(module, x).counts
+    assert choice.backend == "reference" and "chosen by the backend argument" in str(choice)
+    assert not hasattr(module, "bias") and not x.any()
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_compiled_module_is_explained():
+    compiled = torch.compile(nn.BiasAct(4, act="lrelu"), backend="eager")
+    assert [count for _, count in posgan_fast.explain(compiled, torch.zeros(1, 4, 2, 2)).counts] == [1]
+
+
+def test_modules_that_fake_tensors_cannot_run_are_refused_and_left_alone():
+    class Reads(torch.nn.Module):
+        def forward(self, x):
+            return x * x.sum().item()
+
+    with pytest.raises(ValueError, match="^target: expected a forward that reads no values"):
+        posgan_fast.explain(Reads(), torch.zeros(1))
+    lazy = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), nn.BiasAct(4))
+    with pytest.raises(ValueError, match="^target: expected parameters with a shape, got a lazy module"):
+        posgan_fast.explain(lazy, torch.zeros(1, 3, 8, 8))
+    assert lazy(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -64,11 +64,11 @@ def check_onnx(network: Network, path, dynamo: bool, trainable: bool = False) ->
     if dynamo:
         batch = torch.export.Dim("groups", min=1, max=64) * network.group
         shapes = (tuple({0: batch} for _ in inputs),)
-        torch.onnx.export(Positional(module), inputs, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        torch.onnx.export(Positional(module).eval(), inputs, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
     else:
         names = [f"x{i}" for i in range(len(inputs))]
         axes = {name: {0: "batch"} for name in names}
-        torch.onnx.export(Positional(module), inputs, path, dynamo=False, input_names=names, dynamic_axes=axes)
+        torch.onnx.export(Positional(module).eval(), inputs, path, dynamo=False, input_names=names, dynamic_axes=axes)
     session = onnxruntime.InferenceSession(path)
     for groups in (1, 2, 3):
         inputs = network.inputs(groups)
@@ -196,3 +196,39 @@ def check_aot_inductor(network: Network, path, decomposed: bool) -> None:
 
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["bias_act", "StyleConv"])
+def test_exported_programs_run_under_autocast(name):
+    layers = {"bias_act": lambda: nn.BiasAct(3, act="lrelu"), "StyleConv": lambda: nn.StyleConv(3, 2, 5, 8)}
+    net = Chain(torch.nn.Conv2d(4, 3, 3, padding=1), layers[name]()).eval().requires_grad_(False)
+    inputs = (torch.randn(2, 4, 8, 8), torch.randn(2, 5)) if name == "StyleConv" else (torch.randn(2, 4, 8, 8),)
+    program = torch.export.export(net, inputs).module()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(program(*inputs).float(), net(*inputs).float(), rtol=2e-2, atol=2e-2)
+
+
+class Chain(torch.nn.Module):
+    """A layer of torch, whose result autocast makes half precision, and one of ours."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x, *rest):
+        return self.second(self.first(x), *rest)
+
+
+def test_ops_are_functionalised():
+    x = torch.randn(1, 2, 4, 4)
+
+    def run(x):
+        y = PF.bias_act_(PF.upsample2d(x, PF.setup_filter([1, 3, 3, 1])) * 1, act="lrelu")
+        return PF.prologue2d(y, padding=1, mode="reflect")
+
+    torch.testing.assert_close(torch.func.functionalize(run)(x), run(x))
+
+    def gradient(x):
+        return torch.func.grad(lambda x: run(x).square().sum())(x)
+
+    torch.testing.assert_close(torch.func.functionalize(gradient)(x), gradient(x))

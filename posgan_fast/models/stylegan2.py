@@ -119,14 +119,18 @@ class Generator(torch.nn.Module):
         _check.flag(no_pad, "no_pad")
         _check.flag(div_half_dim, "div_half_dim")
         _check.bound(conv_clamp, "conv_clamp")
-        _check.integer(img_channels, "img_channels", minimum=1)
-        _check.integer(mapping_layers, "mapping_layers", minimum=1)
+        img_channels = _check.integer(img_channels, "img_channels", minimum=1)
+        mapping_layers = _check.integer(mapping_layers, "mapping_layers", minimum=1)
         if no_pad and up_after_conv:
             raise ValueError("up_after_conv: expected False or None with no_pad, got True")
         if interp_pad not in (None, 4 if no_pad else 0):
             raise ValueError(f"interp_pad: expected {4 if no_pad else 0} or None with {no_pad=}, got {interp_pad}")
+        z_dim, w_dim, c_dim = (
+            _check.integer(v, k, minimum=m)
+            for v, k, m in ((z_dim, "z_dim", 0), (w_dim, "w_dim", 1), (c_dim, "c_dim", 0))
+        )
         height, width = head_size = _check.size(head_size, "head_size")
-        resolutions(size)
+        size = resolutions(size)[-1]
         self.size, self.z_dim, self.w_dim, self.c_dim = size, z_dim, w_dim, c_dim
         self.img_channels, self.img_size = img_channels, (size * height // 4, size * width // 4)
         self.synthesis = Synthesis(

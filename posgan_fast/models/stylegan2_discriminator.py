@@ -59,17 +59,18 @@ class Discriminator(torch.nn.Module):
     ) -> None:
         super().__init__()
         _check.choice(architecture, "architecture", ARCHITECTURES)
-        _check.integer(c_dim, "c_dim", minimum=0)
-        _check.integer(img_channels, "img_channels", minimum=1)
-        _check.integer(mapping_layers, "mapping_layers", minimum=1)
+        c_dim = _check.integer(c_dim, "c_dim", minimum=0)
+        img_channels = _check.integer(img_channels, "img_channels", minimum=1)
+        mapping_layers = _check.integer(mapping_layers, "mapping_layers", minimum=1)
         _check.choice(activation, "activation", tuple(ACTIVATIONS))
         if mapping_activation is not None:
             _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
         _check.flag(adaptive_pool, "adaptive_pool")
         _check.bound(conv_clamp, "conv_clamp")
         if mbstd_group_size is not None:
-            _check.integer(mbstd_group_size, "mbstd_group_size", minimum=1)
-        _check.integer(mbstd_num_channels, "mbstd_num_channels", minimum=0)
+            mbstd_group_size = _check.integer(mbstd_group_size, "mbstd_group_size", minimum=1)
+        mbstd_num_channels = _check.integer(mbstd_num_channels, "mbstd_num_channels", minimum=0)
+        size = resolutions(size)[-1]
         channels = widths(size, channel_multiplier, channel_max)
         self.size, self.c_dim, self.img_channels, self.adaptive_pool = size, c_dim, img_channels, adaptive_pool
         height, width = _check.size(head_size, "head_size")

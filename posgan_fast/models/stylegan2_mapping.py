@@ -44,12 +44,12 @@ class Mapping(torch.nn.Module):
         w_avg_beta: float = 0.995,
     ) -> None:
         super().__init__()
-        _check.integer(z_dim, "z_dim", minimum=0)
-        _check.integer(c_dim, "c_dim", minimum=0)
+        z_dim = _check.integer(z_dim, "z_dim", minimum=0)
+        c_dim = _check.integer(c_dim, "c_dim", minimum=0)
         if z_dim + c_dim == 0:
             raise ValueError("z_dim: expected a latent or a label, got z_dim=0 and c_dim=0")
-        _check.integer(w_dim, "w_dim", minimum=1)
-        _check.integer(num_layers, "num_layers", minimum=1)
+        w_dim = _check.integer(w_dim, "w_dim", minimum=1)
+        num_layers = _check.integer(num_layers, "num_layers", minimum=1)
         _check.choice(activation, "activation", tuple(ACTIVATIONS))
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
         self.num_layers, self.w_avg_beta = num_layers, _check.real(w_avg_beta, "w_avg_beta")
@@ -84,7 +84,7 @@ class Mapping(torch.nn.Module):
         """
         psi = _check.real(truncation_psi, "truncation_psi")
         if truncation_cutoff is not None:
-            _check.integer(truncation_cutoff, "truncation_cutoff", minimum=0)
+            truncation_cutoff = _check.integer(truncation_cutoff, "truncation_cutoff", minimum=0)
         check_latent(z, "z", self.z_dim, self.fc0.weight)
         check_latent(c, "c", self.c_dim, self.fc0.weight, z if self.z_dim else None)
         parts = []
@@ -120,9 +120,10 @@ def resolutions(size: int) -> list[int]:
     Raises:
         TypeError, ValueError: not a power of two >= 8.
     """
-    if _check.integer(size, "size") < 8 or size & (size - 1):
+    size = _check.integer(size, "size")
+    if size < 8 or size & (size - 1):
         raise ValueError(f"size: expected a power of two >= 8, got {size}")
-    return [2**i for i in range(2, int(size).bit_length())]
+    return [2**i for i in range(2, size.bit_length())]
 
 
 def widths(size: int, multiplier: float, maximum: int) -> dict[int, int]:
@@ -131,8 +132,8 @@ def widths(size: int, multiplier: float, maximum: int) -> dict[int, int]:
     Raises:
         TypeError, ValueError: a multiplier that leaves no channel at the last resolution, a maximum < 1.
     """
-    _check.real(multiplier, "channel_multiplier", minimum=resolutions(size)[-1] / 16384)
-    _check.integer(maximum, "channel_max", minimum=1)
+    multiplier = _check.real(multiplier, "channel_multiplier", minimum=resolutions(size)[-1] / 16384)
+    maximum = _check.integer(maximum, "channel_max", minimum=1)
     return {r: min(int(16384 * multiplier) // r, maximum) for r in resolutions(size)}
 
 

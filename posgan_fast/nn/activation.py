@@ -40,7 +40,7 @@ class BiasAct(Convertible):
     ) -> None:
         super().__init__()
         if channels is not None or _check.flag(bias, "bias"):
-            _check.integer(channels, "channels", minimum=1)
+            channels = _check.integer(channels, "channels", minimum=1)
         self.channels = channels
         self.dim = _check.integer(dim, "dim")
         self.alpha = None if alpha is None else _check.real(alpha, "alpha")
@@ -60,6 +60,7 @@ class BiasAct(Convertible):
 
 def bias_parameter(bias, size, value, device, dtype):
     """The bias [size], ``value`` everywhere; None where ``bias`` is False."""
+    _check.device(device)
     if not _check.flag(bias, "bias"):
         return None
     return torch.nn.Parameter(torch.full([size], _check.real(value, "bias_init"), device=device, dtype=dtype))

@@ -62,8 +62,8 @@ class EqualConv2d(Convertible):
         self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
         self.clamp = _check.bound(clamp, "clamp")
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
-        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.padding = self.weight.shape[2] // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
+        self.weight_gain = 1 / math.sqrt(self.weight[0].numel())
         self.bias = bias_parameter(bias, out_channels, 0.0, device, dtype)
         self.register_buffer("resample_filter", filter_buffer(resample_filter, self.up * self.down > 1, device))
 
@@ -101,7 +101,8 @@ class EqualConv2d(Convertible):
 
 def equal_kernel(in_channels, out_channels, kernel_size, device, dtype):
     """A weight [O, I, k, k] of N(0, 1)."""
-    for value, name in ((in_channels, "in_channels"), (out_channels, "out_channels"), (kernel_size, "kernel_size")):
-        _check.integer(value, name, minimum=1)
+    named = ((out_channels, "out_channels"), (in_channels, "in_channels"), (kernel_size, "kernel_size"))
+    o, i, k = (_check.integer(value, name, minimum=1) for value, name in named)
+    _check.device(device)
     _check.parameter_dtype(dtype)
-    return torch.randn(out_channels, in_channels, kernel_size, kernel_size, device=device, dtype=dtype)
+    return torch.randn(o, i, k, k, device=device, dtype=dtype)

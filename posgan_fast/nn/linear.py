@@ -44,6 +44,7 @@ class EqualLinear(Convertible):
         self.lr_multiplier = _check.real(lr_multiplier, "lr_multiplier")
         if self.lr_multiplier <= 0:
             raise ValueError(f"lr_multiplier: expected a number > 0, got {lr_multiplier}")
+        _check.device(device)
         _check.parameter_dtype(dtype)
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier

@@ -37,10 +37,12 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check.integer(in_channels, "in_channels", minimum=1)
-        _check.integer(out_channels, "out_channels", minimum=1)
-        for value, name in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation")):
+        in_channels = _check.integer(in_channels, "in_channels", minimum=1)
+        out_channels = _check.integer(out_channels, "out_channels", minimum=1)
+        kernel_size, stride, dilation = (
             _check.pair(value, name, minimum=1, axes="[height, width]")
+            for value, name in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation"))
+        )
         _check.flag(bias, "bias")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, 1, dilation, groups, bias, device=device, dtype=dtype

@@ -61,14 +61,14 @@ class ModulatedConv2d(Convertible):
         super().__init__()
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.up, self.down = _check.factors(up, down)
-        self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
+        self.padding = self.weight.shape[2] // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.demodulate = _check.flag(demodulate, "demodulate")
-        self.style_gain = 1.0 if demodulate else 1 / math.sqrt(in_channels * kernel_size**2)
+        self.style_gain = 1.0 if demodulate else 1 / math.sqrt(self.weight[0].numel())
         self.eps = _check.real(eps, "eps", minimum=0)
         self.register_buffer("resample_filter", filter_buffer(resample_filter, self.up * self.down > 1, device))
         self.affine: EqualLinear | None = None
         if w_dim is not None:
-            _check.integer(w_dim, "w_dim", minimum=1)
+            w_dim = _check.integer(w_dim, "w_dim", minimum=1)
             self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
 
     def forward(
@@ -172,10 +172,10 @@ class StyleConv(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check.integer(w_dim, "w_dim", minimum=1)
+        w_dim = _check.integer(w_dim, "w_dim", minimum=1)
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.up = _check.integer(up, "up", minimum=1)
-        self.padding = kernel_size // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
+        self.padding = self.weight.shape[2] // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
         self.up_after_conv = None if up_after_conv is None else _check.flag(up_after_conv, "up_after_conv")
         self.interp_pad = _check.integer(interp_pad, "interp_pad", minimum=0)
         if interp_pad and up_after_conv is None:
@@ -332,10 +332,10 @@ class ToRGB(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check.integer(w_dim, "w_dim", minimum=1)
+        w_dim = _check.integer(w_dim, "w_dim", minimum=1)
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
         self.clamp = _check.bound(clamp, "clamp")
-        self.style_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.style_gain = 1 / math.sqrt(self.weight[0].numel())
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
         self.register_buffer("resample_filter", filter_buffer(resample_filter, False, device), persistent=False)

@@ -106,7 +106,9 @@ class Op:
             return self._decomposition(*args)
         if torch.compiler.is_compiling():  # with the function below Dynamo would not be done in one graph
             return self._decomposition(*args) if transforms_active() else self._registered(*args)
-        return self._function.apply(*args) if transforms_active() else self._registered(*args)
+        if not transforms_active():
+            return self._registered(*args)
+        return self._decomposition(*args) if _functionalizes() else self._function.apply(*args)
 
     def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[torch.Tensor, int]:
         """One call for the batch, or one for each entry where an argument that all samples share differs."""
@@ -142,6 +144,12 @@ def differentiates_forward(*args: Any) -> bool:
         return False
     tensors = (t for t in args if isinstance(t, torch.Tensor))
     return transforms_active() or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _functionalizes() -> bool:
+    """Whether torch.func.functionalize is among the transforms: it has no rule for an autograd.Function."""
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return any(transform.key() == torch._C._functorch.TransformType.Functionalize for transform in transforms)
 
 
 def is_transformed(*args: Any) -> bool:

@@ -317,7 +317,7 @@ def _dispatch(x, b, dim, act, alpha, gain, clamp, backend):
 def _dispatch_(x, b, dim, act, alpha, gain, clamp, backend):
     if x.numel():
         run = _backend.implementation(NAME, IMPLS, x, backend)
-        run(x, _contiguous(b), None, None, x, dim, 0, act, alpha, gain, round_to(clamp, x.dtype))
+        run(x, _bias(b, x), None, None, x, dim, 0, act, alpha, gain, round_to(clamp, x.dtype))
 
 
 def _dispatch_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
@@ -378,7 +378,7 @@ def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
     x = leader if ref is None else _like(x, leader)
     dy = None if dy is None else _like(dy, leader)
     run = _backend.implementation(NAME, IMPLS, x, backend)
-    run(x, _contiguous(b), ref, dy, out, dim, order, act, alpha, gain, round_to(clamp, x.dtype))
+    run(x, _bias(b, x), ref, dy, out, dim, order, act, alpha, gain, round_to(clamp, x.dtype))
     return out
 
 
@@ -386,8 +386,9 @@ def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
     return t if t.stride() == leader.stride() else torch.empty_like(leader).copy_(t)
 
 
-def _contiguous(b: torch.Tensor | None) -> torch.Tensor | None:
-    return None if b is None else b.contiguous()
+def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """``b`` as kernels read it. An exported graph under autocast brings another dtype than ``x`` has by then."""
+    return None if b is None else b.to(x.dtype).contiguous()
 
 
 def _bias_gradient(ctx, dx, index):

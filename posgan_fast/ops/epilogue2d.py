@@ -265,7 +265,9 @@ OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, sa
 def _launch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y, backend):
     if y.numel() == 0:
         return
-    scale, noise, b = (None if t is None else t.contiguous() for t in (scale, noise, b))
+    acc = _check.arithmetic(x.dtype)  # an exported graph under autocast brings other dtypes than the public function
+    dtypes = ((scale, acc), (noise, acc), (b, x.dtype))
+    scale, noise, b = (None if t is None else t.to(dtype).contiguous() for t, dtype in dtypes)
     clamp = bias_act.round_to(clamp, x.dtype)
     run = _backend.implementation(NAME, IMPLS, x, backend)
     run(_layout.readable(x), f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y)

@@ -181,7 +181,7 @@ def _call(x, *call):
     """Run the op, which may write over what it allocates, or the stages where a derivative can be asked for or somebody
     looks at the operators."""
     if _needs_stages(x, *call):
-        return _stages(x, *call[:-1], backend=call[-1])
+        return _backend.settled(lambda: _stages(x, *call[:-1], backend=call[-1]))
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
 
 

@@ -330,8 +330,10 @@ def _dispatch(x, residual, styles, border, columns, rows, padding, mode, concat,
     y = _empty_output(x, columns, padding, concat)
     if y.numel():
         run = _backend.implementation(NAME, IMPLS, x, backend)
-        residual = None if residual is None else _layout.readable(residual, x)
-        styles = None if styles is None else styles.contiguous()
+        # An exported graph under autocast brings other dtypes than the public function.
+        residual = None if residual is None else _layout.readable(residual.to(x.dtype), x)
+        styles = None if styles is None else styles.to(_check.arithmetic(x.dtype)).contiguous()
+        border = None if border is None else border.to(x.dtype)
         columns, rows = (None if t is None else _table(t, x) for t in (columns, rows))
         x, (left, _, top, _) = _layout.readable(x), padding
         run(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first)
