@@ -71,3 +71,37 @@ def test_padding_maps_for_every_entry(no_pad):
     pad_maps = [None if size is None else torch.zeros(2, *size) for size in sizes]  # as its docstring says
     image = synthesis(torch.randn(2, synthesis.num_ws, 8), pad_maps)
     assert image.isfinite().all() and (None in sizes) is no_pad
+
+
+def test_drawn_noise_is_exported_with_any_batch():
+    """Batches that equal a side of the noise too."""
+
+    class Drawn(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synthesis = Generator(16, channel_max=8, mapping_layers=1).synthesis
+
+        def forward(self, ws):
+            return self.synthesis(ws, noise_mode="random")
+
+    module = Drawn()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(module, (torch.zeros(3, 6, 512),), dynamic_shapes=({0: batch},)).module()
+    assert [program(torch.zeros(n, 6, 512)).shape[0] for n in (1, 2, 4, 8, 16, 33)] == [1, 2, 4, 8, 16, 33]
+
+
+def test_a_generator_in_training_mode_is_transformed_and_its_average_stays():
+    generator = Generator(8, channel_max=8, mapping_layers=1, z_dim=8, w_dim=8)
+    z, before = torch.randn(3, 8), generator.mapping.w_avg.clone()
+
+    def loss(parameters, z):
+        return torch.func.functional_call(generator, parameters, (z[None],)).square().mean()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")
+    gradients = per_sample(dict(generator.named_parameters()), z)
+    assert gradients["synthesis.b4.conv1.weight"].shape == (3, 8, 8, 3, 3)
+    assert torch.equal(generator.mapping.w_avg, before)
+    generator(z, skip_w_avg_update=True)
+    assert torch.equal(generator.mapping.w_avg, before)
+    generator(z)
+    assert not torch.equal(generator.mapping.w_avg, before)

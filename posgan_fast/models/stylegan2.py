@@ -168,11 +168,12 @@ class Generator(torch.nn.Module):
         *,
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
+        skip_w_avg_update: bool = False,
         **synthesis: Any,
     ) -> torch.Tensor:
-        """``z`` [N, z_dim] and the label ``c`` [N, c_dim] to images [N, img_channels, height, width]; the rest goes to
-        :meth:`Synthesis.forward`."""
-        ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
+        """``z`` [N, z_dim] and the label ``c`` [N, c_dim] to images [N, img_channels, height, width]; the truncation
+        and ``skip_w_avg_update`` are those of :meth:`Mapping.forward`, the rest goes to :meth:`Synthesis.forward`."""
+        ws = self.mapping(z, c, truncation_psi, truncation_cutoff, skip_w_avg_update=skip_w_avg_update)
         return self.synthesis(ws, **synthesis)
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from .. import functional as PF
 from .. import nn
 from ..ops import _check
 from ..ops._activations import ACTIVATIONS
+from ..ops._op import transforms_active
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 
@@ -74,7 +75,7 @@ class Mapping(torch.nn.Module):
             z, c: above; None where there is none.
             truncation_psi: 1 leaves w alone, 0 is the average.
             truncation_cutoff: truncates the first so many copies only; None: all.
-            skip_w_avg_update: leaves the average alone in training mode.
+            skip_w_avg_update: leaves the average alone in training mode, as transforms of torch.func always do.
 
         Returns:
             [N, num_ws, w_dim], or [N, w_dim] where ``num_ws`` is None.
@@ -100,7 +101,8 @@ class Mapping(torch.nn.Module):
             if psi != 1:
                 raise ValueError(f"truncation_psi: expected 1 without an average of w, got {truncation_psi}")
             return x
-        if self.training and not skip_w_avg_update and x.shape[0]:  # len() is a constant in exports
+        moves = self.training and not skip_w_avg_update and not transforms_active()  # which refuse writes to a buffer
+        if moves and x.shape[0]:  # len() is a constant in exports
             self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
         if psi == 1:

@@ -156,7 +156,9 @@ def check(
     if noise is not None:
         _check.tensor(noise, "noise")
         _check.same_device(noise, "noise", x)
-        if tuple(noise.shape) not in (size, (1, 1, *size), (n, 1, *size)):
+        # By rank first: a symbolic batch compared with a height would not be that height in an exported graph.
+        shapes = (size,) if noise.ndim == 2 else ((n, 1, *size), (1, 1, *size))
+        if tuple(noise.shape) not in shapes:
             raise ValueError(
                 f"noise: expected shape {size}, {(1, 1, *size)} or {(n, 1, *size)}, got {tuple(noise.shape)}"
             )
