@@ -44,7 +44,7 @@ class Unread:
 
 
 class Stateful:
-    """What takes a state by BUILD, at ``cost`` bytes for each element of the state's parts."""
+    """What takes a state by BUILD, at ``cost`` bytes for each element of the state."""
 
     cost = 0
 
@@ -224,8 +224,9 @@ class Machine:
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Stateful):
-            self.spend_on(state, target.cost)
-            target.__setstate__(state)
+            own = type(target)  # the file may have given the target attributes of these names
+            self.spend_on((state,), own.cost)
+            own.__setstate__(target, state)
         elif self.lenient:  # of anything else only the stores of modules are of use
             if isinstance(target, Unread) and type(state) is dict:
                 target.attributes = state

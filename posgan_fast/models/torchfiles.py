@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -76,6 +77,7 @@ def read_legacy(file: BinaryIO) -> Any:
     if isinstance(about, dict) and about.get("little_endian") is False:
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
     known: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
     left = size
 
     def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
@@ -84,7 +86,7 @@ def read_legacy(file: BinaryIO) -> Any:
             left -= count * dtype.itemsize
             if left < 0:
                 raise CheckpointError("announces more bytes than the file has")
-            known[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8)
+            known[key], counts[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8), count
         if known[key].numel() != count * dtype.itemsize:
             raise CheckpointError(f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}")
         return known[key].view(dtype)
@@ -94,8 +96,10 @@ def read_legacy(file: BinaryIO) -> Any:
     if not isinstance(keys, list) or set(map(str, keys)) != set(known) or len(keys) != len(known):
         raise CheckpointError("damaged: other storages than the tensors have")
     for key in map(str, keys):
-        file.seek(8, io.SEEK_CUR)  # the number of elements, told before
-        values = known[key]
+        values, told = known[key], file.read(8)
+        if len(told) == 8 and told != struct.pack("<q", counts[key]):
+            count = struct.unpack("<q", told)[0]
+            raise CheckpointError(f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}")
         if values.numel() and file.readinto(values.numpy()) != values.numel():  # type: ignore[attr-defined]
             raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes")
     return data
@@ -134,16 +138,20 @@ def _other_archive(names: list[str]) -> str:
     return f"a zip archive that torch.save did not write (it holds {some}): unpack it, and give the file inside"
 
 
-def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Any:
-    return storage if isinstance(storage, Unread) else view_of(storage, offset, size, stride)
+def _tensor(
+    storage: Any, offset: int, size: tuple, stride: tuple, _: Any = None, __: Any = None, bits: Any = None
+) -> Any:
+    return storage if isinstance(storage, Unread) else view_of(storage, offset, size, stride, bits)
 
 
-def _tensor_of(storage: Any, offset: int, size: tuple, stride: tuple, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
+def _tensor_of(
+    storage: Any, offset: int, size: tuple, stride: tuple, _: Any, __: Any, dtype: Any, bits: Any = None
+) -> Any:
     if not isinstance(storage, torch.Tensor) or not isinstance(dtype, torch.dtype):
         return Unread("torch.Tensor")
     if storage.numel() % dtype.itemsize:
         raise CheckpointError(f"a tensor whose storage of {storage.numel()} bytes is no multiple of {dtype}")
-    return view_of(storage.view(dtype), offset, size, stride)
+    return view_of(storage.view(dtype), offset, size, stride, bits)
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -170,6 +178,8 @@ def _encoded(text: Any, encoding: Any = None) -> Any:
 
 class _Settings(argparse.Namespace, Stateful):
     """A command line, as in rosinality's files."""
+
+    cost = 128
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
