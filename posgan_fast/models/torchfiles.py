@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .opcodes import STEPS, Global, Machine, Stateful, Unread
+from .opcodes import AGAIN, STEPS, Global, Machine, Stateful, Unread
 from .pickles import GLOBALS, STORAGES, first_line, number, parameter, view_of
 from .report import CheckpointError
 
@@ -32,11 +32,11 @@ def read_zip(file: BinaryIO) -> Any:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"damaged: no complete zip archive ({error}); download or copy it again") from None
+        raise CheckpointError(f"damaged: no complete zip archive ({error}); {AGAIN}") from None
     entries = {entry.filename: entry for entry in archive.infolist()}
     size = file.seek(0, io.SEEK_END)
     if sum(entry.file_size for entry in archive.infolist()) > size:
-        raise CheckpointError("announces more bytes than the file has")
+        raise CheckpointError(f"announces more bytes than the file has; {AGAIN}")
     if any(name.endswith("/constants.pkl") for name in entries):
         raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -46,11 +46,11 @@ def read_zip(file: BinaryIO) -> Any:
 
     def entry(name: str) -> bytes:
         if folder + name not in entries:
-            raise CheckpointError(f"damaged: {name[:80]} is not in the archive")
+            raise CheckpointError(f"damaged: {name[:80]} is not in the archive; {AGAIN}")
         try:
             return archive.read(folder + name)  # which compares the checksum
         except Exception as error:  # zipfile raises what its parser stumbled over
-            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}") from None
+            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}; {AGAIN}") from None
 
     if folder + "byteorder" in entries and entry("byteorder").strip() != b"little":
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
@@ -61,7 +61,9 @@ def read_zip(file: BinaryIO) -> Any:
             known[key] = _numbers(bytearray(entry(f"data/{key}")), torch.uint8)
         raw = known[key]
         if raw.numel() != count * dtype.itemsize:
-            raise CheckpointError(f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}")
+            raise CheckpointError(
+                f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}; {AGAIN}"
+            )
         return raw.view(dtype)
 
     data = entry("data.pkl")
@@ -85,23 +87,25 @@ def read_legacy(file: BinaryIO) -> Any:
         if key not in known:
             left -= count * dtype.itemsize
             if left < 0:
-                raise CheckpointError("announces more bytes than the file has")
+                raise CheckpointError(f"announces more bytes than the file has; {AGAIN}")
             known[key], counts[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8), count
         if known[key].numel() != count * dtype.itemsize:
-            raise CheckpointError(f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}")
+            raise CheckpointError(
+                f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}; {AGAIN}"
+            )
         return known[key].view(dtype)
 
     data = _walk(file, size - file.tell(), storage)
     keys = _walk(file, size - file.tell(), _no_storage)
     if not isinstance(keys, list) or set(map(str, keys)) != set(known) or len(keys) != len(known):
-        raise CheckpointError("damaged: other storages than the tensors have")
+        raise CheckpointError(f"damaged: other storages than the tensors have; {AGAIN}")
     for key in map(str, keys):
         values, told = known[key], file.read(8)
         if len(told) == 8 and told != struct.pack("<q", counts[key]):
             count = struct.unpack("<q", told)[0]
-            raise CheckpointError(f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}")
+            raise CheckpointError(f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}; {AGAIN}")
         if values.numel() and file.readinto(values.numpy()) != values.numel():  # type: ignore[attr-defined]
-            raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes")
+            raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes; {AGAIN}")
     return data
 
 
