@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .opcodes import AGAIN, STEPS, Global, Machine, Stateful, Unread
+from .opcodes import AGAIN, STEPS, Global, Machine, Stateful, Unread, is_key
 from .pickles import GLOBALS, STORAGES, first_line, number, parameter, view_of
 from .report import CheckpointError
 
@@ -180,6 +180,11 @@ def _encoded(text: Any, encoding: Any = None) -> Any:
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Unread("bytes")
 
 
+def _set(items: Any = ()) -> Any:
+    """How protocol 2 writes sets; modules keep the names of buffers that they do not save in one."""
+    return {item for item in items if is_key(item)} if type(items) in (list, tuple) else Unread("set")
+
+
 class _Settings(argparse.Namespace, Stateful):
     """A command line, as in rosinality's files."""
 
@@ -209,6 +214,7 @@ _NAMES: dict[str, Any] = {
     "torch._tensor._rebuild_from_type_v2": Global(_subclass),
     "collections.defaultdict": Global(lambda *_: {}),
     "_codecs.encode": Global(_encoded, cost=2),
+    **dict.fromkeys(("builtins.set", "__builtin__.set"), Global(_set, cost=64)),
     "argparse.Namespace": Global(_Settings, is_class=True),
 }
 _NAMES |= {name: Global(_number) for name in GLOBALS if name.endswith(".multiarray.scalar")}
