@@ -205,3 +205,80 @@ def test_modules_wrapped_by_torch(tmp_path):
     assert "n_averaged" in load_generator(path).report.left
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2), model), path)
     assert same(load_generator(path), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        torch.ones(1, W).expand(1 << 38, W),
+        torch.ones(8, W).to_sparse(),
+        torch.ones(8, W, device="meta"),
+        torch.ones(8, W, dtype=torch.complex64),
+        torch.ones(W, dtype=torch.int64),
+        torch.nested.nested_tensor([torch.ones(W)]),
+    ],
+)
+def test_averages_that_are_no_weights(average):
+    with pytest.raises(CheckpointError, match="latent_avg: expected"):
+        load_generator(psp(average))
+
+
+NAMES = """G-ema emaG g_ema2 g.ema G_EMA EMAModel EMAmodel modelEMA gema ema-1 swa_model g_polyak moving_average
+    MeanGenerator generator_slow slowG GEma smoothed running2 averages Gs shadow-params"""
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_names_of_averages(name):
+    assert same(load_generator({name: generator(), "G": other(generator())}), generator())
+    flat = {**under(f"{name}.", generator()), **under("G.", other(generator()))}
+    assert same(load_generator(flat), generator())
+
+
+@pytest.mark.parametrize("name", ["schema", "demeaned", "slower", "thermal", "emanuel", "args"])
+def test_names_that_are_of_no_average(name):
+    with pytest.raises(CheckpointError, match="no generator among"):
+        load_generator({"ema": generator()}, ema=False)
+    assert same(load_generator({name: generator()}, ema=False), generator())
+
+
+def test_an_average_that_is_not_read_is_told():
+    state = generator()
+    flat = {f"model_ema.{name.replace('.', '')}": value for name, value in state.items()}
+    for data, name in (
+        ({"state_dict": {**under("model.", state), **flat, "model_ema.decay": torch.tensor(0.9)}}, "model_ema"),
+        ({"model": state, "ema": {"shadow_params": list(state.values()), "decay": 0.9}}, "ema"),
+        ({"g": state, "ema": {"shadow_params": list(state.values()), "decay": 0.9}}, "ema"),
+    ):
+        notes = str(load_generator(data).report.notes)
+        assert f"{name}: looks like an average in a form that is not read" in notes and "no averaged" not in notes
+    for beside in ({"ema": {"decay": 0.9}}, {"ema_decay": torch.tensor(0.9)}, {"mean_path": torch.zeros(1)}):
+        assert "no averaged generator" in str(load_generator({"g": state, **beside}).report.notes)
+    notes = str(load_generator({"g": state, "other": other(state)}).report.notes)
+    assert "not taken: other" in notes and "no averaged" not in notes
+
+
+def test_the_average_of_a_lone_discriminator():
+    data = {"ema": {"G": generator(), "D": discriminator()}}
+    model = load_discriminator(data)
+    assert same(model, discriminator()) and "averaged" in str(model.report.notes)
+    model = load_discriminator({**data, "D": other(discriminator())})
+    assert same(model, other(discriminator())) and "averaged" not in str(model.report.notes)
+
+
+LAYER = torch.zeros(8, 3, 3, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_common_name_is_no_network(family):
+    """A MobileFaceNet has conv1.conv.weight, and other classifiers the names of other families."""
+    names = ("conv1.conv.weight", "b4.conv.weight", "final_conv.0.weight", "output.weight", "input0.weight")
+    names += ("synthesis.b4.conv1.weight", "conv1.conv.weight_orig", "final_conv.0.conv.weight_orig")
+    names += ("truncation.w_avg", "synthesis.layer0.weight")
+    state, judge = in_family(generator(), family), discriminator_in_family(discriminator(), family)
+    beside = {f"id_loss.net{i}.{name}": LAYER for i, name in enumerate(names)}
+    data = {"state_dict": {**under("decoder.", state), **under("judge.", judge), **beside}}
+    assert torch.equal(load_generator(data).synthesis.b4.const, generator()["synthesis.b4.const"])
+    assert same(load_discriminator(data), discriminator())
+    nested = {"decoder": state, "judge": judge, **{f"net{i}": {name: LAYER} for i, name in enumerate(names)}}
+    assert same(load_discriminator(nested), discriminator())
+    assert torch.equal(load_generator(nested).synthesis.b4.const, generator()["synthesis.b4.const"])

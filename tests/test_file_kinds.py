@@ -128,3 +128,49 @@ def test_a_module_of_torchscript(tmp_path):
     path.write_bytes(pickled(Call("os.system", "true")))
     with pytest.raises(UnsafeFileError, match="asks for 'os.system'"):
         load_generator(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_to_be_fetched_again(zipped, tmp_path):
+    path = tmp_path / "g.pt"
+    torch.save({"a": torch.arange(1000.0)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:-40], whole.replace(b"\x00\x00\x80?", b"\x00\x00\x80A")[:-3]):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="; download or copy it again"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"\x80\x04B\xff\xff\xff\xff.", "cut short: .*; download or copy it again"),
+        (b"\x80\x04j\xff\xff\xff\xff.", "broken pickle, .*; download or copy it again, or save it with torch.save"),
+        (
+            pickle.dumps({"a": [1.0]}, 2),
+            "expected 3 to 5, got 2: save it with torch.save, or pickle it with protocol=4",
+        ),
+    ],
+)
+def test_pickles_name_the_way_out(data, match, tmp_path):
+    path = tmp_path / "g.pkl"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=match):
+        read_checkpoint(path)
+
+
+def test_safetensors_cut_short(tmp_path):
+    path = tmp_path / "g.safetensors"
+    save_file({f"a{i}": torch.zeros(3) for i in range(20)}, path)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for size in (9, 10, 100, header - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(
+            CheckpointError, match="safetensors, cut short inside its header of .*; download or copy it"
+        ):
+            read_checkpoint(path)
+    for size in (header, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="damaged file of safetensors: .*; download or copy it again"):
+            read_checkpoint(path)

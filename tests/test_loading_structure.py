@@ -8,6 +8,8 @@ from stylegan2_states import discriminator, discriminator_in_family, generator, 
 from test_pickles import module, pickled
 
 from posgan_fast.models import CheckpointError, Discriminator, Generator, load_discriminator, load_generator
+from posgan_fast.models.structure import multiplier
+from posgan_fast.models.stylegan2_mapping import widths
 
 SMALL = {"size": 8, "channel_max": 8}
 FAMILIES = ("nvlabs", "rosinality", "mmgeneration", "hammer", "genforce")
@@ -127,3 +129,25 @@ def test_pickled_modules_know(tmp_path):
     model = load_generator(path)
     assert model.mapping.fc0.lr_multiplier == 0.5 and model.mapping.fc1.act == "swish"
     assert model.synthesis.b8.conv0.act == "relu" and not model.report.assumed
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("maximum", [3, 8])
+def test_every_multiplier_is_told(size, maximum):
+    """Widths as the model computes them, at bases that are no multiple of any side too."""
+    for base in [*range(size, size + 40), *(int(16384 * m) for m in (0.02, 0.0213, 0.0317, 0.3, 1.1, 2, 3.7))]:
+        if base < size:
+            continue
+        channels = widths(size, base / 16384, maximum)
+        told = multiplier(channels)
+        assert widths(size, told["channel_multiplier"], told["channel_max"]) == channels
+    with pytest.raises(CheckpointError, match="do not follow"):
+        multiplier({4: 8, 8: 2, 16: 4})
+
+
+@pytest.mark.parametrize(("size", "factor"), [(64, 0.011), (32, 0.0123), (16, 0.0017)])
+def test_models_of_any_multiplier(size, factor):
+    for network, load in ((Generator, load_generator), (Discriminator, load_discriminator)):
+        model = network(size, channel_multiplier=factor, **({"w_dim": 8} if network is Generator else {}))
+        state = load(model.state_dict()).state_dict()
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

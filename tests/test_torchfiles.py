@@ -294,3 +294,59 @@ def test_files_cut_short(zipped, tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(CheckpointError):
             read_checkpoint(path)
+
+
+def test_a_command_line_cannot_change_the_budget(tmp_path):
+    """Its attributes are the file's, under any name; copies of one long state are counted."""
+    path = tmp_path / "weights.pt"
+    new = b"cargparse\nNamespace\n)\x81"
+    names = {"cost": -(10**12), "__setstate__": None, "__class__": 1}
+    build = pickle.dumps(names, 2)[2:-1] + b"b"
+    for data in files(b"\x80\x02" + new + build + build + b"."):
+        path.write_bytes(data)
+        assert vars(read_checkpoint(path)) == names
+    lists = new + build + build + b"0(" + b"]" * 400_000 + b"t."
+    long = pickle.dumps({f"{i:x}": None for i in range(5000)}, 4)[11:-1]
+    copies = b"](" + new + long + b"q\xffb" + (new + b"h\xffb") * 400 + b"e."
+    for body in (lists, copies):
+        for data in files(b"\x80\x04" + body):
+            path.write_bytes(data)
+            with pytest.raises(CheckpointError, match="would take more than"):
+                read_checkpoint(path)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, -4, 1 << 60])
+def test_counts_of_a_legacy_file_agree(count, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"a": torch.arange(4.0), "b": torch.arange(4.0)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    place = len(whole) - 24
+    assert whole[place : place + 8] == struct.pack("<q", 4)
+    path.write_bytes(whole[:place] + struct.pack("<q", count) + whole[place + 8 :])
+    with pytest.raises(CheckpointError, match=f"damaged: storage .* has {count} elements, expected 4"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", ZIPPED)
+def test_negative_and_conjugate_bits(zipped, tmp_path):
+    path = tmp_path / "tensors.pt"
+    numbers, other = (torch.randn(3, dtype=torch.complex64) for _ in range(2))
+    tensors = {"neg": torch._neg_view(torch.arange(3.0)), "conj": numbers.conj(), "imag": other.conj().imag}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    for name, value in read_checkpoint(path).items():
+        assert value.is_neg() == tensors[name].is_neg() and value.is_conj() == tensors[name].is_conj()
+        assert torch.equal(value, tensors[name]) and torch.equal(value.clone(), tensors[name])
+    state = in_family(generator(), "rosinality")
+    name = "conv1.conv.modulation.bias"
+    torch.save({**state, name: torch._neg_view(-state[name])}, path, _use_new_zipfile_serialization=zipped)
+    assert all(torch.equal(load_generator(path).state_dict()[key], value) for key, value in generator().items())
+
+
+@pytest.mark.parametrize("bits", [{"neg": 1}, {"conj": True}, 3, {"conj": None}])
+def test_bits_that_say_nothing(bits, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(files(tensor(4, 0, (2,), (1,), False, None, {"neg": True, "other": 3}))[0])
+    assert read_checkpoint(path).is_neg()
+    path.write_bytes(files(tensor(4, 0, (2,), (1,), False, None, bits))[0])
+    with pytest.raises(CheckpointError, match="a tensor (whose bits|of conjugates)"):
+        read_checkpoint(path)

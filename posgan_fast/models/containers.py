@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .convert import SIGNATURES, family_of
+from .convert import SIGNATURES, check_weight, family_of
 from .opcodes import Unread
 from .pickles import PickledModule
 from .report import CheckpointError
@@ -40,7 +40,7 @@ def find(data: Any, network: str, ema: bool) -> Found:
         networks = networks or [place for place in places if not place.labels and place.alone]
     averaged = [place for place in networks if place.averaged]
     training = [place for place in networks if not place.averaged]
-    wanted = averaged if ema and averaged else training
+    wanted = averaged if averaged and (ema or (network == "discriminator" and not training)) else training
     if not wanted:
         hint = "; the averaged one takes ema=True" if averaged and network == "generator" else ""
         raise CheckpointError(f"no {network} among {_listed(data)}{hint}; {_INNER}")
@@ -51,16 +51,22 @@ def find(data: Any, network: str, ema: bool) -> Found:
         raise CheckpointError(f"{len(wanted)} networks that could be the {network}: {paths}; {_INNER}")
     (place,) = wanted
     found = Found(place.state, place.module, place.left(), place.notes)
+    if place.averaged and network == "discriminator":
+        found.notes.append("the only discriminator in the file is an averaged one")
     if network == "generator":
-        if ema and not averaged and place.is_named(network):
-            found.notes.append("no averaged generator in the file, this is the one in training")
+        if ema and not averaged:
+            found.notes += _no_average(place, [other.path for other in training if other is not place])
         if family_of(found.state, network) == "rosinality":
             _take_average(found, place)
     return found
 
 
 _INNER = "pass the inner state dictionary"
-_AVERAGED = re.compile(r"(^|_)(ema|smooth|running|shadow|average|averaged|avg|swa|gs)(_|$)", re.IGNORECASE)
+_WORD = re.compile(r"(?:EMA|SWA)(?=[a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # "emaG" has two, as "G-ema2" has
+_AVERAGED = re.compile(
+    r"smooth(ed)?|running|shadow|averaged?|averages|averaging|avg|swa|gs|polyak|moving|mean|slow"
+    r"|(g|net|netg|gen|generator|model)?ema(g|net|netg|gen|generator|model)?"
+)
 _KIND = r"(net_?)?({})(_?(ema|smooth|running|avg|state_dict))?"
 _IS = {  # names that say which network it is
     "generator": re.compile(_KIND.format("g|gs|gen|generator|decoder"), re.IGNORECASE),
@@ -100,7 +106,7 @@ class _Place:
 
     @property
     def averaged(self) -> bool:
-        return any(_AVERAGED.search(label) for label in self.labels)
+        return any(_is_average(label) for label in self.labels)
 
     def is_named(self, network: str) -> bool:
         return any(_IS[network].fullmatch(label) for label in self.labels)
@@ -185,13 +191,11 @@ class _Search:
             else:
                 inside = {name for name, value in data.items() if isinstance(value, torch.Tensor) or "." in str(name)}
             state = {name[len(prefix) :] if prefix else name: data[name] for name in data if name in inside}
-            if prefixes and not _is_network(state, self.network):
-                continue
             self.places.append(
                 _Place(
                     (*labels, *prefix.split(".")[:-1]),
                     state,
-                    known=bool(prefixes),
+                    known=bool(prefixes) and _is_network(state, self.network),
                     alone=len(state) == len(data) and all(isinstance(v, torch.Tensor) for v in data.values()),
                     module=None if prefix or notes else module,
                     notes=list(notes),
@@ -202,11 +206,64 @@ class _Search:
 
 
 def _is_network(state: Mapping[str, Any], network: str) -> bool:
-    """The name that tells Hammer's discriminator may be that of any layer."""
-    return family_of(state, network) is not None and (network == "generator" or len(_LAYERS & state.keys()) > 0)
+    """The name that tells a family may be that of any layer: another one has to be there too."""
+    family = family_of(state, network)
+    return family is not None and _BESIDE[network][family] in state
 
 
-_LAYERS = {"b4.conv.weight", "final_conv.0.weight", "final_conv.0.conv.weight_orig", "layer0.weight"}
+_BESIDE = {
+    "generator": {
+        "nvlabs": "synthesis.b4.conv1.affine.weight",
+        "rosinality": "conv1.conv.modulation.weight",
+        "mmgeneration": "conv1.conv.style_modulation.linear.weight_orig",
+        "hammer": "synthesis.layer0.style.weight",
+        "genforce": "synthesis.layer0.style.weight",
+    },
+    "discriminator": {
+        "nvlabs": "b4.fc.weight",
+        "rosinality": "final_linear.0.weight",
+        "mmgeneration": "final_linear.0.linear.weight_orig",
+        "hammer": "layer0.weight",
+        "genforce": "layer0.weight",
+    },
+}
+
+
+def _is_average(label: str) -> bool:
+    return any(_AVERAGED.fullmatch(word.lower()) for word in _WORD.findall(label[:200]))
+
+
+def _no_average(place: _Place, others: list[str]) -> list[str]:
+    """What to say where no generator that was found is an average, though one may lie beside it in another form."""
+    unread = set()
+    for name, value in place.around():
+        first = name.split(".")[0]
+        single = first == name and isinstance(value, torch.Tensor)  # such as latent_avg
+        if _is_average(first) and not single and not _IS["discriminator"].fullmatch(first) and _holds_weights(value):
+            unread.add(first)
+    if unread:
+        some = ", ".join(f"{name:.80}" for name in sorted(unread)[:8])
+        return [f"{some}: looks like an average in a form that is not read; this is the generator in training"]
+    if others:
+        return [f"no generator is named as an average, this is {place.path}; not taken: {', '.join(others[:8])}"]
+    return ["no averaged generator in the file, this is the one in training"] if place.is_named("generator") else []
+
+
+def _holds_weights(data: Any) -> bool:
+    """Whether there is a tensor that is no counter in a value, or in containers in it."""
+    seen, level = set(), [data]
+    for _ in range(_LEVELS):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, torch.Tensor):
+                if value.dtype.is_floating_point and (value.is_nested or value.numel() > 1):
+                    return True
+            elif isinstance(value, (Mapping, Unread, list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                value = value.attributes if isinstance(value, Unread) else value
+                below += value.values() if isinstance(value, Mapping) else value
+        level = below
+    return False
 
 
 def _unwrapped(data: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[str]]:
@@ -238,6 +295,7 @@ def _take_average(found: Found, place: _Place) -> None:
     beside = [value for name, value in place.around() if name == "latent_avg" and isinstance(value, torch.Tensor)]
     if not beside or "latent_avg" in found.state:
         return
+    check_weight("latent_avg", beside[0])
     average = beside[0].detach()
     found.left.pop("latent_avg", None)
     rows = average.reshape(-1, average.shape[-1]) if average.ndim > 1 and average.numel() else average[None]

@@ -209,7 +209,7 @@ class Conversion:
     def __init__(self, network: str, state: Mapping[str, Any], family: str | None) -> None:
         for name, value in state.items():
             if not _is_counter(value):
-                _check_weight(name, value)
+                check_weight(name, value)
         known = family or family_of(state, network)
         if known is None and network == "generator" and any(key.startswith("synthesis.input.") for key in state):
             raise CheckpointError("state: an alias-free generator of StyleGAN3, expected a StyleGAN2 generator")
@@ -235,7 +235,7 @@ class Conversion:
         used = set(self.names.values())
         for name, value in state.items():
             if name in used:
-                _check_weight(name, value)
+                check_weight(name, value)
             elif _is_counter(value) or (value.numel() == 1 and name.rpartition(".")[2] in _COUNTERS):
                 self.report.left[name] = "a counter or setting beside the weights"
         self.state = {name: value for name, value in state.items() if name not in self.report.left}
@@ -352,7 +352,7 @@ class Conversion:
 _NO_W_AVG = ("nvlabs", "hammer", "genforce")  # families whose networks hold it, so that it cannot be missing
 
 
-def _check_weight(name: Any, value: Any) -> None:
+def check_weight(name: Any, value: Any) -> None:
     """Weights are plain numbers in memory; of other tensors torch gives no shape, no storage or no values."""
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .opcodes import AGAIN
 from .pickles import LEGACY, Array, first_line, read_pickle
 from .report import CheckpointError, UnsafeFileError
 from .torchfiles import read_legacy, read_zip
@@ -33,7 +34,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
                 return read_legacy(file)
             if start.startswith(pickle.PROTO):
                 return _read_pickle(file, start)
-            if _is_safetensors(start, path.stat().st_size):
+            if _is_safetensors(start):
                 return _read_safetensors(path)
             raise CheckpointError(_other_kind(start))
         except CheckpointError as error:
@@ -68,11 +69,15 @@ def _read_pickle(file: BinaryIO, start: bytes) -> Any:
 _NUMPY = "a pickle of NumPy's arrays, expected weights: torch.save a dictionary of tensors instead"
 
 
-def _is_safetensors(start: bytes, size: int) -> bool:
-    return len(start) > 9 and start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= min(size, 100 << 20)
+def _is_safetensors(start: bytes) -> bool:
+    return len(start) > 8 and start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= 100 << 20
 
 
 def _read_safetensors(path: Path) -> Any:
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if 8 + header > path.stat().st_size:
+        raise CheckpointError(f"a file of safetensors, cut short inside its header of {header} bytes; {AGAIN}")
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -80,12 +85,12 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:
-        raise CheckpointError(f"damaged file of safetensors: {first_line(error)}") from None
+        raise CheckpointError(f"damaged file of safetensors: {first_line(error)}; {AGAIN}") from None
 
 
 _PAGE = "an HTML page, not the file of weights that its link is for: download the file itself"
 _KINDS: tuple[tuple[str, str], ...] = (  # what the first bytes match, and what to do
-    (r"\Z", "empty, 0 bytes: download or copy it again"),
+    (r"\Z", f"empty, 0 bytes: {AGAIN}"),
     (r"version https://git-lfs", "a pointer of Git LFS in place of the file: run git lfs pull in its repository"),
     (r"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", _PAGE),
     (r"\x93NUMPY", "a NumPy array (.npy), expected weights as torch saves them"),

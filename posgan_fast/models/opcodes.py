@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 
 from .report import CheckpointError, UnsafeFileError
 
+AGAIN = "download or copy it again"  # what helps with a file that is damaged
+
 
 @dataclass(frozen=True)
 class Global:
@@ -44,7 +46,7 @@ class Unread:
 
 
 class Stateful:
-    """What takes a state by BUILD, at ``cost`` bytes for each element of the state's parts."""
+    """What takes a state by BUILD, at ``cost`` bytes for each element of the state."""
 
     cost = 0
 
@@ -108,15 +110,17 @@ class Machine:
             raise
         except Exception as error:
             place = self.size - self.left
-            raise CheckpointError(f"broken pickle, at byte {place}: {type(error).__name__}: {error}") from None
+            raise CheckpointError(
+                f"broken pickle, at byte {place}: {type(error).__name__}: {error}; {AGAIN}, or save it with torch.save"
+            ) from None
 
     def take(self, count: int) -> bytes:
         if count > self.left:
-            raise CheckpointError(f"cut short: {count} bytes announced, {self.left} left of {self.size}")
+            raise CheckpointError(f"cut short: {count} bytes announced, {self.left} left of {self.size}; {AGAIN}")
         self.left -= count
         data = self.file.read(count)
         if len(data) != count:
-            raise CheckpointError(f"cut short while reading {count} bytes")
+            raise CheckpointError(f"cut short while reading {count} bytes; {AGAIN}")
         return data
 
     def number(self, layout: str) -> Any:
@@ -152,7 +156,10 @@ class Machine:
 
     def protocol(self) -> None:
         if (version := self.number("B")) not in (3, 4, 5):
-            raise CheckpointError(f"pickle protocol: expected 3 to 5, got {version}")
+            raise CheckpointError(
+                f"pickle protocol: expected 3 to 5, got {version}: "
+                "save it with torch.save, or pickle it with protocol=4"
+            )
 
     def remember(self, index: int) -> None:
         self.spend(128)
@@ -224,8 +231,9 @@ class Machine:
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Stateful):
-            self.spend_on(state, target.cost)
-            target.__setstate__(state)
+            own = type(target)  # the file may have given the target attributes of these names
+            self.spend_on((state,), own.cost)
+            own.__setstate__(target, state)
         elif self.lenient:  # of anything else only the stores of modules are of use
             if isinstance(target, Unread) and type(state) is dict:
                 target.attributes = state

@@ -127,8 +127,12 @@ def _storage(data: bytes) -> torch.Tensor:  # => [numel]
     return torch.frombuffer(bytearray(memoryview(data)[start:]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
-def view_of(storage: Any, offset: int, size: tuple, stride: tuple) -> torch.Tensor:
-    """A tensor inside its storage; with steps of 0 it may have more elements."""
+def view_of(storage: Any, offset: int, size: tuple, stride: tuple, bits: Any = None) -> torch.Tensor:
+    """A tensor inside its storage; with steps of 0 it may have more elements.
+
+    Args:
+        bits: {"neg": bool, "conj": bool}, whether the values are minus those in the storage, or their conjugates.
+    """
     if not isinstance(storage, torch.Tensor) or storage.dim() != 1:
         raise CheckpointError("a tensor without a storage")
     numbers = (offset, *size, *stride)
@@ -137,11 +141,25 @@ def view_of(storage: Any, offset: int, size: tuple, stride: tuple) -> torch.Tens
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.numel():
         raise CheckpointError(f"a tensor that is larger than its storage of {storage.numel()} elements")
-    return storage.as_strided(size, stride, offset)
+    view = storage.as_strided(size, stride, offset)
+    bits = {} if bits is None else bits
+    if not isinstance(bits, dict) or not all(type(bits.get(bit, False)) is bool for bit in ("neg", "conj")):
+        raise CheckpointError("a tensor whose bits are no dictionary of bools")
+    if bits.get("conj"):
+        if not view.is_complex():
+            raise CheckpointError(f"a tensor of conjugates of {view.dtype}, expected complex numbers")
+        view = view.conj()
+    if bits.get("neg"):
+        if view.dtype == torch.bool:
+            raise CheckpointError("a tensor of negative bools")
+        view = torch._neg_view(view)
+    return view
 
 
-def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
-    view = view_of(storage, offset, size, stride)
+def _tensor(
+    storage: torch.Tensor, offset: int, size: tuple, stride: tuple, _: Any = None, __: Any = None, bits: Any = None
+) -> torch.Tensor:
+    view = view_of(storage, offset, size, stride, bits)
     if view.numel() > storage.numel():
         raise CheckpointError(f"a tensor that is larger than its storage of {storage.numel()} elements")
     return view

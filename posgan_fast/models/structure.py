@@ -28,11 +28,11 @@ def head_of(work: Conversion, channels: int, given: str | None) -> str:
 
 def multiplier(channels: Mapping[int, int]) -> dict[str, Any]:
     """The constructor arguments behind ``min(16384 * multiplier // side, maximum)``."""
-    side, maximum = max(channels), max(channels.values())
-    base = channels[side] * side
-    if channels[side] == maximum:
+    maximum = max(channels.values())
+    base = max(r * count for r, count in channels.items())
+    if min(channels.values()) == maximum:
         base = max(base, 32768)
-    if any(min(base // r, maximum) != count for r, count in channels.items()):
+    if any(min(base // r, maximum) != count for r, count in channels.items()):  # nor does any larger base
         raise CheckpointError(f"state: channels by side {dict(channels)} do not follow min(base // side, maximum)")
     factor = base / 16384
     return {"channel_multiplier": int(factor) if factor.is_integer() else factor, "channel_max": maximum}

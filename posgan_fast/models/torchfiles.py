@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import torch
 
-from .opcodes import STEPS, Global, Machine, Stateful, Unread
+from .opcodes import AGAIN, STEPS, Global, Machine, Stateful, Unread, is_key
 from .pickles import GLOBALS, STORAGES, first_line, number, parameter, view_of
 from .report import CheckpointError
 
@@ -31,11 +32,11 @@ def read_zip(file: BinaryIO) -> Any:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"damaged: no complete zip archive ({error}); download or copy it again") from None
+        raise CheckpointError(f"damaged: no complete zip archive ({error}); {AGAIN}") from None
     entries = {entry.filename: entry for entry in archive.infolist()}
     size = file.seek(0, io.SEEK_END)
     if sum(entry.file_size for entry in archive.infolist()) > size:
-        raise CheckpointError("announces more bytes than the file has")
+        raise CheckpointError(f"announces more bytes than the file has; {AGAIN}")
     if any(name.endswith("/constants.pkl") for name in entries):
         raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -45,11 +46,11 @@ def read_zip(file: BinaryIO) -> Any:
 
     def entry(name: str) -> bytes:
         if folder + name not in entries:
-            raise CheckpointError(f"damaged: {name[:80]} is not in the archive")
+            raise CheckpointError(f"damaged: {name[:80]} is not in the archive; {AGAIN}")
         try:
             return archive.read(folder + name)  # which compares the checksum
         except Exception as error:  # zipfile raises what its parser stumbled over
-            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}") from None
+            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}; {AGAIN}") from None
 
     if folder + "byteorder" in entries and entry("byteorder").strip() != b"little":
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
@@ -60,7 +61,9 @@ def read_zip(file: BinaryIO) -> Any:
             known[key] = _numbers(bytearray(entry(f"data/{key}")), torch.uint8)
         raw = known[key]
         if raw.numel() != count * dtype.itemsize:
-            raise CheckpointError(f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}")
+            raise CheckpointError(
+                f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}; {AGAIN}"
+            )
         return raw.view(dtype)
 
     data = entry("data.pkl")
@@ -76,6 +79,7 @@ def read_legacy(file: BinaryIO) -> Any:
     if isinstance(about, dict) and about.get("little_endian") is False:
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
     known: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
     left = size
 
     def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
@@ -83,21 +87,25 @@ def read_legacy(file: BinaryIO) -> Any:
         if key not in known:
             left -= count * dtype.itemsize
             if left < 0:
-                raise CheckpointError("announces more bytes than the file has")
-            known[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8)
+                raise CheckpointError(f"announces more bytes than the file has; {AGAIN}")
+            known[key], counts[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8), count
         if known[key].numel() != count * dtype.itemsize:
-            raise CheckpointError(f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}")
+            raise CheckpointError(
+                f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}; {AGAIN}"
+            )
         return known[key].view(dtype)
 
     data = _walk(file, size - file.tell(), storage)
     keys = _walk(file, size - file.tell(), _no_storage)
     if not isinstance(keys, list) or set(map(str, keys)) != set(known) or len(keys) != len(known):
-        raise CheckpointError("damaged: other storages than the tensors have")
+        raise CheckpointError(f"damaged: other storages than the tensors have; {AGAIN}")
     for key in map(str, keys):
-        file.seek(8, io.SEEK_CUR)  # the number of elements, told before
-        values = known[key]
+        values, told = known[key], file.read(8)
+        if len(told) == 8 and told != struct.pack("<q", counts[key]):
+            count = struct.unpack("<q", told)[0]
+            raise CheckpointError(f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}; {AGAIN}")
         if values.numel() and file.readinto(values.numpy()) != values.numel():  # type: ignore[attr-defined]
-            raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes")
+            raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes; {AGAIN}")
     return data
 
 
@@ -134,16 +142,20 @@ def _other_archive(names: list[str]) -> str:
     return f"a zip archive that torch.save did not write (it holds {some}): unpack it, and give the file inside"
 
 
-def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Any:
-    return storage if isinstance(storage, Unread) else view_of(storage, offset, size, stride)
+def _tensor(
+    storage: Any, offset: int, size: tuple, stride: tuple, _: Any = None, __: Any = None, bits: Any = None
+) -> Any:
+    return storage if isinstance(storage, Unread) else view_of(storage, offset, size, stride, bits)
 
 
-def _tensor_of(storage: Any, offset: int, size: tuple, stride: tuple, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
+def _tensor_of(
+    storage: Any, offset: int, size: tuple, stride: tuple, _: Any, __: Any, dtype: Any, bits: Any = None
+) -> Any:
     if not isinstance(storage, torch.Tensor) or not isinstance(dtype, torch.dtype):
         return Unread("torch.Tensor")
     if storage.numel() % dtype.itemsize:
         raise CheckpointError(f"a tensor whose storage of {storage.numel()} bytes is no multiple of {dtype}")
-    return view_of(storage.view(dtype), offset, size, stride)
+    return view_of(storage.view(dtype), offset, size, stride, bits)
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -168,8 +180,15 @@ def _encoded(text: Any, encoding: Any = None) -> Any:
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Unread("bytes")
 
 
+def _set(items: Any = ()) -> Any:
+    """How protocol 2 writes sets; modules keep the names of buffers that they do not save in one."""
+    return {item for item in items if is_key(item)} if type(items) in (list, tuple) else Unread("set")
+
+
 class _Settings(argparse.Namespace, Stateful):
     """A command line, as in rosinality's files."""
+
+    cost = 128
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -195,6 +214,7 @@ _NAMES: dict[str, Any] = {
     "torch._tensor._rebuild_from_type_v2": Global(_subclass),
     "collections.defaultdict": Global(lambda *_: {}),
     "_codecs.encode": Global(_encoded, cost=2),
+    **dict.fromkeys(("builtins.set", "__builtin__.set"), Global(_set, cost=64)),
     "argparse.Namespace": Global(_Settings, is_class=True),
 }
 _NAMES |= {name: Global(_number) for name in GLOBALS if name.endswith(".multiarray.scalar")}
