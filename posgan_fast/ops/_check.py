@@ -129,8 +129,8 @@ def pair(value: Any, name: str, *, minimum: int, maximum: int | None = None, axe
         return both, both
     if len(value) != 2:
         raise ValueError(f"{name}: expected an int or {axes}, got {len(value)} values")
-    first, second = (integer(v, f"{name}[{i}]", minimum=minimum, maximum=maximum) for i, v in enumerate(value))
-    return first, second
+    first = integer(value[0], f"{name}[0]", minimum=minimum, maximum=maximum)
+    return first, integer(value[1], f"{name}[1]", minimum=minimum, maximum=maximum)
 
 
 def resampling(up: Any, down: Any) -> tuple[tuple[int, int], tuple[int, int]]:

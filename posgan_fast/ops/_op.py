@@ -102,13 +102,13 @@ class Op:
         self._function: Any = type(name, (torch.autograd.Function,), {k: staticmethod(m) for k, m in methods.items()})
 
     def __call__(self, *args: Any) -> torch.Tensor:
-        if torch.jit.is_tracing() or differentiates_forward(*args):
+        if torch.jit.is_tracing() or (forward_ad._current_level >= 0 and differentiates_forward(*args)):
             return self._decomposition(*args)
-        if torch.compiler.is_compiling():  # with the function below Dynamo would not be done in one graph
-            return self._decomposition(*args) if transforms_active() else self._registered(*args)
-        if not transforms_active():
+        if not torch._C._are_functorch_transforms_active():
             return self._registered(*args)
-        return self._decomposition(*args) if _functionalizes() else self._function.apply(*args)
+        if torch.compiler.is_compiling() or _functionalizes():  # Dynamo needs a second graph for such a function
+            return self._decomposition(*args)
+        return self._function.apply(*args)
 
     def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[torch.Tensor, int]:
         """One call for the batch, or one for each entry where an argument that all samples share differs."""

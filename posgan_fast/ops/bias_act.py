@@ -388,7 +388,9 @@ def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
 
 def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
     """``b`` as kernels read it. An exported graph under autocast brings another dtype than ``x`` has by then."""
-    return None if b is None else b.to(x.dtype).contiguous()
+    if b is None:
+        return None
+    return (b if b.dtype == x.dtype else b.to(x.dtype)).contiguous()
 
 
 def _bias_gradient(ctx, dx, index):
