@@ -268,7 +268,7 @@ def schemas_digest() -> str:
 
 
 def compile_all(jobs: list[Job], compiler: str, torch: dict) -> None:
-    """Compile what is not there yet from the same sources by the same command."""
+    """Run the jobs whose object is missing, or was made from other sources or by another command."""
     OBJECTS.mkdir(parents=True, exist_ok=True)
     sources = hashlib.sha256(repr((compiler, torch["version"])).encode())
     for path in sorted((ROOT / "csrc").iterdir()):

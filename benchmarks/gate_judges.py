@@ -1,4 +1,4 @@
-"""What the steps of the GPU gate came to: exit code and output of a step, to a status and what is worth keeping."""
+"""Judges of the GPU gate: each turns the exit code and output of a step into a status and a record."""
 
 from __future__ import annotations
 

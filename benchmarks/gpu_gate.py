@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="gate-") as name:
         work = Path(name)
         out = work / "records" if args.tune else args.out.resolve()
+        out.mkdir(exist_ok=True)
         try:
             return run(plan(args.dry_run, args.peer, args.tune, work), out, args.dry_run, work)
         finally:

@@ -1,4 +1,4 @@
-// How an axis is resampled, checked to fit the kernels' 32 bits; for the leaves of both libraries.
+// Makes an Axis after checking that its numbers fit the kernels' 32 bits; for the leaves of both libraries.
 #pragma once
 
 #include <algorithm>

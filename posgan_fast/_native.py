@@ -142,7 +142,7 @@ def _define_schemas() -> torch.library.Library:
 
 
 def _schemas_digest() -> str:
-    """As ``setup.py`` records it."""
+    """The digest of the leaves' schemas, which ``setup.py`` records too."""
     return hashlib.sha256(repr(_SCHEMAS).encode()).hexdigest()
 
 

@@ -282,3 +282,10 @@ def test_a_common_name_is_no_network(family):
     nested = {"decoder": state, "judge": judge, **{f"net{i}": {name: LAYER} for i, name in enumerate(names)}}
     assert same(load_discriminator(nested), discriminator())
     assert torch.equal(load_generator(nested).synthesis.b4.const, generator()["synthesis.b4.const"])
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {**s, "ema.step": 5}, lambda s: {"g_ema": {**s, "module.step": 4}}])
+def test_counters_with_dotted_names_are_left(wrap):
+    loaded = load_generator(wrap(generator()))
+    assert all(torch.equal(value, generator()[key]) for key, value in loaded.state_dict().items())
+    assert set(loaded.report.left) & {"ema", "module"}

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from foreign import SCRIPTS, hooked
 from rezipped import rezipped
 from torch.jit import _builtins
@@ -101,6 +102,28 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_cuda_ends_on_the_cpu(sent_to_cpu, way):
     assert WAYS[way]().device.type == "cpu"
+
+
+def test_devices_given_by_name_and_ranges_that_nobody_watches(sent_to_cpu):
+    assert torch.nn.Linear(2, 2).to(device=0).weight.device.type == "cpu"
+    assert torch.cuda.mem_get_info(device=0)[1] > 0
+    assert torch.cuda.get_device_properties(device="cuda:0").name == "cpu"
+    torch.cuda.nvtx.range_end(torch.cuda.nvtx.range_start("step"))
+
+    @torch.cuda.nvtx.range("step")
+    def double(x):
+        return 2 * x
+
+    with torch.cuda.nvtx.range("step %d", 1):
+        assert double(3) == 6
+
+
+def test_groups_ask_for_nccl_in_any_place(sent_to_cpu):
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert dist.get_backend(dist.new_group([0], None, "nccl")) == "gloo"
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_is_no_cuda_device_stays(sent_to_cpu):

@@ -63,7 +63,9 @@ def send_to_cpu(changes: Changes) -> None:
         changes.put(torch.cuda, name, answer)
     for name in ("mark", "range_pop", "range_push"):
         changes.put(torch.cuda.nvtx, name, _returning(None))
-    changes.put(torch.cuda.nvtx, "range", _returning(contextlib.nullcontext()))
+    changes.put(torch.cuda.nvtx, "range", _named_range)
+    changes.put(torch.cuda.nvtx, "range_start", _returning(0))
+    changes.put(torch.cuda.nvtx, "range_end", _returning(None))
     changes.put(torch, "Generator", _Generator)
     changes.put(torch, "set_default_tensor_type", _set_default_tensor_type(torch.set_default_tensor_type))
     changes.put(torch.jit, "load", _jit_load(torch.jit.load))
@@ -136,6 +138,8 @@ def _module_to(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(theirs)
     def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        if "device" in kwargs:
+            kwargs["device"] = on_cpu(kwargs["device"])
         return theirs(self, *map(on_cpu, args[:1]), *args[1:], **kwargs)
 
     return to
@@ -174,6 +178,7 @@ def _distribute_over_cpus(changes: Changes) -> None:
     def without_devices(theirs: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(theirs)
         def ours(*args: Any, **kwargs: Any) -> Any:
+            args = tuple("gloo" if isinstance(value, str) and "nccl" in value else value for value in args)
             for name in ("device_ids", "output_device", "device_id"):
                 kwargs.pop(name, None)
             if "nccl" in str(kwargs.get("backend")):
@@ -303,14 +308,20 @@ def _returning(result: Any) -> Callable[..., Any]:
     return answer
 
 
-def _memory(*args: Any) -> tuple[int, int]:
+@contextlib.contextmanager
+def _named_range(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """A block or, as a decorator, a function that no profiler watches."""
+    yield
+
+
+def _memory(*args: Any, **kwargs: Any) -> tuple[int, int]:
     """Free and total memory of the machine, in bytes."""
     page = os.sysconf("SC_PAGE_SIZE")
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
-def _properties(*args: Any) -> SimpleNamespace:
-    """What programs and torch's own compiler read of them."""
+def _properties(*args: Any, **kwargs: Any) -> SimpleNamespace:
+    """The properties of a device that programs and torch's own compiler read."""
     total, cores = _memory()[1], os.cpu_count() or 1
     return SimpleNamespace(
         name="cpu", gcnArchName="cpu", total_memory=total, major=0, minor=0, multi_processor_count=cores

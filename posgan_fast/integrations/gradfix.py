@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .calls import takes
+from .calls import takes, transformed
 
 
 def gated_weight(weight: torch.Tensor, enabled: Callable[[], bool], off: Callable[[], bool]) -> torch.Tensor:
     """``weight``, whose gradient is left out of every backward pass that finds ``off()`` true."""
-    if enabled() and torch.is_grad_enabled() and takes(weight) and weight.requires_grad:
+    if enabled() and torch.is_grad_enabled() and weight.requires_grad and not transformed():
         return _Gate.apply(weight, off)
     return weight
 

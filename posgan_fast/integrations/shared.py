@@ -34,7 +34,7 @@ def fits_channels(x: torch.Tensor, b: torch.Tensor | None) -> bool:
 
 
 def plain_leaky_relu(input, bias, negative_slope, scale):
-    """For graphs and transforms of modules that have no such path of their own."""
+    """Compute the fused op in plain torch, for modules that have no such path of their own."""
     if bias is not None:
         input = input + bias.reshape(1, -1, *[1] * (input.ndim - 2))
     return F.leaky_relu(input, negative_slope) * scale

@@ -40,7 +40,7 @@ def _jit_get_operation(module: ModuleType, report: Report) -> Mapping[str, Repla
 
 
 class _Operation(tuple):
-    """What torch gives now, (function, names of overloads), and callable as what it gave then."""
+    """The pair (function, names of overloads) that torch returns now, callable as torch 1.10 allowed."""
 
     def __new__(cls, found: tuple[Any, ...], served: Callable[..., Any]) -> _Operation:
         operation = super().__new__(cls, found)

@@ -190,6 +190,7 @@ class _Search:
                 inside = {name for name in names if name.startswith(prefix)}
             else:
                 inside = {name for name, value in data.items() if isinstance(value, torch.Tensor) or "." in str(name)}
+            inside = {name for name in inside if not isinstance(data[name], (bool, int, float))}  # counters
             state = {name[len(prefix) :] if prefix else name: data[name] for name in data if name in inside}
             self.places.append(
                 _Place(
@@ -234,7 +235,7 @@ def _is_average(label: str) -> bool:
 
 
 def _no_average(place: _Place, others: list[str]) -> list[str]:
-    """What to say where no generator that was found is an average, though one may lie beside it in another form."""
+    """Notes on a generator that is no average, though one may lie beside it in a form that is not read."""
     unread = set()
     for name, value in place.around():
         first = name.split(".")[0]

@@ -1,4 +1,4 @@
-"""What kind of file it is, told by its first bytes, and the way out where it holds no weights that are read here."""
+"""Kinds of files, told by their first bytes, and the way out for a file that holds no weights for this library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .torchfiles import read_legacy, read_zip
 
 
 def read_checkpoint(path: str | os.PathLike) -> Any:
-    """What a file holds, tensors on the CPU, without running anything that is in it.
+    """Read the objects in a file, tensors on the CPU; nothing in it runs.
 
     Files of torch and of safetensors and NVlabs' network pickles are told apart by their content, under any name.
     Settings beside the weights that are no text, numbers or containers of these become inert objects.

@@ -106,7 +106,7 @@ def _built(
 
 
 def _untold(report: LoadReport) -> dict[str, str]:
-    """What no tensor tells: arguments and their defaults, in words."""
+    """Name what no tensor tells: arguments and their defaults, in words."""
     settings, own = report.settings, report.family == "nvlabs"  # these names are this library's too
     values = {"conv_clamp": "None", "activation": '"lrelu"'}
     if report.network == "generator" or settings["c_dim"]:

@@ -46,7 +46,7 @@ class Unread:
 
 
 class Stateful:
-    """What takes a state by BUILD, at ``cost`` bytes for each element of the state."""
+    """Takes a state by BUILD, at ``cost`` bytes for each element of the state."""
 
     cost = 0
 

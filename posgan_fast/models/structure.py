@@ -41,8 +41,8 @@ def multiplier(channels: Mapping[int, int]) -> dict[str, Any]:
 def sides(work: Conversion, head: str, head_size: tuple[int, int] | None, no_pad: bool | None) -> tuple[int, int, int]:
     """Height and width of the first block, and the pixels that a generator without padding adds.
 
-    The constant decides, then the noise; shapes of noise that fit neither are those of images of another size. What is
-    left open is what the published generators are.
+    The constant decides, then the noise; shapes of noise that fit neither are those of images of another size. Where
+    nothing decides, the published generators' values are assumed.
     """
     settings, assumed = work.report.settings, work.report.assumed
     border = _border(work, head, no_pad)

@@ -176,7 +176,7 @@ def _number(*arguments: Any) -> Any:
 
 
 def _encoded(text: Any, encoding: Any = None) -> Any:
-    """How protocol 2 writes bytes."""
+    """Decode bytes as pickle protocol 2 writes them."""
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Unread("bytes")
 
 

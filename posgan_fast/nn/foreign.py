@@ -88,7 +88,7 @@ class Layout:
 
 
 def recognise(module: Any, layouts: tuple[Layout, ...], wanted: str) -> Any:
-    """What the first reader finds whose layout fits."""
+    """Read ``module`` with the first layout that fits it."""
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     for layout in layouts:

@@ -133,7 +133,7 @@ def _nvlabs_to_rgb(module: Any) -> Found:
 
 
 def _hammer(module: Any) -> Found:
-    """What style layer and ToRGB share, which are one class there."""
+    """Read what the style layer and ToRGB share, which are one class there."""
     expect(module, "space_of_latent", "W", module.space_of_latent.upper())
     times = 1.0 if module.demodulate else module.wscale * math.sqrt(math.prod(module.weight.shape[1:]))
     state = {**affine(module.style), "weight": copied(module.weight, times), "bias": copied(module.bias, module.bscale)}

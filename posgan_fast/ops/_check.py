@@ -86,7 +86,7 @@ def real(value: Any, name: str, *, minimum: float | None = None) -> float:
 
 
 def device(value: Any) -> None:
-    """What a tensor can be put on; None: torch's default."""
+    """Refuse a device that torch cannot use here; None is torch's default."""
     if value is not None and not isinstance(value, (str, torch.device)) and type(value) is not int:
         raise TypeError(f"device: expected a torch.device, a str or None, got {type(value).__name__}")
     try:
