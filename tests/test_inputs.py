@@ -147,6 +147,7 @@ MODULATED_CONV2D = [
     (dict(down=1.0), TypeError, "down"),
     (dict(up=2, down=2), ValueError, "down"),
     (dict(padding=-1), ValueError, "padding"),
+    (dict(padding=2**30 - 1), ValueError, "padding"),
     (dict(padding=[1, 1]), TypeError, "padding"),
     (dict(weight=torch.ones(3, 2, 7, 7)), ValueError, "padding"),
     (dict(pad_map=torch.ones(1, 2, 6, 6), padding=0), ValueError, "pad_map"),

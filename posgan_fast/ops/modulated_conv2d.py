@@ -150,6 +150,10 @@ def check(
             f"padding: expected an input of at least the size of the kernel, got {h} x {w} with {up=}, {down=},"
             f" {padding=} and a kernel {kh} x {kw}"
         )
+    if max(size) > _check.MAX_PADDING:
+        raise ValueError(
+            f"padding: expected a result of at most {_check.MAX_PADDING} pixels a side, got {size[0]} x {size[1]}"
+        )
     if pad_map is not None:
         surrounded = _conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
         prologue2d.check_border(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
