@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..ops import _check
+from ..ops._op import transforms_active
 from . import torch_internals
 
 
@@ -25,7 +26,7 @@ def transformed() -> bool:
     return (
         torch.jit.is_tracing()
         or torch.compiler.is_exporting()
-        or torch._C._are_functorch_transforms_active()
+        or transforms_active()
         or forward_ad._current_level >= 0
         or torch_internals.checking_trace()
     )

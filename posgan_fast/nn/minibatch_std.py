@@ -38,10 +38,8 @@ class MinibatchStd(Convertible):
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
         if c % self.num_channels:
             raise ValueError(f"x: expected channels that are a multiple of {self.num_channels}, got {c}")
-        y = x.to(
-            _check.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64
-        )  # Apple's GPUs have no float64
-        y = y.reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
+        acc = _check.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        y = x.to(acc).reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
         y = y - y.mean(0)
         deviation = (y.square().mean(0) + 1e-8).sqrt()  # [n, F, C / F, H, W]
         y = deviation.mean((2, 3, 4)).repeat(group, 1).to(x.dtype)  # [N, F]
