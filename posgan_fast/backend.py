@@ -26,7 +26,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Unsupported:
     """Why an implementation cannot serve a call. ``remedy`` is set when the machine, not the call, is the obstacle."""
 
     reason: str
@@ -41,7 +41,7 @@ class Impl:
     """One implementation: ``can_run(x)`` returns None or the reason against, ``run`` takes the op's arguments."""
 
     backend: str
-    can_run: Callable[[torch.Tensor], Refusal | None]
+    can_run: Callable[[torch.Tensor], Unsupported | None]
     run: Callable[..., torch.Tensor]
 
 
@@ -110,7 +110,7 @@ def choices_asked_for() -> Iterator[list[Choice]]:
         _asked.reset(token)
 
 
-def settled(run: Callable[[], torch.Tensor]) -> torch.Tensor:
+def unlisted(run: Callable[[], torch.Tensor]) -> torch.Tensor:
     """``run()``, the calls that an op is made of: their backend is the op's, and not a choice of theirs."""
     if torch.compiler.is_compiling() or _asked.get() is None:
         return run()
@@ -121,20 +121,20 @@ def settled(run: Callable[[], torch.Tensor]) -> torch.Tensor:
         _asked.reset(token)
 
 
-def decided(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> str:
+def resolve_auto(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> str:
     """The backend in the arguments of an op; :data:`AUTO`, left by a compiled or exported graph, is chosen now."""
     return _choose(op, impls, x, None) if backend == AUTO else backend
 
 
 def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., torch.Tensor]:
     """The function behind a backend name; a call that did not come through :func:`resolve` is checked here."""
-    name = decided(op, impls, x, backend)
+    name = resolve_auto(op, impls, x, backend)
     for impl in impls:
         if impl.backend == name:
-            refusal = impl.can_run(x)
-            if refusal is None:
+            unsupported = impl.can_run(x)
+            if unsupported is None:
                 return impl.run
-            raise BackendError(f"{op}: backend {name!r} cannot run: {refusal}")
+            raise BackendError(f"{op}: backend {name!r} cannot run: {unsupported}")
     raise ValueError(f"backend: expected one of {sorted(BACKENDS)}, got {name!r}")
 
 
@@ -143,9 +143,9 @@ def choice(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None)
     wanted, source = _wanted(backend)
     rows, chosen = [], None
     for impl in impls:
-        refusal = impl.can_run(x)
-        if refusal is not None:
-            rows.append((impl.backend, f"cannot run: {refusal}"))
+        unsupported = impl.can_run(x)
+        if unsupported is not None:
+            rows.append((impl.backend, f"cannot run: {unsupported}"))
         elif chosen is None and wanted in (None, impl.backend):
             chosen = impl.backend
             rows.append((impl.backend, f"chosen by {source}" if wanted else "chosen: first that can run"))
@@ -164,15 +164,15 @@ def check_name(name: Any, argument: str) -> str:
     return name
 
 
-def reference_can_run(x: torch.Tensor) -> Refusal | None:
+def reference_can_run(x: torch.Tensor) -> Unsupported | None:
     return None
 
 
-def cpu_can_run(x: torch.Tensor) -> Refusal | None:
+def cpu_can_run(x: torch.Tensor) -> Unsupported | None:
     return _elsewhere(x.device.type, "cpu") or _unavailable(_native.CPU)
 
 
-def cuda_can_run(x: torch.Tensor) -> Refusal | None:
+def cuda_can_run(x: torch.Tensor) -> Unsupported | None:
     return (
         _elsewhere(x.device.type, "cuda")
         or _unavailable(_native.CUDA)
@@ -181,14 +181,14 @@ def cuda_can_run(x: torch.Tensor) -> Refusal | None:
     )
 
 
-def triton_can_run(x: torch.Tensor) -> Refusal | None:
+def triton_can_run(x: torch.Tensor) -> Unsupported | None:
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     if x.device.type != "cuda" and not interpreting:
-        return Refusal(f"x is on {x.device.type}, not on cuda, and TRITON_INTERPRET=1 is not set")
+        return Unsupported(f"x is on {x.device.type}, not on cuda, and TRITON_INTERPRET=1 is not set")
     if not _native.has_triton():
-        return Refusal("triton is not installed", "pip install triton")
+        return Unsupported("triton is not installed", "pip install triton")
     if x.device.type == "cuda" and not interpreting and torch.cuda.get_device_capability(x.device) < (7, 0):
-        return Refusal("triton needs compute capability 7.0")
+        return Unsupported("triton needs compute capability 7.0")
     return None
 
 
@@ -210,16 +210,16 @@ def _choose(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
     wanted, source = _wanted(backend)
     if wanted is not None:
         impl = next(i for i in impls if i.backend == wanted)
-        refusal = impl.can_run(x)
-        if refusal is not None:
-            raise BackendError(f"{op}: backend {wanted!r} (from {source}) cannot run: {refusal}")
+        unsupported = impl.can_run(x)
+        if unsupported is not None:
+            raise BackendError(f"{op}: backend {wanted!r} (from {source}) cannot run: {unsupported}")
         return wanted
     for impl in impls:
-        refusal = impl.can_run(x)
-        if refusal is None:
+        unsupported = impl.can_run(x)
+        if unsupported is None:
             return impl.backend
-        if refusal.remedy is not None:
-            _warn_once(op, impl.backend, refusal)
+        if unsupported.remedy is not None:
+            _warn_once(op, impl.backend, unsupported)
     raise BackendError(f"{op}: no backend can run on {x.device.type} tensors of {x.dtype}")
 
 
@@ -234,17 +234,17 @@ def _wanted(argument: str | None) -> tuple[str | None, str]:
 
 
 @functools.cache
-def _elsewhere(found: str, wanted: str) -> Refusal | None:
-    return None if found == wanted else Refusal(f"x is on {found}, not on {wanted}")
+def _elsewhere(found: str, wanted: str) -> Unsupported | None:
+    return None if found == wanted else Unsupported(f"x is on {found}, not on {wanted}")
 
 
-def _unavailable(library: str) -> Refusal | None:
+def _unavailable(library: str) -> Unsupported | None:
     status = _native.load(library)
-    return None if status.loaded else Refusal(status.reason, status.remedy)
+    return None if status.loaded else Unsupported(status.reason, status.remedy)
 
 
 @functools.cache
-def _driver_too_old() -> Refusal | None:
+def _driver_too_old() -> Unsupported | None:
     """The CUDA runtime linked into the library needs a driver of its own major version or a later one.
 
     torch's runtime may be of another version: a torch built for CUDA 12 runs on drivers that are too old for CUDA 13.
@@ -252,14 +252,14 @@ def _driver_too_old() -> Refusal | None:
     runtime, driver = _native.cuda_runtime(), _native.cuda_driver()
     if runtime is None or driver is None or driver[0] >= runtime[0]:
         return None
-    return Refusal(
+    return Unsupported(
         f"the cuda library is built with CUDA {_version(runtime)}, the driver serves CUDA {_version(driver)} at most",
         f"{_driver_for(runtime)}, or with a CUDA {driver[0]} toolkit: {_native.rebuild()}",
     )
 
 
 @functools.cache
-def _not_built_for(device: int) -> Refusal | None:
+def _not_built_for(device: int) -> Unsupported | None:
     """Machine code runs on later devices of its own generation, PTX on all later devices."""
     record = _native.build_record().get(_native.CUDA, {})
     built = _architectures(record.get("architectures"))
@@ -271,14 +271,14 @@ def _not_built_for(device: int) -> Refusal | None:
     if any(_serves(arch, sm) for arch in built):
         return None
     if not any(_serves(arch, sm, ptx=True) for arch in ptx):
-        return Refusal(
+        return Unsupported(
             f"the cuda library is built for {', '.join('sm_' + arch for arch in built)}, the device is sm_{sm}",
             f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.rebuild()}",
         )
     runtime, driver = _native.cuda_runtime(), _native.cuda_driver()
     if runtime is None or driver is None or driver >= runtime:
         return None
-    return Refusal(
+    return Unsupported(
         f"the cuda library serves this device, sm_{sm}, by PTX of CUDA {_version(runtime)} alone, and the driver takes "
         f"that of CUDA {_version(driver)} at most",
         f"POSGAN_FAST_CUDA_ARCHS={sm} {_native.rebuild()}",
@@ -309,7 +309,7 @@ def _version(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _warn_once(op: str, backend: str, refusal: Refusal) -> None:
+def _warn_once(op: str, backend: str, unsupported: Unsupported) -> None:
     if (op, backend) not in _warned:
         _warned.add((op, backend))
-        warnings.warn(f"posgan_fast.{op}: the {backend} backend is skipped: {refusal}", stacklevel=4)
+        warnings.warn(f"posgan_fast.{op}: the {backend} backend is skipped: {unsupported}", stacklevel=4)

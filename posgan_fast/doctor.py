@@ -10,7 +10,7 @@ import torch
 
 from . import _native, functional
 from .backend import BACKENDS, Choice
-from .ops import _blocked
+from .ops.modulated_conv2d import onednn
 
 _Example = tuple[tuple, dict]
 
@@ -40,7 +40,7 @@ def main() -> int:
         if not status.loaded and status.remedy and (library == _native.CPU or torch.cuda.is_available()):
             remedies[f"the {library} library is missing ({status.reason})"] = status.remedy
     packing = (
-        "oneDNN" if _blocked.usable(torch.float32, transposed=False) else "torch, whose operators for oneDNN's refuse"
+        "oneDNN" if onednn.usable(torch.float32, transposed=False) else "torch, whose operators for oneDNN's refuse"
     )
     print(f"prepacked weights: in the layout of {packing}")
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():

@@ -18,7 +18,6 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from . import backend as _backend
-from .ops import _check
 from .ops import bias_act as _bias_act
 from .ops import epilogue2d as _epilogue2d
 from .ops import modulated_conv2d as _modulated_conv2d
@@ -26,6 +25,7 @@ from .ops import prologue2d as _prologue2d
 from .ops import upfirdn2d as _upfirdn2d
 from .ops.bias_act import bias_act, bias_act_
 from .ops.cartesian_grid2d import cartesian_grid2d
+from .ops.common import checks
 from .ops.epilogue2d import epilogue2d
 from .ops.modulated_conv2d import modulated_conv2d
 from .ops.prologue2d import instance_pad2d, map_from_ring, prologue2d, ring_from_map
@@ -84,7 +84,7 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     function, impls = OPS[target]
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding reads no tensor
-    return _backend.choice(target, impls, _check.tensor(x, "x"), bound.get("backend"))
+    return _backend.choice(target, impls, checks.tensor(x, "x"), bound.get("backend"))
 
 
 def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_backend.Choice]:

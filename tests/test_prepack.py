@@ -11,7 +11,8 @@ import torch
 from tolerances import assert_close
 
 from posgan_fast import nn
-from posgan_fast.ops import _blocked, _packed, modulated_conv2d
+from posgan_fast.ops import modulated_conv2d
+from posgan_fast.ops.modulated_conv2d import onednn, weight_cache
 
 LAYERS = {"plain": dict(), "enlarging": dict(up=2), "pixel": dict(kernel_size=1)}
 
@@ -77,12 +78,12 @@ def test_inputs_of_other_sizes(kwargs, dtype):
             assert_close(y, expected, "modulated_conv2d", dtype)
 
 
-@pytest.mark.skipif(not _blocked.usable(torch.float32, False), reason="this torch has no such operators")
+@pytest.mark.skipif(not onednn.usable(torch.float32, False), reason="this torch has no such operators")
 @pytest.mark.parametrize("kwargs", [dict(), dict(up=2)], ids=["plain", "enlarging"])
 def test_weights_are_kept_in_the_layout_of_onednn(kwargs):
     module = nn.prepack(_layer(**kwargs))
     _run(module)
-    ((_, (squares, w, odd)),) = _packed._KEPT[module.weight].values()
+    ((_, (squares, w, odd)),) = weight_cache._KEPT[module.weight].values()
     assert w.is_mkldnn and odd is None and squares.shape == (32, 24)
 
 
@@ -103,11 +104,11 @@ def test_layouts_of_onednn_are_a_gain_and_no_need(broken, monkeypatch):
         return [layer(x, w) for layer in layers[:-1]] + [layers[-1](x, x[:, :, 0, 0])]
 
     with_it = results()
-    _blocked.usable.cache_clear()
-    monkeypatch.setattr(_blocked, "_reordered", refuse)
+    onednn.usable.cache_clear()
+    monkeypatch.setattr(onednn, "_reordered", refuse)
     torch.testing.assert_close(with_it, results())
-    assert not any(_blocked.usable(torch.float32, transposed) for transposed in (False, True))
-    _blocked.usable.cache_clear()
+    assert not any(onednn.usable(torch.float32, transposed) for transposed in (False, True))
+    onednn.usable.cache_clear()
 
 
 def test_padding_maps_use_them_too(packing):
@@ -234,13 +235,13 @@ def test_neither_copied_nor_pickled_nor_kept_alive():
     module = nn.prepack(_layer())
     before = set(module.state_dict())
     _run(module)
-    held = len(_packed._KEPT)
+    held = len(weight_cache._KEPT)
     twins = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
-    assert len(_packed._KEPT) == held and set(module.state_dict()) == before
+    assert len(weight_cache._KEPT) == held and set(module.state_dict()) == before
     assert all(torch.equal(_run(twin), _run(twins[0])) for twin in twins)
     del module
     gc.collect()
-    assert len(_packed._KEPT) == held - 1
+    assert len(weight_cache._KEPT) == held - 1
 
 
 def test_they_can_be_forgotten(packing):

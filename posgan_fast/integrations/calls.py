@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from ..ops import _check
-from ..ops._op import transforms_active
+from ..ops.common import checks
+from ..ops.common.op import transforms_active
 from . import torch_internals
 
 
@@ -36,7 +36,7 @@ def _plain(x: Any) -> bool:
     """Whether ``x`` is a tensor of this library's kinds, not of a subclass (fake, distributed, quantised, ...)."""
     return (
         type(x) in _PLAIN
-        and x.dtype in _check.FLOATS
+        and x.dtype in checks.FLOATS
         and x.device.type in ("cpu", "cuda")
         and x.layout is torch.strided
         and not x.is_nested

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..ops import _check
-from ..ops._activations import ACTIVATIONS
+from ..ops.common import checks
+from ..ops.common.activations import ACTIVATIONS
 from .families import FAMILIES, MAX_LOG2, expand
 from .refill import fill_filters, fill_noise, filter_of, one_average
 from .report import CheckpointError, LoadReport
@@ -50,13 +50,13 @@ def convert_generator(
         TypeError, ValueError: an argument that ``Generator`` would not take.
     """
     if head is not None:
-        _check.choice(head, "head", HEADS)
+        checks.choice(head, "head", HEADS)
     if head_size is not None:
-        head_size = _check.size(head_size, "head_size")
+        head_size = checks.size(head_size, "head_size")
     if no_pad is not None:
-        _check.flag(no_pad, "no_pad")
+        checks.flag(no_pad, "no_pad")
     positive(lr_multiplier, "lr_multiplier")
-    _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
+    checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
     work = Conversion("generator", state, family)
     settings = work.report.settings
     channels = work.channels(lambda r: f"synthesis.b{r}.conv1.bias")
@@ -129,9 +129,9 @@ def convert_discriminator(
 ) -> tuple[State, LoadReport]:
     """The discriminator ``state`` of a family under NVlabs' names; see ``convert_generator``."""
     if head_size is not None:
-        head_size = _check.size(head_size, "head_size")
+        head_size = checks.size(head_size, "head_size")
     if adaptive_pool is not None:
-        _check.flag(adaptive_pool, "adaptive_pool")
+        checks.flag(adaptive_pool, "adaptive_pool")
     work = Conversion("discriminator", state, family)
     channels = work.channels(lambda r: f"b{r}.conv0.bias" if r > 4 else "b4.conv.bias")
     conditional, resnet = work.holds("mapping.embed."), work.holds(".skip.")
@@ -356,7 +356,7 @@ def check_weight(name: Any, value: Any) -> None:
     """Weights are plain numbers in memory; of other tensors torch gives no shape, no storage or no values."""
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(f"state: expected names and tensors, got {name!r:.80}: {type(value).__name__}")
-    if value.dtype not in _check.FLOATS:
+    if value.dtype not in checks.FLOATS:
         raise CheckpointError(f"{name:.80}: expected floating point of 16 to 64 bits, got {value.dtype}")
     strided = value.layout == torch.strided and not value.is_nested
     if not strided or value.untyped_storage().device.type == "meta":
@@ -371,7 +371,7 @@ _COUNTERS = ("decay", "num_updates", "n_averaged", "step", "initted", "updates",
 
 def positive(value: Any, name: str) -> float:
     """A number > 0."""
-    if not _check.real(value, name) > 0:
+    if not checks.real(value, name) > 0:
         raise ValueError(f"{name}: expected a number > 0, got {value}")
     return value
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..ops import _check
-from ..ops._activations import ACTIVATIONS
+from ..ops.common import checks
+from ..ops.common.activations import ACTIVATIONS
 from .containers import Found, find
 from .convert import State, convert_discriminator, convert_generator, positive
 from .families import MAX_LOG2
@@ -42,7 +42,7 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
         CheckpointError: it is damaged, does not hold such a network, or its tensors contradict an argument.
         TypeError: an override that is no argument of ``Generator``.
     """
-    _check.flag(ema, "ema")
+    checks.flag(ema, "ema")
     _check_overrides(overrides, Generator)
     found = find(_read(source), "generator", ema)
     facts, notes = _facts(found.module, "generator")
@@ -144,7 +144,7 @@ def _facts(module: PickledModule | None, network: str) -> tuple[dict[str, Any], 
     facts: dict[str, Any] = {}
     conv = "synthesis.b4.conv1" if generator else "b4.conv"
     for argument, path, name, check in (
-        ("conv_clamp", conv, "conv_clamp", _check.bound),
+        ("conv_clamp", conv, "conv_clamp", checks.bound),
         ("mbstd_group_size", "b4.mbstd", "group_size", _group_size),
         ("activation", conv, "activation", _activation),
         ("mapping_activation", "mapping.fc0", "activation", _activation),
@@ -164,8 +164,8 @@ def _facts(module: PickledModule | None, network: str) -> tuple[dict[str, Any], 
 
 
 def _group_size(value: Any, place: str) -> int | None:
-    return None if value is None else _check.integer(value, place, minimum=1)
+    return None if value is None else checks.integer(value, place, minimum=1)
 
 
 def _activation(value: Any, place: str) -> str:
-    return _check.choice(value, place, tuple(ACTIVATIONS))
+    return checks.choice(value, place, tuple(ACTIVATIONS))

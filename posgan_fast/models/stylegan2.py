@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from ..ops import _check, encodings2d
-from ..ops._activations import ACTIVATIONS
+from ..ops.common import checks, encodings
+from ..ops.common.activations import ACTIVATIONS
 from .stylegan2_discriminator import Discriminator
 from .stylegan2_mapping import ARCHITECTURES, Mapping, resolutions
 from .stylegan2_synthesis import Synthesis
@@ -109,27 +109,27 @@ class Generator(torch.nn.Module):
         lr_multiplier: float = 0.01,
     ) -> None:
         super().__init__()
-        _check.choice(architecture, "architecture", ARCHITECTURES)
-        _check.choice(head, "head", HEADS)
-        _check.choice(layout, "layout", encodings2d.LAYOUTS)
-        _check.choice(activation, "activation", tuple(ACTIVATIONS))
+        checks.choice(architecture, "architecture", ARCHITECTURES)
+        checks.choice(head, "head", HEADS)
+        checks.choice(layout, "layout", encodings.LAYOUTS)
+        checks.choice(activation, "activation", tuple(ACTIVATIONS))
         if mapping_activation is not None:
-            _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
-        _check.flag(interp_head, "interp_head")
-        _check.flag(no_pad, "no_pad")
-        _check.flag(div_half_dim, "div_half_dim")
-        _check.bound(conv_clamp, "conv_clamp")
-        img_channels = _check.integer(img_channels, "img_channels", minimum=1)
-        mapping_layers = _check.integer(mapping_layers, "mapping_layers", minimum=1)
+            checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
+        checks.flag(interp_head, "interp_head")
+        checks.flag(no_pad, "no_pad")
+        checks.flag(div_half_dim, "div_half_dim")
+        checks.bound(conv_clamp, "conv_clamp")
+        img_channels = checks.integer(img_channels, "img_channels", minimum=1)
+        mapping_layers = checks.integer(mapping_layers, "mapping_layers", minimum=1)
         if no_pad and up_after_conv:
             raise ValueError("up_after_conv: expected False or None with no_pad, got True")
         if interp_pad not in (None, 4 if no_pad else 0):
             raise ValueError(f"interp_pad: expected {4 if no_pad else 0} or None with {no_pad=}, got {interp_pad}")
         z_dim, w_dim, c_dim = (
-            _check.integer(v, k, minimum=m)
+            checks.integer(v, k, minimum=m)
             for v, k, m in ((z_dim, "z_dim", 0), (w_dim, "w_dim", 1), (c_dim, "c_dim", 0))
         )
-        height, width = head_size = _check.size(head_size, "head_size")
+        height, width = head_size = checks.size(head_size, "head_size")
         size = resolutions(size)[-1]
         self.size, self.z_dim, self.w_dim, self.c_dim = size, z_dim, w_dim, c_dim
         self.img_channels, self.img_size = img_channels, (size * height // 4, size * width // 4)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from ..ops import _check, _layout
-from ..ops._activations import ACTIVATIONS
+from ..ops.common import checks, layout
+from ..ops.common.activations import ACTIVATIONS
 from .stylegan2_mapping import ARCHITECTURES, Mapping, check_latent, full, resolutions, widths
 
 
@@ -58,22 +58,22 @@ class Discriminator(torch.nn.Module):
         lr_multiplier: float = 0.01,
     ) -> None:
         super().__init__()
-        _check.choice(architecture, "architecture", ARCHITECTURES)
-        c_dim = _check.integer(c_dim, "c_dim", minimum=0)
-        img_channels = _check.integer(img_channels, "img_channels", minimum=1)
-        mapping_layers = _check.integer(mapping_layers, "mapping_layers", minimum=1)
-        _check.choice(activation, "activation", tuple(ACTIVATIONS))
+        checks.choice(architecture, "architecture", ARCHITECTURES)
+        c_dim = checks.integer(c_dim, "c_dim", minimum=0)
+        img_channels = checks.integer(img_channels, "img_channels", minimum=1)
+        mapping_layers = checks.integer(mapping_layers, "mapping_layers", minimum=1)
+        checks.choice(activation, "activation", tuple(ACTIVATIONS))
         if mapping_activation is not None:
-            _check.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
-        _check.flag(adaptive_pool, "adaptive_pool")
-        _check.bound(conv_clamp, "conv_clamp")
+            checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
+        checks.flag(adaptive_pool, "adaptive_pool")
+        checks.bound(conv_clamp, "conv_clamp")
         if mbstd_group_size is not None:
-            mbstd_group_size = _check.integer(mbstd_group_size, "mbstd_group_size", minimum=1)
-        mbstd_num_channels = _check.integer(mbstd_num_channels, "mbstd_num_channels", minimum=0)
+            mbstd_group_size = checks.integer(mbstd_group_size, "mbstd_group_size", minimum=1)
+        mbstd_num_channels = checks.integer(mbstd_num_channels, "mbstd_num_channels", minimum=0)
         size = resolutions(size)[-1]
         channels = widths(size, channel_multiplier, channel_max)
         self.size, self.c_dim, self.img_channels, self.adaptive_pool = size, c_dim, img_channels, adaptive_pool
-        height, width = _check.size(head_size, "head_size")
+        height, width = checks.size(head_size, "head_size")
         self.img_size = (size * height // 4, size * width // 4)
         self.resolutions = resolutions(size)[:0:-1]
         common: dict[str, Any] = dict(
@@ -105,11 +105,11 @@ class Discriminator(torch.nn.Module):
             ValueError: an image of another size, unless ``adaptive_pool``; a label of another shape, or one where there
                 is none; a batch that does not divide into groups.
         """
-        _check.features(image, "image", self.img_channels, self.b4.out.weight)
+        checks.features(image, "image", self.img_channels, self.b4.out.weight)
         check_latent(c, "c", self.c_dim, self.b4.out.weight, image)
         if not self.adaptive_pool and image.shape[2:] != self.img_size:
             raise ValueError(f"image: expected {self.img_size} pixels, got {tuple(image.shape[2:])}")
-        image = _layout.in_format(image, torch.channels_last)  # which every layer keeps, and filters fastest
+        image = layout.in_format(image, torch.channels_last)  # which every layer keeps, and filters fastest
         x = None
         for r in self.resolutions:
             x, image = getattr(self, f"b{r}")(x, image)

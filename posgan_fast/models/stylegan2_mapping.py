@@ -8,9 +8,9 @@ import torch
 
 from .. import functional as PF
 from .. import nn
-from ..ops import _check
-from ..ops._activations import ACTIVATIONS
-from ..ops._op import transforms_active
+from ..ops.common import checks
+from ..ops.common.activations import ACTIVATIONS
+from ..ops.common.op import transforms_active
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 
@@ -45,15 +45,15 @@ class Mapping(torch.nn.Module):
         w_avg_beta: float = 0.995,
     ) -> None:
         super().__init__()
-        z_dim = _check.integer(z_dim, "z_dim", minimum=0)
-        c_dim = _check.integer(c_dim, "c_dim", minimum=0)
+        z_dim = checks.integer(z_dim, "z_dim", minimum=0)
+        c_dim = checks.integer(c_dim, "c_dim", minimum=0)
         if z_dim + c_dim == 0:
             raise ValueError("z_dim: expected a latent or a label, got z_dim=0 and c_dim=0")
-        w_dim = _check.integer(w_dim, "w_dim", minimum=1)
-        num_layers = _check.integer(num_layers, "num_layers", minimum=1)
-        _check.choice(activation, "activation", tuple(ACTIVATIONS))
+        w_dim = checks.integer(w_dim, "w_dim", minimum=1)
+        num_layers = checks.integer(num_layers, "num_layers", minimum=1)
+        checks.choice(activation, "activation", tuple(ACTIVATIONS))
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
-        self.num_layers, self.w_avg_beta = num_layers, _check.real(w_avg_beta, "w_avg_beta")
+        self.num_layers, self.w_avg_beta = num_layers, checks.real(w_avg_beta, "w_avg_beta")
         self.embed = nn.EqualLinear(c_dim, w_dim) if c_dim else None
         features = [z_dim + (w_dim if c_dim else 0), *[w_dim] * num_layers]
         for i in range(num_layers):
@@ -83,9 +83,9 @@ class Mapping(torch.nn.Module):
         Raises:
             TypeError, ValueError: a latent or label of another type or shape, or one too many or too few.
         """
-        psi = _check.real(truncation_psi, "truncation_psi")
+        psi = checks.real(truncation_psi, "truncation_psi")
         if truncation_cutoff is not None:
-            truncation_cutoff = _check.integer(truncation_cutoff, "truncation_cutoff", minimum=0)
+            truncation_cutoff = checks.integer(truncation_cutoff, "truncation_cutoff", minimum=0)
         check_latent(z, "z", self.z_dim, self.fc0.weight)
         check_latent(c, "c", self.c_dim, self.fc0.weight, z if self.z_dim else None)
         parts = []
@@ -122,7 +122,7 @@ def resolutions(size: int) -> list[int]:
     Raises:
         TypeError, ValueError: not a power of two >= 8.
     """
-    size = _check.integer(size, "size")
+    size = checks.integer(size, "size")
     if size < 8 or size & (size - 1):
         raise ValueError(f"size: expected a power of two >= 8, got {size}")
     return [2**i for i in range(2, size.bit_length())]
@@ -134,14 +134,14 @@ def widths(size: int, multiplier: float, maximum: int) -> dict[int, int]:
     Raises:
         TypeError, ValueError: a multiplier that leaves no channel at the last resolution, a maximum < 1.
     """
-    multiplier = _check.real(multiplier, "channel_multiplier", minimum=resolutions(size)[-1] / 16384)
-    maximum = _check.integer(maximum, "channel_max", minimum=1)
+    multiplier = checks.real(multiplier, "channel_multiplier", minimum=resolutions(size)[-1] / 16384)
+    maximum = checks.integer(maximum, "channel_max", minimum=1)
     return {r: min(int(16384 * multiplier) // r, maximum) for r in resolutions(size)}
 
 
 def full(x: torch.Tensor) -> torch.Tensor:
     """Out of half precision."""
-    return x.to(_check.arithmetic(x.dtype))
+    return x.to(checks.arithmetic(x.dtype))
 
 
 def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: torch.Tensor | None = None) -> None:
@@ -159,7 +159,7 @@ def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: t
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     if value.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
-    _check.same_device(value, name, like, like="the network")
+    checks.same_device(value, name, like, like="the network")
     if value.ndim != 2 or value.shape[1] != size or (beside is not None and value.shape[0] != n):
         raise ValueError(f"{name}: expected {expected}, got {tuple(value.shape)}")
 

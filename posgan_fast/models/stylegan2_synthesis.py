@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from ..ops import _check, _layout, encodings2d
+from ..ops.common import checks, encodings, layout
 from .stylegan2_mapping import full, resolutions, widths
 
 Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
@@ -90,7 +90,7 @@ class Synthesis(torch.nn.Module):
             TypeError: an argument, or an entry of a list, of the wrong type.
             ValueError: a wrong shape, size, device or mode.
         """
-        if _check.tensor(ws, "ws").ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+        if checks.tensor(ws, "ws").ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws: expected shape [N, {self.num_ws}, {self.w_dim}], got {tuple(ws.shape)}")
         head_map, *maps = _entries(pad_maps, "pad_maps", self.num_convs + 1)
         given = _entries(noises, "noises", self.num_convs)
@@ -160,7 +160,7 @@ class HeadBlock(torch.nn.Module):
         self.base_size = (head_size[0] + border, head_size[1] + border)
         self.encoding: dict[str, Any] = dict(layout=layout, base_size=self.base_size if interp_head else None)
         if head == "spe":
-            encodings2d.check_channels(channels, layout, div_half_dim, "channel_max")
+            encodings.check_channels(channels, layout, div_half_dim, "channel_max")
             self.encoding |= dict(channels=channels, div_half_dim=div_half_dim)
         if head == "constant":
             self.const = torch.nn.Parameter(torch.randn(channels, *self.base_size))
@@ -179,7 +179,7 @@ class HeadBlock(torch.nn.Module):
     def forward(self, ws, features, pad_map, noise_mode, noise, scale):
         """Features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
         # Every later layer keeps the format, in which convolutions and epilogues run fastest.
-        x = _layout.in_format(self._features(ws.shape[0], scale, features), torch.channels_last)
+        x = layout.in_format(self._features(ws.shape[0], scale, features), torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         return x, None if self.torgb is None else full(self.torgb(x, ws[:, 1]))
 
@@ -300,13 +300,13 @@ def _given(name: str, values: Sequence[Any], sizes: Sequence[Any], ws: torch.Ten
     for i, (value, size) in enumerate(zip(values, sizes, strict=True)):
         if value is not None:
             entry = f"{name}[{i}]"
-            _check.same_device(_check.tensor(value, entry), entry, ws, "ws")
+            checks.same_device(checks.tensor(value, entry), entry, ws, "ws")
             found.append((entry, tuple(value.shape), size))
     return found
 
 
 def _both(scale: int | tuple[int, int]) -> tuple[int, int]:
-    return _check.pair(scale, "scale", minimum=0, axes="[rows, columns]")
+    return checks.pair(scale, "scale", minimum=0, axes="[rows, columns]")
 
 
 def _centre(pad_map: torch.Tensor, h: int, w: int) -> torch.Tensor:

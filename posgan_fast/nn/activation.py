@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from .. import functional as PF
-from ..ops import _check
 from ..ops.bias_act import ACTIVATIONS
+from ..ops.common import checks
 from .foreign import BIAS_ACT, Convertible
 
 
@@ -39,14 +39,14 @@ class BiasAct(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels is not None or _check.flag(bias, "bias"):
-            channels = _check.integer(channels, "channels", minimum=1)
+        if channels is not None or checks.flag(bias, "bias"):
+            channels = checks.integer(channels, "channels", minimum=1)
         self.channels = channels
-        self.dim = _check.integer(dim, "dim")
-        self.alpha = None if alpha is None else _check.real(alpha, "alpha")
-        self.gain = None if gain is None else _check.real(gain, "gain")
-        self.clamp = _check.bound(clamp, "clamp")
-        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
+        self.dim = checks.integer(dim, "dim")
+        self.alpha = None if alpha is None else checks.real(alpha, "alpha")
+        self.gain = None if gain is None else checks.real(gain, "gain")
+        self.clamp = checks.bound(clamp, "clamp")
+        self.act = checks.choice(act, "act", tuple(ACTIVATIONS))
         self.bias = bias_parameter(bias, channels, 0.0, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,13 +60,13 @@ class BiasAct(Convertible):
 
 def bias_parameter(bias, size, value, device, dtype):
     """The bias [size], ``value`` everywhere; None where ``bias`` is False."""
-    _check.device(device)
-    if not _check.flag(bias, "bias"):
+    checks.device(device)
+    if not checks.flag(bias, "bias"):
         return None
-    return torch.nn.Parameter(torch.full([size], _check.real(value, "bias_init"), device=device, dtype=dtype))
+    return torch.nn.Parameter(torch.full([size], checks.real(value, "bias_init"), device=device, dtype=dtype))
 
 
 def finish(act: str, clamp: float | None, gain: float) -> dict[str, Any]:
     """The end of a layer as the epilogue takes it: the act's own gain, and it and the clamp times ``gain``."""
-    gain = _check.real(gain, "gain")
+    gain = checks.real(gain, "gain")
     return dict(act=act, gain=ACTIVATIONS[act].gain * gain, clamp=None if clamp is None else clamp * abs(gain))

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from .. import functional as PF
-from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
+from ..ops.common import checks
+from ..ops.modulated_conv2d import conv2d_resample, onednn
 from .activation import bias_parameter, finish
 from .foreign import Convertible
 from .foreign_conv import EQUAL_CONV2D
@@ -55,14 +56,14 @@ class EqualConv2d(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.up, self.down = _check.factors(up, down)
-        self.stride = _check.integer(stride, "stride", minimum=1)
+        self.up, self.down = checks.factors(up, down)
+        self.stride = checks.integer(stride, "stride", minimum=1)
         if self.stride > 1 and self.up * self.down > 1:
             raise ValueError(f"stride: expected 1 beside up={up} and down={down}, got {stride}")
-        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
-        self.clamp = _check.bound(clamp, "clamp")
+        self.act = checks.choice(act, "act", tuple(ACTIVATIONS))
+        self.clamp = checks.bound(clamp, "clamp")
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.padding = self.weight.shape[2] // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
+        self.padding = self.weight.shape[2] // 2 if padding is None else checks.integer(padding, "padding", minimum=0)
         self.weight_gain = 1 / math.sqrt(self.weight[0].numel())
         self.bias = bias_parameter(bias, out_channels, 0.0, device, dtype)
         self.register_buffer("resample_filter", filter_buffer(resample_filter, self.up * self.down > 1, device))
@@ -74,8 +75,8 @@ class EqualConv2d(Convertible):
         Raises:
             ValueError: an image smaller than the kernel.
         """
-        _check.features(x, "x", self.weight.shape[1], self.weight)
-        height, width = _conv2d.out_size(x, self.weight, self.up, self.down, self.padding, self.resample_filter)
+        checks.features(x, "x", self.weight.shape[1], self.weight)
+        height, width = conv2d_resample.out_size(x, self.weight, self.up, self.down, self.padding, self.resample_filter)
         if height < 1 or width < 1:
             raise ValueError(f"x: expected at least the size of the kernel, got shape {tuple(x.shape)} for {self}")
         weight = (self.weight * self.weight_gain).to(x.dtype)
@@ -83,12 +84,12 @@ class EqualConv2d(Convertible):
         f, p = self.resample_filter, self.padding
         if self.up > 1:
             w = weight if weight.shape[2] == 1 else weight.transpose(0, 1)
-            y, (up, _, padding, _, filter_gain) = _conv2d.enlarge(x, w, self.up, p, None, f, None)
+            y, (up, _, padding, _, filter_gain) = conv2d_resample.upsample_conv2d(x, w, self.up, p, None, f, None)
             return PF.epilogue2d(y, f, b=self.bias, up=up, padding=padding, filter_gain=filter_gain, **end)
         if self.stride > 1:
-            y = _conv2d.conv2d(x, weight, stride=self.stride, padding=(p, p))
+            y = onednn.conv2d(x, weight, stride=self.stride, padding=(p, p))
         else:
-            y = _conv2d.convolve(x, weight, None, self.down, p, None, f, None)
+            y = conv2d_resample.downsample_conv2d(x, weight, None, self.down, p, None, f, None)
         return PF.epilogue2d(y, b=self.bias, **end)
 
     def extra_repr(self) -> str:
@@ -102,7 +103,7 @@ class EqualConv2d(Convertible):
 def equal_kernel(in_channels, out_channels, kernel_size, device, dtype):
     """A weight [O, I, k, k] of N(0, 1)."""
     named = ((out_channels, "out_channels"), (in_channels, "in_channels"), (kernel_size, "kernel_size"))
-    o, i, k = (_check.integer(value, name, minimum=1) for value, name in named)
-    _check.device(device)
-    _check.parameter_dtype(dtype)
+    o, i, k = (checks.integer(value, name, minimum=1) for value, name in named)
+    checks.device(device)
+    checks.parameter_dtype(dtype)
     return torch.randn(o, i, k, k, device=device, dtype=dtype)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from .. import functional as PF
-from ..ops import _check, encodings2d, prologue2d
+from ..ops import prologue2d
+from ..ops.common import checks, encodings
 
 
 class _Encoding(torch.nn.Module):
@@ -15,9 +16,9 @@ class _Encoding(torch.nn.Module):
 
     def __init__(self, join: str, layout: str, base_size: Sequence[int] | None) -> None:
         super().__init__()
-        self.join = _check.choice(join, "join", prologue2d.JOINS)
-        self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
-        self.base_size = encodings2d.check_base(base_size)
+        self.join = checks.choice(join, "join", prologue2d.JOINS)
+        self.layout = checks.choice(layout, "layout", encodings.LAYOUTS)
+        self.base_size = encodings.check_base(base_size)
 
     def extra_repr(self) -> str:
         return f"join={self.join!r}, layout={self.layout!r}, base_size={self.base_size}"
@@ -44,12 +45,12 @@ class SinusoidalEncoding2d(_Encoding):
         base_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__(join, layout, base_size)
-        self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
-        self.channels = encodings2d.check_channels(channels, layout, div_half_dim)
+        self.div_half_dim = checks.flag(div_half_dim, "div_half_dim")
+        self.channels = encodings.check_channels(channels, layout, div_half_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to the same shape ("add", C = channels) or to [N, C + channels, H, W] ("concat")."""
-        _check.tensor(x, "x", ndim=4)
+        checks.tensor(x, "x", ndim=4)
         if self.join == "add" and x.shape[1] != self.channels:
             raise ValueError(f"x: expected {self.channels} channels to add the encoding to, got {x.shape[1]}")
         return PF.prologue2d(
@@ -102,17 +103,17 @@ class PositionalNoise2d(torch.nn.Module):
         base_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.channels = _check.integer(channels, "channels", minimum=1)
-        self.encode = None if encode is None else _check.choice(encode, "encode", encodings2d.KINDS)
-        self.padding = _check.padding(padding)
+        self.channels = checks.integer(channels, "channels", minimum=1)
+        self.encode = None if encode is None else checks.choice(encode, "encode", encodings.KINDS)
+        self.padding = checks.padding(padding)
         if min(self.padding) < 0:
             raise ValueError(f"padding: expected no negative number, got {self.padding}")
-        self.mode = _check.choice(mode, "mode", ("zeros", "reflect"))
-        self.layout = _check.choice(layout, "layout", encodings2d.LAYOUTS)
-        self.div_half_dim = _check.flag(div_half_dim, "div_half_dim")
-        self.base_size = encodings2d.check_base(base_size)
+        self.mode = checks.choice(mode, "mode", ("zeros", "reflect"))
+        self.layout = checks.choice(layout, "layout", encodings.LAYOUTS)
+        self.div_half_dim = checks.flag(div_half_dim, "div_half_dim")
+        self.base_size = encodings.check_base(base_size)
         if encode == "spe":
-            encodings2d.check_channels(channels, layout, div_half_dim)
+            encodings.check_channels(channels, layout, div_half_dim)
         if encode == "csg" and channels != 2:
             raise ValueError(f"channels: expected 2 with encode='csg', got {channels}")
         if encode is None and base_size is not None:
@@ -123,11 +124,11 @@ class PositionalNoise2d(torch.nn.Module):
     ) -> torch.Tensor:
         """``noise`` [N, channels or 1, H, W], ``image`` [N, channels, H, W] or None and the noise's ``weight``, a
         number or a tensor [], to [N, channels, H + top + bottom, W + left + right], in the dtype of the image."""
-        _check.tensor(noise, "noise", ndim=4)
+        checks.tensor(noise, "noise", ndim=4)
         if image is not None:
             n, _, h, w = noise.shape
-            _check.tensor(image, "image", shape=(n, self.channels, h, w))
-            _check.same_device(image, "image", noise, like="noise")
+            checks.tensor(image, "image", shape=(n, self.channels, h, w))
+            checks.same_device(image, "image", noise, like="noise")
             noise = noise.to(image.dtype)
         if noise.shape[1] == 1:
             noise = noise.expand(-1, self.channels, -1, -1)
@@ -138,7 +139,7 @@ class PositionalNoise2d(torch.nn.Module):
             if weight.numel() != 1:
                 raise ValueError(f"weight: expected a number or a tensor of one, got shape {tuple(weight.shape)}")
             styles = weight.reshape(1, 1).expand(1, self.channels)
-        elif _check.real(weight, "weight") != 1:
+        elif checks.real(weight, "weight") != 1:
             styles = torch.full((1, self.channels), weight, dtype=torch.float64, device=noise.device)
         return PF.prologue2d(
             noise,

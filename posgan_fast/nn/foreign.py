@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ..ops import _check
 from ..ops.bias_act import ACTIVATIONS
+from ..ops.common import checks
 
 L = TypeVar("L", bound="Convertible")
 
@@ -130,7 +130,7 @@ def _assign(owner: torch.nn.Module, name: str, value: torch.Tensor) -> None:
     expected = getattr(owner, name)
     if value.shape != expected.shape and name != "resample_filter":
         raise TypeError(f"module: expected {tuple(expected.shape)} for {name}, got shape {tuple(value.shape)}")
-    _check.tensor(value, name)
+    checks.tensor(value, name)
     if name in owner._parameters:
         value = torch.nn.Parameter(value.detach(), value.requires_grad)
     setattr(owner, name, value)

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
-from ..ops import _autocast, _check
 from ..ops.bias_act import ACTIVATIONS
+from ..ops.common import autocast, checks
 from .activation import bias_parameter
 from .foreign import EQUAL_LINEAR, Convertible
 
@@ -38,14 +38,14 @@ class EqualLinear(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = _check.integer(in_features, "in_features", minimum=1)
-        self.out_features = _check.integer(out_features, "out_features", minimum=1)
-        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
-        self.lr_multiplier = _check.real(lr_multiplier, "lr_multiplier")
+        self.in_features = checks.integer(in_features, "in_features", minimum=1)
+        self.out_features = checks.integer(out_features, "out_features", minimum=1)
+        self.act = checks.choice(act, "act", tuple(ACTIVATIONS))
+        self.lr_multiplier = checks.real(lr_multiplier, "lr_multiplier")
         if self.lr_multiplier <= 0:
             raise ValueError(f"lr_multiplier: expected a number > 0, got {lr_multiplier}")
-        _check.device(device)
-        _check.parameter_dtype(dtype)
+        checks.device(device)
+        checks.parameter_dtype(dtype)
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier
         self.weight = torch.nn.Parameter(weight)
@@ -53,10 +53,10 @@ class EqualLinear(Convertible):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
-        if _check.tensor(x, "x").shape[-1:] != (self.in_features,):
+        if checks.tensor(x, "x").shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
-        _check.same_device(x, "x", self.weight, like="weight")
-        with _autocast.disabled(x):
+        checks.same_device(x, "x", self.weight, like="weight")
+        with autocast.disabled(x):
             weight, x = self.weight.to(x.dtype), x * self.weight_gain  # which is smaller than the weight
             bias = None if self.bias is None else self.bias.to(x.dtype)
             if bias is not None and self.lr_multiplier != 1:

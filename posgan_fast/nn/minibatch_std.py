@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..ops import _check
+from ..ops.common import checks
 from .foreign import MINIBATCH_STD, Convertible
 
 
@@ -23,8 +23,8 @@ class MinibatchStd(Convertible):
 
     def __init__(self, group_size: int | None = 4, num_channels: int = 1) -> None:
         super().__init__()
-        self.group_size = None if group_size is None else _check.integer(group_size, "group_size", minimum=1)
-        self.num_channels = _check.integer(num_channels, "num_channels", minimum=1)
+        self.group_size = None if group_size is None else checks.integer(group_size, "group_size", minimum=1)
+        self.num_channels = checks.integer(num_channels, "num_channels", minimum=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to [N, C + num_channels, H, W].
@@ -32,13 +32,13 @@ class MinibatchStd(Convertible):
         Raises:
             ValueError: N is no multiple of the group, or C none of ``num_channels``.
         """
-        n, c, h, w = _check.tensor(x, "x", ndim=4).shape
+        n, c, h, w = checks.tensor(x, "x", ndim=4).shape
         group = max(n if self.group_size is None else min(self.group_size, n), 1)
         if n % group:
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
         if c % self.num_channels:
             raise ValueError(f"x: expected channels that are a multiple of {self.num_channels}, got {c}")
-        acc = _check.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        acc = checks.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         y = x.to(acc).reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
         y = y - y.mean(0)
         deviation = (y.square().mean(0) + 1e-8).sqrt()  # [n, F, C / F, H, W]

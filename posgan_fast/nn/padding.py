@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
-from ..ops import _check
+from ..ops.common import checks
 
 
 class InstancePad2d(torch.nn.Module):
@@ -37,13 +37,13 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        in_channels = _check.integer(in_channels, "in_channels", minimum=1)
-        out_channels = _check.integer(out_channels, "out_channels", minimum=1)
+        in_channels = checks.integer(in_channels, "in_channels", minimum=1)
+        out_channels = checks.integer(out_channels, "out_channels", minimum=1)
         kernel_size, stride, dilation = (
-            _check.pair(value, name, minimum=1, axes="[height, width]")
+            checks.pair(value, name, minimum=1, axes="[height, width]")
             for value, name in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation"))
         )
-        _check.flag(bias, "bias")
+        checks.flag(bias, "bias")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, 1, dilation, groups, bias, device=device, dtype=dtype
         )
@@ -81,6 +81,6 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         """[N, I, H, W] to [N, O, H', W']; ``pad_map`` as in :class:`InstancePad2d`, raw, in the space of ``x``."""
         if pad_map is None:
             return super().forward(x)
-        _check.features(x, "x", self.in_channels, self.weight)
+        checks.features(x, "x", self.in_channels, self.weight)
         x = PF.instance_pad2d(x, pad_map)  # [N, I, H + 2, W + 2]
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import torch
 
-from ..ops import _check, _packed
+from ..ops.common import checks
+from ..ops.modulated_conv2d import weight_cache
 from .style import ModulatedConv2d, StyleConv
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -37,11 +38,11 @@ def prepack(module: M, enable: bool = True) -> M:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    _check.flag(enable, "enable")
+    checks.flag(enable, "enable")
     weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
     for weight in weights:
         if enable:
-            _packed.keep(weight)
+            weight_cache.keep(weight)
         else:
-            _packed.forget(weight)
+            weight_cache.forget(weight)
     return module

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import functional as PF
-from ..ops import _check
+from ..ops.common import checks
 from .foreign import BLUR2D, DOWNSAMPLE2D, UPSAMPLE2D, Convertible
 
 TAPS = (1, 3, 3, 1)
@@ -19,7 +19,7 @@ class _Resample(Convertible):
 
     def __init__(self, resample_filter: Any, gain: float, device: torch.device | str | None) -> None:
         super().__init__()
-        self.gain = _check.real(gain, "gain")
+        self.gain = checks.real(gain, "gain")
         self.register_buffer("resample_filter", PF.setup_filter(resample_filter, device))
 
     def extra_repr(self) -> str:
@@ -36,7 +36,7 @@ class _ByFactor(_Resample):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(resample_filter, gain, device)
-        self.factor = _check.pair(factor, "factor", minimum=1)
+        self.factor = checks.pair(factor, "factor", minimum=1)
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}, {super().extra_repr()}"
@@ -102,7 +102,7 @@ class Blur2d(_Resample):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(resample_filter, gain, device)
-        self.padding = _check.padding(padding)
+        self.padding = checks.padding(padding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to [N, C, H + top + bottom, W + left + right] of ``padding``, in the dtype of ``x``."""

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
-from ..ops import _check, _conv2d
 from ..ops.bias_act import ACTIVATIONS
+from ..ops.common import checks
+from ..ops.modulated_conv2d import conv2d_resample
 from .activation import finish
 from .conv import equal_kernel
 from .foreign import Convertible
@@ -60,15 +61,15 @@ class ModulatedConv2d(Convertible):
     ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.up, self.down = _check.factors(up, down)
-        self.padding = self.weight.shape[2] // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
-        self.demodulate = _check.flag(demodulate, "demodulate")
+        self.up, self.down = checks.factors(up, down)
+        self.padding = self.weight.shape[2] // 2 if padding is None else checks.integer(padding, "padding", minimum=0)
+        self.demodulate = checks.flag(demodulate, "demodulate")
         self.style_gain = 1.0 if demodulate else 1 / math.sqrt(self.weight[0].numel())
-        self.eps = _check.real(eps, "eps", minimum=0)
+        self.eps = checks.real(eps, "eps", minimum=0)
         self.register_buffer("resample_filter", filter_buffer(resample_filter, self.up * self.down > 1, device))
         self.affine: EqualLinear | None = None
         if w_dim is not None:
-            w_dim = _check.integer(w_dim, "w_dim", minimum=1)
+            w_dim = checks.integer(w_dim, "w_dim", minimum=1)
             self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
 
     def forward(
@@ -85,10 +86,10 @@ class ModulatedConv2d(Convertible):
     ) -> torch.Tensor:
         """``x`` [N, I, H, W] and ``styles`` [N, I], or the latent [N, w_dim] of a layer with ``w_dim``, to
         [N, O, H', W']; :func:`posgan_fast.functional.modulated_conv2d` has the rest."""
-        _check.features(x, "x", self.weight.shape[1], self.weight)
+        checks.features(x, "x", self.weight.shape[1], self.weight)
         if self.affine is not None:
-            _check.tensor(styles, "styles", shape=(x.shape[0], self.affine.in_features))
-            _check.same_device(styles, "styles", x)
+            checks.tensor(styles, "styles", shape=(x.shape[0], self.affine.in_features))
+            checks.same_device(styles, "styles", x)
             styles = self.affine(styles)
         return PF.modulated_conv2d(
             x,
@@ -172,25 +173,25 @@ class StyleConv(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        w_dim = _check.integer(w_dim, "w_dim", minimum=1)
+        w_dim = checks.integer(w_dim, "w_dim", minimum=1)
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.up = _check.integer(up, "up", minimum=1)
-        self.padding = self.weight.shape[2] // 2 if padding is None else _check.integer(padding, "padding", minimum=0)
-        self.up_after_conv = None if up_after_conv is None else _check.flag(up_after_conv, "up_after_conv")
-        self.interp_pad = _check.integer(interp_pad, "interp_pad", minimum=0)
+        self.up = checks.integer(up, "up", minimum=1)
+        self.padding = self.weight.shape[2] // 2 if padding is None else checks.integer(padding, "padding", minimum=0)
+        self.up_after_conv = None if up_after_conv is None else checks.flag(up_after_conv, "up_after_conv")
+        self.interp_pad = checks.integer(interp_pad, "interp_pad", minimum=0)
         if interp_pad and up_after_conv is None:
             raise ValueError(f"interp_pad: expected 0 unless up_after_conv is True or False, got {interp_pad}")
-        self.act = _check.choice(act, "act", tuple(ACTIVATIONS))
-        self.clamp = _check.bound(clamp, "clamp")
-        self.eps = _check.real(eps, "eps", minimum=0)
+        self.act = checks.choice(act, "act", tuple(ACTIVATIONS))
+        self.clamp = checks.bound(clamp, "clamp")
+        self.eps = checks.real(eps, "eps", minimum=0)
         filters = self.up > 1 and self.up_after_conv is None
         self.register_buffer("resample_filter", filter_buffer(resample_filter, filters, device))
-        self.noise_mode = None if noise_mode is None else _check.choice(noise_mode, "noise_mode", NOISE_MODES)
+        self.noise_mode = None if noise_mode is None else checks.choice(noise_mode, "noise_mode", NOISE_MODES)
         self.noise_strength: torch.nn.Parameter | None = None
-        if _check.flag(use_noise, "use_noise"):
+        if checks.flag(use_noise, "use_noise"):
             self.noise_strength = torch.nn.Parameter(torch.zeros([], device=device, dtype=dtype))
         if use_noise and resolution is not None:
-            size = _check.pair(resolution, "resolution", minimum=1, axes="[height, width]")
+            size = checks.pair(resolution, "resolution", minimum=1, axes="[height, width]")
             self.register_buffer("noise_const", torch.randn(size, device=device, dtype=dtype))
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
@@ -215,9 +216,9 @@ class StyleConv(Convertible):
             noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
             gain: multiplies the result and the clamp.
         """
-        _check.features(x, "x", self.weight.shape[1], self.weight)
-        _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
-        _check.same_device(w, "w", x)
+        checks.features(x, "x", self.weight.shape[1], self.weight)
+        checks.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
+        checks.same_device(w, "w", x)
         noise = self._noise(x, noise_mode, noise)
         styles = self.affine(w)  # [N, I]
         end = finish(self.act, self.clamp, gain)
@@ -258,7 +259,7 @@ class StyleConv(Convertible):
         if self.up_after_conv is False:
             height, width = height * self.up + self.interp_pad, width * self.up + self.interp_pad
         up = self.up if enlarges else 1
-        h, w = _conv2d.surrounded_size((height, width), self.weight, up, self.padding, self.resample_filter)
+        h, w = conv2d_resample.surrounded_size((height, width), self.weight, up, self.padding, self.resample_filter)
         return o if enlarges else i, h + 2, w + 2
 
     def extra_repr(self) -> str:
@@ -274,7 +275,7 @@ class StyleConv(Convertible):
 
     def _noise(self, x: torch.Tensor, mode: str | None, noise: torch.Tensor | None) -> torch.Tensor | None:
         """Noise times its strength, [H', W'] or [N or 1, 1, H', W'], or None."""
-        mode = self.noise_mode if mode is None else _check.choice(mode, "noise_mode", NOISE_MODES)
+        mode = self.noise_mode if mode is None else checks.choice(mode, "noise_mode", NOISE_MODES)
         if mode is None:
             mode = "random" if self.training else "const"
         strength = self.noise_strength
@@ -298,7 +299,7 @@ class StyleConv(Convertible):
                 noise = self.noise_const
                 if (rows, columns) != (h, w):
                     noise = noise.repeat(-(-h // rows), -(-w // columns))[:h, :w]
-        if _check.tensor(noise, "noise").ndim == 2:
+        if checks.tensor(noise, "noise").ndim == 2:
             noise = noise[None, None]
         return noise * strength
 
@@ -332,9 +333,9 @@ class ToRGB(Convertible):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        w_dim = _check.integer(w_dim, "w_dim", minimum=1)
+        w_dim = checks.integer(w_dim, "w_dim", minimum=1)
         self.weight = torch.nn.Parameter(equal_kernel(in_channels, out_channels, kernel_size, device, dtype))
-        self.clamp = _check.bound(clamp, "clamp")
+        self.clamp = checks.bound(clamp, "clamp")
         self.style_gain = 1 / math.sqrt(self.weight[0].numel())
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
@@ -346,9 +347,9 @@ class ToRGB(Convertible):
         ``skip`` [N, O, H / 2, W / 2], the image of lower resolution, is enlarged and added; the result then has the
         wider dtype of the two.
         """
-        _check.features(x, "x", self.weight.shape[1], self.weight)
-        _check.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
-        _check.same_device(w, "w", x)
+        checks.features(x, "x", self.weight.shape[1], self.weight)
+        checks.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
+        checks.same_device(w, "w", x)
         if skip is not None:
             self._check_skip(skip, x)
         y = PF.modulated_conv2d(
@@ -374,5 +375,5 @@ class ToRGB(Convertible):
         h, w = h + (k + 1) % 2, w + (k + 1) % 2  # of the result
         if h % 2 or w % 2:
             raise ValueError(f"skip: expected None for a result of the odd size {h} x {w}, got a tensor")
-        _check.tensor(skip, "skip", shape=(n, o, h // 2, w // 2))
-        _check.same_device(skip, "skip", x)
+        checks.tensor(skip, "skip", shape=(n, o, h // 2, w // 2))
+        checks.same_device(skip, "skip", x)

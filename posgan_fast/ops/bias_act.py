@@ -37,9 +37,9 @@ from typing import Any
 import torch
 
 from .. import backend as _backend
-from . import _activations, _autocast, _check, _layout
-from ._activations import ACTIVATIONS
-from ._op import Op, is_transformed, refusing_tangents
+from .common import activations, autocast, checks, layout
+from .common.activations import ACTIVATIONS
+from .common.op import Op, is_transformed, refusing_tangents
 
 NAME = "bias_act"
 
@@ -107,14 +107,14 @@ def bias_act_(
     name = _backend.resolve(NAME, IMPLS, x, backend)
     if is_transformed(x, b):
         return x.copy_(OP(x, b, dim, act, alpha, gain, clamp, name))
-    if not _layout.is_dense(x):
+    if not layout.is_dense(x):
         raise ValueError(
             f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
         )
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
-        if _activations.derivative_reads(act, alpha, clamp) == "input":
+        if activations.derivative_reads(act, alpha, clamp) == "input":
             raise ValueError(
                 "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
                 f" got {act!r}"
@@ -138,30 +138,30 @@ def check(
     x: Any, b: Any, dim: Any, act: Any, alpha: Any, gain: Any, clamp: Any
 ) -> tuple[torch.Tensor | None, int, float, float, float]:
     """Validate a call and return b, dim, alpha, gain and clamp in full (clamp -1: none)."""
-    _check.tensor(x, "x")
+    checks.tensor(x, "x")
     if not isinstance(act, str):
         raise TypeError(f"act: expected one of {sorted(ACTIVATIONS)}, got {type(act).__name__}")
     if act not in ACTIVATIONS:
         raise ValueError(f"act: expected one of {sorted(ACTIVATIONS)}, got {act!r}")
     row = ACTIVATIONS[act]
-    alpha = row.alpha if alpha is None else _check.real(alpha, "alpha")
+    alpha = row.alpha if alpha is None else checks.real(alpha, "alpha")
     if act != "lrelu":
         alpha = row.alpha
-    gain = row.gain if gain is None else _check.real(gain, "gain")
-    clamp = -1.0 if clamp is None else _check.real(clamp, "clamp", minimum=0)
-    dim = _check.integer(dim, "dim")
+    gain = row.gain if gain is None else checks.real(gain, "gain")
+    clamp = -1.0 if clamp is None else checks.real(clamp, "clamp", minimum=0)
+    dim = checks.integer(dim, "dim")
     if b is None:
         dim = 0
     else:
-        _check.tensor(b, "b", ndim=1)
-        _check.same_device(b, "b", x)
+        checks.tensor(b, "b", ndim=1)
+        checks.same_device(b, "b", x)
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"dim: expected a dimension of x with shape {tuple(x.shape)}, got {dim}")
         dim %= x.ndim
         if b.shape[0] != x.shape[dim]:
             raise ValueError(f"b: expected shape ({x.shape[dim]},) to match x.shape[{dim}], got {tuple(b.shape)}")
         if b.dtype != x.dtype:
-            if not _autocast.is_enabled(x):
+            if not autocast.is_enabled(x):
                 raise TypeError(f"b: expected dtype {x.dtype} like x, got {b.dtype}")
             b = b.to(x.dtype)
     return b, dim, alpha, gain, clamp
@@ -190,17 +190,17 @@ def _fake_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
 def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
     """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (relu,
     lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
-    acc = _check.arithmetic(x.dtype)
+    acc = checks.arithmetic(x.dtype)
     base = (x if order == 0 else ref).to(acc)
-    if order == 1 and _activations.reads_output(act, alpha):
+    if order == 1 and activations.reads_output(act, alpha):
         value = base
         slope = torch.where(base > 0 if gain > 0 else base < 0, torch.ones_like(base), alpha)
     else:
         v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-        value = gain * _activations.value(act, v, alpha)
+        value = gain * activations.value(act, v, alpha)
         if order == 0:
             return (value if clamp < 0 else _clamped(value, clamp)).to(x.dtype)
-        slope = _activations.slope(act, v, alpha) if order == 1 else _activations.curvature(act, v, alpha)
+        slope = activations.slope(act, v, alpha) if order == 1 else activations.curvature(act, v, alpha)
     y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
     if clamp >= 0:
         y = torch.where((value > -clamp) & (value < clamp), y, 0)
@@ -214,7 +214,7 @@ def _clamped(value, clamp):
 
 def _setup_context(ctx, inputs, output):
     x, b, *ctx.arguments = inputs
-    reads = _activations.derivative_reads(ctx.arguments[1], ctx.arguments[2], ctx.arguments[4])
+    reads = activations.derivative_reads(ctx.arguments[1], ctx.arguments[2], ctx.arguments[4])
     if reads is not None:  # else the caller may write over both x and the result
         ctx.save_for_backward(*((output,) if reads == "output" else (x, b)))
 
@@ -271,7 +271,7 @@ class _InPlace(torch.autograd.Function):
         ctx.arguments = arguments
         torch.ops.posgan_fast.bias_act_(x, b, *arguments)
         ctx.mark_dirty(x)
-        if _activations.derivative_reads(arguments[1], arguments[2], arguments[4]):
+        if activations.derivative_reads(arguments[1], arguments[2], arguments[4]):
             ctx.save_for_backward(x)
         return x
 
@@ -369,7 +369,7 @@ GRAD2 = _Elementwise(
 def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
     """Bring every tensor to one dense layout, that of the forward input, and run."""
     leader = x if ref is None else ref
-    if not _layout.is_dense(leader):
+    if not layout.is_dense(leader):
         leader = leader.clone()  # keeps the order of the strides, drops the gaps
     out = torch.empty_like(leader)
     if out.numel() == 0:

@@ -1,7 +1,7 @@
 r"""cartesian_grid2d: the positional encoding "csg" as a tensor, made on the device.
 
-:mod:`posgan_fast.ops.encodings2d` has the formula of both layouts. A layer that adds or concatenates the grid to its
-input needs no such tensor: :func:`posgan_fast.functional.prologue2d`.
+:mod:`posgan_fast.ops.common.encodings` has the formula of both layouts. A layer that adds or concatenates the
+encoding to its input needs no such tensor: :func:`posgan_fast.functional.prologue2d`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from . import _check, encodings2d, prologue2d
+from . import prologue2d
+from .common import checks, encodings
 
 NAME = "cartesian_grid2d"
 
@@ -25,7 +26,7 @@ def cartesian_grid2d(
     device: torch.device | str | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    r"""Normalised coordinates; :mod:`posgan_fast.ops.encodings2d` has the formula.
+    r"""Normalised coordinates; :mod:`posgan_fast.ops.common.encodings` has the formula.
 
     Args:
         height, width: size of the grid.
@@ -43,6 +44,6 @@ def cartesian_grid2d(
         ValueError: a size < 1 or an unknown layout.
         BackendError: the chosen backend cannot run this call.
     """
-    _check.device(device)
-    halves = encodings2d.tables("csg", height, width, 2, layout, False, base_size, dtype, device)
+    checks.device(device)
+    halves = encodings.tables("csg", height, width, 2, layout, False, base_size, dtype, device)
     return prologue2d.grid(halves, layout, dtype, NAME, backend)

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 import torch
 
 from .. import backend as _backend
-from . import _activations, _check, _layout, bias_act, upfirdn2d
-from ._op import Op
+from . import bias_act, upfirdn2d
+from .common import activations, checks, layout
+from .common.op import Op
 
 NAME = "epilogue2d"
 
@@ -85,12 +86,12 @@ _LIBRARY.define(
 
 def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp):
     """Validate a call and return the arguments of the op up to the backend."""
-    _check.tensor(x, "x", ndim=4)
-    _check.flag(flip_filter, "flip_filter")
-    filter_gain = _check.real(filter_gain, "filter_gain")
+    checks.tensor(x, "x", ndim=4)
+    checks.flag(flip_filter, "flip_filter")
+    filter_gain = checks.real(filter_gain, "filter_gain")
     if f is None:
-        up, down = _check.resampling(up, down)
-        pad = _check.padding(padding)
+        up, down = checks.resampling(up, down)
+        pad = checks.padding(padding)
         if (up, down, pad) != ((1, 1), (1, 1), (0, 0, 0, 0)):
             raise ValueError(f"f: expected a filter to resample with, got None with {up=}, {down=}, padding={pad}")
         if flip_filter or filter_gain != 1:
@@ -100,22 +101,22 @@ def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, ac
         up, down, pad = upfirdn2d.check(x, f, up, down, padding, flip_filter, filter_gain)
         f = upfirdn2d.taps_of(f, x)
         out_size = upfirdn2d.out_size(x, f, up, down, pad)
-    acc = _check.arithmetic(x.dtype)
+    acc = checks.arithmetic(x.dtype)
     n, c = x.shape[:2]
     if scale is not None:
-        _check.tensor(scale, "scale", shape=(n, c))
-        _check.same_device(scale, "scale", x)
+        checks.tensor(scale, "scale", shape=(n, c))
+        checks.same_device(scale, "scale", x)
         scale = scale.to(acc)
     if noise is not None:
-        _check.tensor(noise, "noise", ndim=4)
-        _check.same_device(noise, "noise", x)
+        checks.tensor(noise, "noise", ndim=4)
+        checks.same_device(noise, "noise", x)
         if tuple(noise.shape) not in ((n, 1, *out_size), (1, 1, *out_size)):
             raise ValueError(
                 f"noise: expected shape {(n, 1, *out_size)} or {(1, 1, *out_size)}, got {tuple(noise.shape)}"
             )
         noise = noise.to(acc)
     if b is not None:
-        _check.tensor(b, "b", shape=(c,))
+        checks.tensor(b, "b", shape=(c,))
         b = b.to(x.dtype)
     b, _, alpha, gain, clamp = bias_act.check(x, b, 1, act, alpha, gain, clamp)
     return x, f, scale, noise, b, up, down, pad, flip_filter, filter_gain, act, alpha, gain, clamp
@@ -133,7 +134,7 @@ def _fake_(x, scale, noise, b, act, alpha, gain, clamp, backend):
 
 def reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp):
     """The definition in plain torch, in the arithmetic type of ``x``."""
-    z = x.to(_check.arithmetic(x.dtype))
+    z = x.to(checks.arithmetic(x.dtype))
     if f is not None:
         z = upfirdn2d.reference(z, f, up, down, padding, flip_filter, filter_gain)
     return _finished(z, scale, noise, b, act, alpha, gain, clamp)
@@ -142,10 +143,10 @@ def reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain
 def _decomposition(
     x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, backend
 ):  # fmt: skip
-    z = x.to(_check.arithmetic(x.dtype))
+    z = x.to(checks.arithmetic(x.dtype))
     if f is not None:
         z = upfirdn2d.decomposition(z, f, up, down, padding, flip_filter, filter_gain)
-    return _layout.in_format_of(_finished(z, scale, noise, b, act, alpha, gain, clamp).to(x.dtype), x)
+    return layout.in_format_of(_finished(z, scale, noise, b, act, alpha, gain, clamp).to(x.dtype), x)
 
 
 def _finished(z, scale, noise, b, act, alpha, gain, clamp):
@@ -160,7 +161,7 @@ def _setup_context(ctx, inputs, output):
     ctx.activation = (1, act, alpha, gain, clamp, backend)
     ctx.noise_shape = None if noise is None else noise.shape
     ctx.in_shape, ctx.out_shape = x.shape, output.shape
-    ctx.kind = _activations.derivative_reads(act, alpha, clamp)
+    ctx.kind = activations.derivative_reads(act, alpha, clamp)
     # What the derivative of the activation is read off, besides what the scale's own gradient needs.
     kept = [x if scale is not None or ctx.kind == "input" else None, f, scale]
     kept += [output] if ctx.kind == "output" else [noise, b] if ctx.kind == "input" else []
@@ -181,7 +182,7 @@ def _backward(ctx, dy):
     d_b = g.sum((0, 2, 3)) if wanted[4] else None
     d_noise = d_scale = dx = None
     if wanted[3]:
-        d_noise = g.sum(1, keepdim=True, dtype=_check.arithmetic(g.dtype))
+        d_noise = g.sum(1, keepdim=True, dtype=checks.arithmetic(g.dtype))
         d_noise = d_noise.sum(0, keepdim=True) if ctx.noise_shape[0] == 1 else d_noise
     if wanted[0] or wanted[2]:
         v = g if f is None else _transposed(ctx, g, f)  # [N, C, H, W]
@@ -252,7 +253,7 @@ def _dispatch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, 
 
 def _dispatch_(x, scale, noise, b, act, alpha, gain, clamp, backend):
     dense = any(x.is_contiguous(memory_format=m) for m in (torch.contiguous_format, torch.channels_last))
-    y = x if dense else _layout.empty(x, x.shape)
+    y = x if dense else layout.empty(x, x.shape)
     _launch(x, None, scale, noise, b, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0, act, alpha, gain, clamp, y, backend)
     if not dense:
         x.copy_(y)
@@ -265,9 +266,9 @@ OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, sa
 def _launch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y, backend):
     if y.numel() == 0:
         return
-    acc = _check.arithmetic(x.dtype)  # an exported graph under autocast brings other dtypes than the public function
+    acc = checks.arithmetic(x.dtype)  # an exported graph under autocast brings other dtypes than the public function
     dtypes = ((scale, acc), (noise, acc), (b, x.dtype))
     scale, noise, b = (None if t is None else t.to(dtype).contiguous() for t, dtype in dtypes)
     clamp = bias_act.round_to(clamp, x.dtype)
     run = _backend.implementation(NAME, IMPLS, x, backend)
-    run(_layout.readable(x), f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y)
+    run(layout.readable(x), f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y)

@@ -16,7 +16,7 @@ Under autocast the op runs in the dtype of ``x``.
 Derivatives: any order in ``x``, ``styles``, ``residual`` and the border; that of a map is zero off its ring.
 
 Source: PadInv ("High-fidelity GAN Inversion with Padding Space", ECCV 2022) for the border, which its code writes into
-the caller's tensor and this does not; SPE and CSG: :mod:`posgan_fast.ops.encodings2d`.
+the caller's tensor and this does not; SPE and CSG: :mod:`posgan_fast.ops.common.encodings`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, _layout, encodings2d
-from ._op import Op
+from .common import checks, encodings, layout
+from .common.op import Op
 
 NAME = "prologue2d"
 MODES = ("zeros", "reflect", "instance")
@@ -79,18 +79,18 @@ def prologue2d(
     n, c, h, w = x.shape
     columns = rows = None
     if (total := _encoded_channels(c, encode, join, channels, base_size)) is not None:
-        columns, rows = encodings2d.tables(encode, h, w, total, layout, div_half_dim, base_size, x.dtype, x.device)
+        columns, rows = encodings.tables(encode, h, w, total, layout, div_half_dim, base_size, x.dtype, x.device)
     concat = columns is not None and join == "concat"
     c += 0 if columns is None or join == "add" else 2 * columns.shape[0]
-    pad = _check_padding(padding, _check.choice(mode, "mode", MODES), h, w)
+    pad = _check_padding(padding, checks.choice(mode, "mode", MODES), h, w)
     if pad_map is None and mode == "instance":
         raise ValueError('pad_map: expected a map or ring in the mode "instance", got None')
     if pad_map is not None and mode != "instance":
         raise ValueError(f'pad_map: expected None unless the mode is "instance", got one in the mode {mode!r}')
     styles = _check_styles(styles, x, c)
     if residual is not None:
-        _check.tensor(residual, "residual", shape=(n, c, h, w))
-        _check.same_device(residual, "residual", x)
+        checks.tensor(residual, "residual", shape=(n, c, h, w))
+        checks.same_device(residual, "residual", x)
         residual = residual.to(x.dtype)
     border = None
     if pad_map is not None:
@@ -99,7 +99,7 @@ def prologue2d(
     name = _backend.resolve(NAME, IMPLS, x, backend)
     if styles is None and residual is None and columns is None and not any(pad):
         return x
-    first = encodings2d.height_first(layout)
+    first = encodings.height_first(layout)
     return OP(x, residual, styles, border, columns, rows, pad, mode, concat, first, name)
 
 
@@ -110,7 +110,7 @@ def grid(
     columns, rows = halves
     x = columns.new_empty((1, 0, rows.shape[1], columns.shape[1]), dtype=dtype)
     name = _backend.resolve(op, IMPLS, x, backend)
-    first = encodings2d.height_first(layout)
+    first = encodings.height_first(layout)
     return OP(x, None, None, None, columns, rows, (0, 0, 0, 0), "zeros", True, first, name)
 
 
@@ -134,9 +134,9 @@ def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int |
         TypeError: not a tensor, or a size that is no int.
         ValueError: the map does not hold such a ring.
     """
-    _check.tensor(pad_map, "pad_map", ndim=4)
-    h = pad_map.shape[2] - 2 if height is None else _check.integer(height, "height", minimum=1)
-    w = pad_map.shape[3] - 2 if width is None else _check.integer(width, "width", minimum=1)
+    checks.tensor(pad_map, "pad_map", ndim=4)
+    h = pad_map.shape[2] - 2 if height is None else checks.integer(height, "height", minimum=1)
+    w = pad_map.shape[3] - 2 if width is None else checks.integer(width, "width", minimum=1)
     if not (1 <= h <= pad_map.shape[2] - 2 and 1 <= w <= pad_map.shape[3] - 2):
         least = f"{max(h, 1) + 2} x {max(w, 1) + 2}"
         raise ValueError(f"pad_map: expected at least {least} pixels, got shape {tuple(pad_map.shape)}")
@@ -152,8 +152,8 @@ def map_from_ring(ring: torch.Tensor, height: int, width: int) -> torch.Tensor:
         TypeError: not a tensor, or a size that is no int.
         ValueError: a ring of another length.
     """
-    _check.tensor(ring, "ring", ndim=3)
-    h, w = _check.integer(height, "height", minimum=1), _check.integer(width, "width", minimum=1)
+    checks.tensor(ring, "ring", ndim=3)
+    h, w = checks.integer(height, "height", minimum=1), checks.integer(width, "width", minimum=1)
     if ring.shape[2] != 2 * (h + w) + 4:
         raise ValueError(f"ring: expected {2 * (h + w) + 4} values around {h} x {w}, got shape {tuple(ring.shape)}")
     top, bottom, left, right = ring.split([w + 2, w + 2, h, h], dim=2)
@@ -175,8 +175,8 @@ _LIBRARY.define(
 
 def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
     """Validate a map or ring around ``h`` x ``w`` pixels of ``c`` channels."""
-    _check.tensor(border, "pad_map")
-    _check.same_device(border, "pad_map", x)
+    checks.tensor(border, "pad_map")
+    checks.same_device(border, "pad_map", x)
     ring = 2 * (h + w) + 4
     if border.ndim not in (3, 4) or border.shape[:2] != (x.shape[0], c):
         raise ValueError(
@@ -191,14 +191,14 @@ def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
 
 def _encoded_channels(c, encode, join, channels, base_size):
     """Channels of the encoding to join to an input of ``c``; None: there is no encoding."""
-    _check.choice(join, "join", JOINS)
+    checks.choice(join, "join", JOINS)
     if encode is None:
         if channels is not None or base_size is not None:
-            raise ValueError(f"encode: expected one of {encodings2d.KINDS} with channels or a base_size, got None")
+            raise ValueError(f"encode: expected one of {encodings.KINDS} with channels or a base_size, got None")
         return None
-    spe = _check.choice(encode, "encode", encodings2d.KINDS) == "spe"
+    spe = checks.choice(encode, "encode", encodings.KINDS) == "spe"
     total = c if spe else 2
-    if channels is not None and (channels := _check.integer(channels, "channels", minimum=1)) != total:
+    if channels is not None and (channels := checks.integer(channels, "channels", minimum=1)) != total:
         if not spe or join == "add":
             raise ValueError(f"channels: expected None or {total} to {join} {encode!r}, got {channels}")
         total = channels
@@ -209,13 +209,13 @@ def _encoded_channels(c, encode, join, channels, base_size):
 
 
 def _check_input(x: Any) -> None:
-    _check.tensor(x, "x", ndim=4)
+    checks.tensor(x, "x", ndim=4)
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x: expected at least one row and column, got shape {tuple(x.shape)}")
 
 
 def _check_padding(padding: Any, mode: str, h: int, w: int) -> tuple[int, int, int, int]:
-    pad = _check.padding(padding)
+    pad = checks.padding(padding)
     if min(pad) < 0:
         raise ValueError(f"padding: expected no negative number, got {pad}")
     if mode == "instance" and pad != (1, 1, 1, 1):
@@ -229,11 +229,11 @@ def _check_styles(styles: Any, x: torch.Tensor, c: int) -> torch.Tensor | None:
     """Factors [N, C'] in the arithmetic type."""
     if styles is None:
         return None
-    _check.tensor(styles, "styles", ndim=2)
-    _check.same_device(styles, "styles", x)
+    checks.tensor(styles, "styles", ndim=2)
+    checks.same_device(styles, "styles", x)
     if styles.shape[1] != c or styles.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"styles: expected shape ({x.shape[0]}, {c}) or (1, {c}), got {tuple(styles.shape)}")
-    return styles.to(_check.arithmetic(x.dtype)).expand(x.shape[0], c)
+    return styles.to(checks.arithmetic(x.dtype)).expand(x.shape[0], c)
 
 
 @torch.library.register_fake("posgan_fast::prologue2d", lib=_LIBRARY)
@@ -243,7 +243,7 @@ def _fake(x, residual, styles, border, columns, rows, padding, mode, concat, hei
 
 def reference(x, residual, styles, border, columns, rows, padding, mode, concat, height_first):
     """The definition in plain torch, in the arithmetic type of ``x``."""
-    z = _encoded(x.to(_check.arithmetic(x.dtype)), columns, rows, concat, height_first)
+    z = _encoded(x.to(checks.arithmetic(x.dtype)), columns, rows, concat, height_first)
     if styles is not None:
         z = z * styles[:, :, None, None]
     if residual is not None:
@@ -275,7 +275,7 @@ def _backward(ctx, dy):
     x, styles, columns, rows = ctx.saved_tensors
     c, h, w = ctx.x_shape[1:]
     wanted = ctx.needs_input_grad
-    acc = _check.arithmetic(dy.dtype)
+    acc = checks.arithmetic(dy.dtype)
     d_border = d_styles = dx = None
     if wanted[3]:
         d_border = _border_gradient(dy, ctx.border_shape, h, w)
@@ -331,18 +331,18 @@ def _dispatch(x, residual, styles, border, columns, rows, padding, mode, concat,
     if y.numel():
         run = _backend.implementation(NAME, IMPLS, x, backend)
         # An exported graph under autocast brings other dtypes than the public function.
-        residual = None if residual is None else _layout.readable(residual.to(x.dtype), x)
-        styles = None if styles is None else styles.to(_check.arithmetic(x.dtype)).contiguous()
+        residual = None if residual is None else layout.readable(residual.to(x.dtype), x)
+        styles = None if styles is None else styles.to(checks.arithmetic(x.dtype)).contiguous()
         border = None if border is None else border.to(x.dtype)
         columns, rows = (None if t is None else _table(t, x) for t in (columns, rows))
-        x, (left, _, top, _) = _layout.readable(x), padding
+        x, (left, _, top, _) = layout.readable(x), padding
         run(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first)
     return y
 
 
 def _decomposition(x, residual, styles, border, columns, rows, padding, mode, concat, height_first, backend):
     y = reference(x, residual, styles, border, columns, rows, padding, mode, concat, height_first)
-    return _layout.in_format_of(y.to(x.dtype), x)
+    return layout.in_format_of(y.to(x.dtype), x)
 
 
 OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0, 1, 2, 3))
@@ -350,10 +350,10 @@ OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, sa
 
 def _table(table, x):
     """A table of the encoding, dense along the innermost dimension of ``x``."""
-    channels_last = _layout.memory_format(x) == torch.channels_last
+    channels_last = layout.memory_format(x) == torch.channels_last
     return table.t().contiguous().t() if channels_last else table.contiguous()
 
 
 def _empty_output(x, columns, padding, concat):
     c = x.shape[1] + (2 * columns.shape[0] if concat else 0)
-    return _layout.empty(x, (x.shape[0], c, x.shape[2] + padding[2] + padding[3], x.shape[3] + padding[0] + padding[1]))
+    return layout.empty(x, (x.shape[0], c, x.shape[2] + padding[2] + padding[3], x.shape[3] + padding[0] + padding[1]))

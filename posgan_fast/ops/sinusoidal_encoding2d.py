@@ -1,7 +1,7 @@
 r"""sinusoidal_encoding2d: the positional encoding "spe" as a tensor, made on the device.
 
-:mod:`posgan_fast.ops.encodings2d` has the formula of both layouts. A layer that adds or concatenates the encoding to
-its input needs no such tensor: :func:`posgan_fast.functional.prologue2d`.
+:mod:`posgan_fast.ops.common.encodings` has the formula of both layouts. A layer that adds or concatenates the
+encoding to its input needs no such tensor: :func:`posgan_fast.functional.prologue2d`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from . import _check, encodings2d, prologue2d
+from . import prologue2d
+from .common import checks, encodings
 
 NAME = "sinusoidal_encoding2d"
 
@@ -27,7 +28,7 @@ def sinusoidal_encoding2d(
     device: torch.device | str | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    r"""Sines and cosines of the row and the column; :mod:`posgan_fast.ops.encodings2d` has the formula.
+    r"""Sines and cosines of the row and the column; :mod:`posgan_fast.ops.common.encodings` has the formula.
 
     Args:
         height, width: size of the grid.
@@ -48,6 +49,6 @@ def sinusoidal_encoding2d(
             of the layout "mmgen" is undefined).
         BackendError: the chosen backend cannot run this call.
     """
-    _check.device(device)
-    halves = encodings2d.tables("spe", height, width, channels, layout, div_half_dim, base_size, dtype, device)
+    checks.device(device)
+    halves = encodings.tables("spe", height, width, channels, layout, div_half_dim, base_size, dtype, device)
     return prologue2d.grid(halves, layout, dtype, NAME, backend)

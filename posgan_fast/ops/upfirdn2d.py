@@ -24,8 +24,8 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from . import _check, _layout
-from ._op import Op, static
+from .common import checks, layout
+from .common.op import Op, static
 
 NAME = "upfirdn2d"
 
@@ -144,11 +144,11 @@ def setup_filter(
         raise ValueError("f: expected taps that can be read, got some on the device meta")
     if not taps.isfinite().all():
         raise ValueError("f: expected finite taps, got NaN or infinity")
-    gain, normalize = _check.real(gain, "gain"), _check.flag(normalize, "normalize")
-    _check.flag(flip_filter, "flip_filter")
-    _check.device(device)
+    gain, normalize = checks.real(gain, "gain"), checks.flag(normalize, "normalize")
+    checks.flag(flip_filter, "flip_filter")
+    checks.device(device)
     if separable is not None:
-        _check.flag(separable, "separable")
+        checks.flag(separable, "separable")
     if taps.ndim == 0:
         taps = taps[None]
     if separable is None:
@@ -183,10 +183,10 @@ def check(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
     """Validate a call and return up, down and padding in full."""
     _check_tensors(x, f)
-    up, down = _check.resampling(up, down)
-    pad = _check.padding(padding)
-    _check.flag(flip_filter, "flip_filter")
-    _check.real(gain, "gain")
+    up, down = checks.resampling(up, down)
+    pad = checks.padding(padding)
+    checks.flag(flip_filter, "flip_filter")
+    checks.real(gain, "gain")
     fw, fh = _filter_size(f)
     for axis, size, length, factor, before, after in (
         ("width", x.shape[3], fw, up[0], pad[0], pad[1]),
@@ -202,7 +202,7 @@ def check(
 
 
 def _check_tensors(x: Any, f: Any) -> None:
-    _check.tensor(x, "x", ndim=4)
+    checks.tensor(x, "x", ndim=4)
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x: expected at least one channel, row and column, got shape {tuple(x.shape)}")
     check_filter(f, "f", x)
@@ -211,8 +211,8 @@ def _check_tensors(x: Any, f: Any) -> None:
 def check_filter(f: Any, name: str, x: torch.Tensor) -> None:
     if f is None:
         return
-    _check.tensor(f, name)
-    _check.same_device(f, name, x)
+    checks.tensor(f, name)
+    checks.same_device(f, name, x)
     if f.ndim not in (1, 2) or f.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(f.shape)}")
     if f.requires_grad and torch.is_grad_enabled():
@@ -239,7 +239,7 @@ def decomposition(x, f, up, down, padding, flip_filter, gain, backend=None):
 
 
 def _define(correlate, x, f, up, down, padding, flip_filter, gain):
-    acc = _check.arithmetic(x.dtype)
+    acc = checks.arithmetic(x.dtype)
     g = f if flip_filter else f.flip(list(range(f.ndim)))
     u = x.to(acc)
     if tuple(up) != (1, 1):
@@ -253,7 +253,7 @@ def _define(correlate, x, f, up, down, padding, flip_filter, gain):
         u = correlate(u, gain * g, down)
     else:
         u = correlate(correlate(u, g[None, :], (down[0], 1)), gain * g[:, None], (1, down[1]))
-    return _layout.in_format_of(u.to(x.dtype), x)
+    return layout.in_format_of(u.to(x.dtype), x)
 
 
 def _correlate(u, g, down):
@@ -290,7 +290,7 @@ def _run_native(x, f, up, down, padding, flip_filter, gain):
     y = empty_output(x, f, up, down, padding)
     if y.numel():
         torch.ops.posgan_fast_native.upfirdn2d(
-            _layout.readable(x), f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, gain
+            layout.readable(x), f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, gain
         )
     return y
 
@@ -300,7 +300,7 @@ def _run_triton(x, f, up, down, padding, flip_filter, gain):
 
     y = empty_output(x, f, up, down, padding)
     if y.numel():
-        kernel.upfirdn2d(_layout.readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
+        kernel.upfirdn2d(layout.readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
     return y
 
 
@@ -321,9 +321,9 @@ OP = Op(_LIBRARY, NAME, _dispatch, decomposition, _setup_context, _backward, sam
 
 def _resample(x, f, up, down, padding, flip_filter, gain, backend):
     _check_tensors(x, f)
-    (ux, uy), (dx, dy) = _check.resampling(up, down)
-    px0, px1, py0, py1 = _check.padding(padding)
-    gain = _check.real(gain, "gain")
+    (ux, uy), (dx, dy) = checks.resampling(up, down)
+    px0, px1, py0, py1 = checks.padding(padding)
+    gain = checks.real(gain, "gain")
     fw, fh = _filter_size(f)
     px0, px1 = px0 + (fw + ux - dx) // 2, px1 + (fw - ux * dx) // 2  # up or down is 1
     py0, py1 = py0 + (fh + uy - dy) // 2, py1 + (fh - uy * dy) // 2
@@ -332,7 +332,7 @@ def _resample(x, f, up, down, padding, flip_filter, gain, backend):
 
 def taps_of(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     """``f`` as the op takes it: dense, in the arithmetic type; None is the identity."""
-    dtype = _check.arithmetic(x.dtype)
+    dtype = checks.arithmetic(x.dtype)
     if f is None:
         return torch.ones(1, 1, dtype=dtype, device=x.device)
     return f.detach().to(dtype).contiguous()
@@ -361,4 +361,4 @@ def transposed_padding(f, up, down, padding, in_size, out_size) -> list[int]:
 
 
 def empty_output(x, f, up, down, padding):
-    return _layout.empty(x, (*x.shape[:2], *out_size(x, f, up, down, padding)))
+    return layout.empty(x, (*x.shape[:2], *out_size(x, f, up, down, padding)))

@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 
-from . import _check
+from . import checks
 
 LAYOUTS = ("mmgen", "paper")
 KINDS = ("spe", "csg")
@@ -63,10 +63,10 @@ def tables(
         ValueError: a size < 1, an unknown kind or layout, channels that are no multiple of 4 ("spe"), or 4 channels
             in the layout "mmgen" without ``div_half_dim``, whose one frequency is undefined.
     """
-    size = [_check.integer(v, k, minimum=1, maximum=_check.MAX_SIZE) for v, k in ((width, "width"), (height, "height"))]
-    _check.choice(kind, "encode", KINDS)
-    _check.choice(layout, "layout", LAYOUTS)
-    _check.flag(div_half_dim, "div_half_dim")
+    size = [checks.integer(v, k, minimum=1, maximum=checks.MAX_SIZE) for v, k in ((width, "width"), (height, "height"))]
+    checks.choice(kind, "encode", KINDS)
+    checks.choice(layout, "layout", LAYOUTS)
+    checks.flag(div_half_dim, "div_half_dim")
     given = check_base(base_size)
     base = size if given is None else [given[1], given[0]]
     if kind == "csg":
@@ -76,7 +76,7 @@ def tables(
         w = _frequencies(channels, layout, div_half_dim, device)
         first = 0 if layout == "paper" else 1
         sides = [_waves(torch.arange(first, first + b, dtype=torch.float64, device=device), w, layout) for b in base]
-    acc = _check.arithmetic(dtype)
+    acc = checks.arithmetic(dtype)
     columns, rows = (_resize(side, s).to(acc) for side, s in zip(sides, size, strict=True))
     return columns, rows
 
@@ -88,12 +88,12 @@ def height_first(layout: str) -> bool:
 
 def check_base(base_size: Any) -> tuple[int, int] | None:
     """A base size [height, width], or None."""
-    return None if base_size is None else _check.size(base_size, "base_size")
+    return None if base_size is None else checks.size(base_size, "base_size")
 
 
 def check_channels(channels: Any, layout: str, div_half_dim: bool, name: str = "channels") -> int:
     """Channels that a "spe" can have."""
-    channels = _check.integer(channels, name, minimum=4, maximum=_check.MAX_SIZE)
+    channels = checks.integer(channels, name, minimum=4, maximum=checks.MAX_SIZE)
     if channels % 4:
         raise ValueError(f"{name}: expected a multiple of 4, got {channels}")
     if _intervals(channels, layout, div_half_dim) == 0:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from . import _check, _conv2d, prologue2d
+from .. import prologue2d
+from ..common import checks
+from . import conv2d_resample
 
 
 def factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
     """The weight in the dtype of x, styles and coefficients in its arithmetic type, the map: all in range."""
-    acc = _check.arithmetic(x.dtype)
+    acc = checks.arithmetic(x.dtype)
     weight, styles = weight.to(acc), styles.to(acc)
     scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
     if demodulate and x.dtype == torch.float16 and x.shape[0] > 0:
         if pad_map is not None:
             pad_map = pad_map.to(acc)
             if pad_map.ndim == 4:  # what is off the ring must not count
-                surrounded = _conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
+                surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
                 pad_map = prologue2d.ring_from_map(pad_map, *surrounded)
         weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
     return weight.to(x.dtype), styles, scale, pad_map

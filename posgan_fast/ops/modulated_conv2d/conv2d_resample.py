@@ -6,13 +6,13 @@ the ops that are called.
 
 from __future__ import annotations
 
-from . import epilogue2d, prologue2d, upfirdn2d
-from ._blocked import conv2d, conv_transpose2d
+from .. import epilogue2d, prologue2d, upfirdn2d
+from .onednn import conv2d, conv_transpose2d
 
 NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
 
 
-def convolve(x, w, styles, down, padding, pad_map, f, backend):
+def downsample_conv2d(x, w, styles, down, padding, pad_map, f, backend):
     """Scale, pad or filter, convolve; styles None: they are in the weight."""
     if down > 1:  # a 1x1 kernel commutes with the decimation
         fw, fh = f.shape[-1], f.shape[0]
@@ -29,7 +29,7 @@ def convolve(x, w, styles, down, padding, pad_map, f, backend):
     return conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=(padding, padding))
 
 
-def enlarge(z, w, up, padding, pad_map, f, backend):
+def upsample_conv2d(z, w, up, padding, pad_map, f, backend):
     """Transposed convolution with w [I, O, kh, kw], and the arguments of the filter behind it. A 1x1 kernel commutes
     with the insertion of zeros: a plain convolution with w [O, I, 1, 1]."""
     pad, cut = up_padding(w, up, padding, f)

@@ -32,21 +32,11 @@ import functools
 
 import torch
 
-from .. import backend as _backend
-from . import (
-    _autocast,
-    _blocked,
-    _check,
-    _conv2d,
-    _layout,
-    _modulation,
-    _packed,
-    bias_act,
-    epilogue2d,
-    prologue2d,
-    upfirdn2d,
-)
-from ._op import differentiates_forward, is_transformed, is_watched, register, transforms_active
+from ... import backend as _backend
+from .. import bias_act, epilogue2d, prologue2d, upfirdn2d
+from ..common import autocast, checks, layout
+from ..common.op import differentiates_forward, is_transformed, is_watched, register, transforms_active
+from . import coefs, conv2d_resample, onednn, weight_cache
 
 NAME = "modulated_conv2d"
 
@@ -104,11 +94,11 @@ def modulated_conv2d(
         alpha, gain, clamp,
     )  # fmt: skip
     call = (*call, _backend.resolve(NAME, IMPLS, x, backend))
-    if not _autocast.is_enabled(x):
+    if not autocast.is_enabled(x):
         return _call(x, *call)
     if x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    with _autocast.disabled(x):  # the coefficients are not for half precision
+    with autocast.disabled(x):  # the coefficients are not for half precision
         return _call(x, *call)
 
 
@@ -124,19 +114,19 @@ def check(
     x, weight, styles, up, down, padding, pad_map, f, demodulate, flip_weight, eps, noise, bias, act, alpha, gain, clamp
 ):  # fmt: skip
     """Validate what the stages would not, and return the arguments of the op between x and the backend."""
-    _check.tensor(x, "x", ndim=4)
-    _check.tensor(weight, "weight", ndim=4)
-    _check.same_device(weight, "weight", x)
+    checks.tensor(x, "x", ndim=4)
+    checks.tensor(weight, "weight", ndim=4)
+    checks.same_device(weight, "weight", x)
     n, c, h, w = x.shape
     kh, kw = weight.shape[2:]
     if weight.shape[1] != c or weight.numel() == 0:
         raise ValueError(f"weight: expected shape [O, {c}, kh, kw] for x of {c} channels, got {tuple(weight.shape)}")
-    _check.tensor(styles, "styles", shape=(n, c))
-    _check.same_device(styles, "styles", x)
-    up, down = _check.factors(up, down)
-    padding = _check.integer(padding, "padding", minimum=0, maximum=_check.MAX_PADDING)
-    _check.flag(demodulate, "demodulate")
-    _check.flag(flip_weight, "flip_weight")
+    checks.tensor(styles, "styles", shape=(n, c))
+    checks.same_device(styles, "styles", x)
+    up, down = checks.factors(up, down)
+    padding = checks.integer(padding, "padding", minimum=0, maximum=checks.MAX_PADDING)
+    checks.flag(demodulate, "demodulate")
+    checks.flag(flip_weight, "flip_weight")
     if pad_map is not None and (padding != 1 or down > 1 or (up > 1 and 1 in (kh, kw))):
         raise ValueError(
             "pad_map: expected None unless padding is 1, down is 1 and, with up, the kernel is larger than a pixel,"
@@ -144,22 +134,22 @@ def check(
         )
     upfirdn2d.check_filter(f, "resample_filter", x)
     f = None if up * down == 1 else upfirdn2d.taps_of(f, x)
-    size = tuple(_conv2d.out_size(x, weight, up, down, padding, f))
+    size = tuple(conv2d_resample.out_size(x, weight, up, down, padding, f))
     if min(size) < 1:
         raise ValueError(
             f"padding: expected an input of at least the size of the kernel, got {h} x {w} with {up=}, {down=},"
             f" {padding=} and a kernel {kh} x {kw}"
         )
-    if max(size) > _check.MAX_PADDING:
+    if max(size) > checks.MAX_PADDING:
         raise ValueError(
-            f"padding: expected a result of at most {_check.MAX_PADDING} pixels a side, got {size[0]} x {size[1]}"
+            f"padding: expected a result of at most {checks.MAX_PADDING} pixels a side, got {size[0]} x {size[1]}"
         )
     if pad_map is not None:
-        surrounded = _conv2d.surrounded_size(x.shape[2:], weight, up, padding, f)
+        surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
         prologue2d.check_border(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
     if noise is not None:
-        _check.tensor(noise, "noise")
-        _check.same_device(noise, "noise", x)
+        checks.tensor(noise, "noise")
+        checks.same_device(noise, "noise", x)
         # By rank first: a symbolic batch compared with a height would not be that height in an exported graph.
         shapes = (size,) if noise.ndim == 2 else ((n, 1, *size), (1, 1, *size))
         if tuple(noise.shape) not in shapes:
@@ -168,10 +158,10 @@ def check(
             )
         noise = noise.reshape(-1, 1, *size)
     if bias is not None:
-        _check.tensor(bias, "bias", shape=(weight.shape[0],))
-        _check.same_device(bias, "bias", x)
+        checks.tensor(bias, "bias", shape=(weight.shape[0],))
+        checks.same_device(bias, "bias", x)
     _, _, alpha, gain, clamp = bias_act.check(x, None, 1, act, alpha, gain, clamp)
-    eps = _check.real(eps, "eps", minimum=0)
+    eps = checks.real(eps, "eps", minimum=0)
     return (
         weight, styles, up, down, padding, pad_map, f, demodulate, flip_weight, eps, noise, bias, act, alpha, gain,
         clamp,
@@ -187,7 +177,7 @@ def _call(x, *call):
     """Run the op, which may write over what it allocates, or the stages where a derivative can be asked for or somebody
     looks at the operators."""
     if _needs_stages(x, *call):
-        return _backend.settled(lambda: _stages(x, *call[:-1], backend=call[-1]))
+        return _backend.unlisted(lambda: _stages(x, *call[:-1], backend=call[-1]))
     return torch.ops.posgan_fast.modulated_conv2d(x, *call)
 
 
@@ -204,19 +194,21 @@ def _stages(
     *, backend, inplace=False,
 ):  # fmt: skip
     """Prologue, convolution, epilogue: three differentiable ops; ``inplace`` where no derivative is asked for."""
-    dtype, acc = x.dtype, _check.arithmetic(x.dtype)
+    dtype, acc = x.dtype, checks.arithmetic(x.dtype)
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
-    weight, styles, scale, pad_map = _modulation.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
+    weight, styles, scale, pad_map = coefs.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     noise, bias, activation = _cast(noise, acc), _cast(bias, x.dtype), (act, alpha, gain, clamp, backend)
     if up > 1:
         z = prologue2d.prologue2d(x, styles, backend=backend)
         if weight.shape[2:] != (1, 1):
             weight = (weight.flip((2, 3)) if flip else weight).transpose(0, 1)
-        y, resample = _conv2d.enlarge(z, weight, up, padding, pad_map, f, backend)
+        y, resample = conv2d_resample.upsample_conv2d(z, weight, up, padding, pad_map, f, backend)
     else:
-        y = _conv2d.convolve(x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend)
-        f, resample = None, _conv2d.NO_RESAMPLING
+        y = conv2d_resample.downsample_conv2d(
+            x, weight if flip else weight.flip((2, 3)), styles, down, padding, pad_map, f, backend
+        )
+        f, resample = None, conv2d_resample.NO_RESAMPLING
     if inplace and f is None:
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
         return y
@@ -232,10 +224,10 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy):
     """Of the op itself, which an exported graph holds: what the stages derive, once they ran."""
     call, higher = list(ctx.call), torch.is_grad_enabled()
-    with torch.enable_grad(), _autocast.disabled(dy):
+    with torch.enable_grad(), autocast.disabled(dy):
         for i, t in zip(ctx.places, ctx.saved_tensors, strict=True):
             call[i] = t.view_as(t)  # so that what one argument was computed from does not count twice
-        y = _stages(*call[:-1], backend=_backend.decided(NAME, IMPLS, call[0], call[-1]))
+        y = _stages(*call[:-1], backend=_backend.resolve_auto(NAME, IMPLS, call[0], call[-1]))
         wanted = [i for i in ctx.places if ctx.needs_input_grad[i]]
         found = torch.autograd.grad(y, [call[i] for i in wanted], dy, create_graph=higher)
     gradients = dict(zip(wanted, found, strict=True))
@@ -252,7 +244,7 @@ def _infer_cpu(
 ):  # fmt: skip
     """Inference in channels_last: one pass over the weight prepares it, the styles of a single sample included, and the
     epilogue writes over the convolution's result."""
-    acc = _check.arithmetic(x.dtype)
+    acc = checks.arithmetic(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     styles, noise, bias = styles.to(acc), _cast(noise, acc), _cast(bias, x.dtype)
     noise, bias = (None if t is None else t.contiguous() for t in (noise, bias))
@@ -266,7 +258,9 @@ def _infer_cpu(
     form = (x.dtype, up > 1, phases, flipped)
     kept = None
     if x.shape[0] and (not fold or weight.numel() > x.numel()):  # a small one is prepared sooner than x is scaled
-        kept = _packed.packed(weight, form, lambda: _pack(weight.detach().to(acc), x.shape, up, down, padding, *form))
+        kept = weight_cache.packed(
+            weight, form, lambda: _pack(weight.detach().to(acc), x.shape, up, down, padding, *form)
+        )
     if kept is not None:
         squares, w, odd = kept
         scale = (styles.square() @ squares + eps).rsqrt() if demodulate else None
@@ -274,26 +268,26 @@ def _infer_cpu(
         scale, w, odd = _prepared(weight.to(acc), styles, demodulate, eps, fold, *form)
         styles = None if fold else styles
     if up == 1:
-        y = _conv2d.convolve(x, w, styles, down, padding, pad_map, f, "cpu")
+        y = conv2d_resample.downsample_conv2d(x, w, styles, down, padding, pad_map, f, "cpu")
         torch.ops.posgan_fast.epilogue2d_(y, scale, noise, bias, *activation)
         return y
     z = prologue2d.prologue2d(x, styles, backend="cpu")
     if phases:
-        pad, _ = _conv2d.up_padding(weight, up, padding, f)
+        pad, _ = conv2d_resample.up_padding(weight, up, padding, f)
         y = x.new_empty((x.shape[0], *[s * up for s in x.shape[2:]], weight.shape[0])).permute(0, 3, 1, 2)
-        even, odd = _blocked.conv2d(z, w, padding=(1, 1)), _blocked.conv2d(z, odd, padding=(0, 1))
+        even, odd = onednn.conv2d(z, w, padding=(1, 1)), onednn.conv2d(z, odd, padding=(0, 1))
         torch.ops.posgan_fast_native.epilogue2d(
             even, odd, f, scale, noise, bias, y, 1, 1, 1, 1, pad[0], pad[2], False, up * up,
             bias_act.ACTIVATIONS[act].index, alpha, gain, bias_act.round_to(clamp, x.dtype),
         )  # fmt: skip
         return y
-    y, resample = _conv2d.enlarge(z, w, up, padding, pad_map, f, "cpu")
+    y, resample = conv2d_resample.upsample_conv2d(z, w, up, padding, pad_map, f, "cpu")
     return torch.ops.posgan_fast.epilogue2d(y, f, scale, noise, bias, *resample, *activation)
 
 
 def _few_filters_cpu(x, weight, styles, demodulate, eps, noise, bias, activation):
     """Features to an image: the weight of every sample is smaller than a scaled copy of the features would be."""
-    scale = _modulation.demodulation(weight, styles, eps) if demodulate else None
+    scale = coefs.demodulation(weight, styles, eps) if demodulate else None
     per_sample = (weight[:, :, 0, 0] * styles[:, None]).to(x.dtype)  # [N, O, I]
     y = x.permute(0, 2, 3, 1).flatten(1, 2) @ per_sample.mT  # [N, H * W, O]
     y = y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
@@ -311,10 +305,10 @@ def _pack(weight, x_shape, up, down, padding, *form):
     _, w, odd = _prepared(weight, ones, False, 0.0, False, *form)
     squares = weight.square().sum((2, 3)).t().contiguous()
     if odd is not None:
-        return squares, _blocked.blocked(w, x_shape, 1, (1, 1), False), _blocked.blocked(odd, x_shape, 1, (0, 1), False)
+        return squares, onednn.blocked(w, x_shape, 1, (1, 1), False), onednn.blocked(odd, x_shape, 1, (0, 1), False)
     transposed = up > 1 and w.shape[2:] != (1, 1)
     stride, pad = (up, (0, 0)) if transposed else (down, (padding, padding))
-    return squares, _blocked.blocked(w, x_shape, stride, pad, transposed), None
+    return squares, onednn.blocked(w, x_shape, stride, pad, transposed), None
 
 
 def _prepared(weight, styles, demodulate, eps, fold, dtype, up, phases, flip):
@@ -337,7 +331,7 @@ def _prepared(weight, styles, demodulate, eps, fold, dtype, up, phases, flip):
 
 
 def _run_triton(x, *call):
-    from ..kernels import modulated_conv2d as kernel
+    from ...kernels import modulated_conv2d as kernel
 
     weight, _, up, down, padding = call[:5]
     if up == down == 1 and kernel.serves(x, weight, padding):
@@ -351,7 +345,7 @@ def _infer_triton(
 ):  # fmt: skip
     """Inference in one kernel."""
     y = _empty_output(x, weight, up, down, padding, f)
-    weight, styles, scale, pad_map = _modulation.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
+    weight, styles, scale, pad_map = coefs.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     border = None if pad_map is None else pad_map.to(x.dtype)
     noise, bias = _cast(noise, styles.dtype), _cast(bias, x.dtype)
     styles, scale, noise, bias = (None if t is None else t.contiguous() for t in (styles, scale, noise, bias))
@@ -369,7 +363,7 @@ IMPLS = (
 
 
 def _dispatch(x, *arguments):
-    with _autocast.disabled(x):  # in an exported graph; the public function leaves it off
+    with autocast.disabled(x):  # in an exported graph; the public function leaves it off
         y = _backend.implementation(NAME, IMPLS, x, arguments[-1])(x, *arguments[:-1])
     weight, _, up, down, padding, _, f = arguments[:7]
     expected = _empty_output(x, weight, up, down, padding, f, "meta")
@@ -377,12 +371,14 @@ def _dispatch(x, *arguments):
 
 
 def _decomposition(x, *arguments):
-    with _autocast.disabled(x):
-        return _layout.in_format_of(_stages(x, *arguments[:-1], backend="reference"), x)
+    with autocast.disabled(x):
+        return layout.in_format_of(_stages(x, *arguments[:-1], backend="reference"), x)
 
 
 register(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward)
 
 
 def _empty_output(x, weight, up, down, padding, f, device=None):
-    return _layout.empty(x, (x.shape[0], weight.shape[0], *_conv2d.out_size(x, weight, up, down, padding, f)), device)
+    return layout.empty(
+        x, (x.shape[0], weight.shape[0], *conv2d_resample.out_size(x, weight, up, down, padding, f)), device
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from ._op import transforms_active
+from .op import transforms_active
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:

@@ -1,0 +1,1 @@
+"""What the ops share: argument checks, memory formats, autocast, activations, encodings, registration."""
