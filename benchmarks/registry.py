@@ -72,8 +72,10 @@ def _compiled(case: cases.Case, x: torch.Tensor, extra: torch.Tensor | None) -> 
     """The plain torch definition through torch.compile, for this shape alone."""
     torch._dynamo.reset()
     if isinstance(case, cases.Upfirdn2dCase):
-        rest = (extra, case.up, case.down, case.padding, case.flip_filter, case.gain)
-        return torch.compile(lambda x: upfirdn2d_room.reference(x, *rest), fullgraph=True, dynamic=False)
-    b, dim, alpha, gain, clamp = bias_act_room.check(x, extra, 1, case.act, case.alpha, case.gain, case.clamp)
-    settled = (b, None, None, dim, 0, case.act, alpha, gain, clamp)
-    return torch.compile(lambda x: bias_act_room.reference(x, *settled), fullgraph=True, dynamic=False)
+        resample = upfirdn2d_room.check(x, extra, (case.up, case.down, case.padding, case.flip_filter, case.gain))
+        f = upfirdn2d_room.taps_of(extra, x)
+        return torch.compile(lambda x: upfirdn2d_room.reference(x, f, resample), fullgraph=True, dynamic=False)
+    settled = bias_act_room.check(x, extra, 1, (case.act, case.alpha, case.gain, case.clamp))
+    return torch.compile(
+        lambda x: bias_act_room.reference(bias_act_room.Pass(x, *settled)), fullgraph=True, dynamic=False
+    )

@@ -38,11 +38,12 @@ class Unsupported:
 
 @dataclass(frozen=True)
 class Impl:
-    """One implementation: ``can_run(x)`` returns None or the reason against, ``run`` takes the op's arguments."""
+    """One implementation: ``can_run(x)`` returns None or the reason against, ``run`` takes the op's record and, but for
+    an op made of others, the tensor to write the result to."""
 
     backend: str
     can_run: Callable[[torch.Tensor], Unsupported | None]
-    run: Callable[..., torch.Tensor]
+    run: Callable[..., Any]
 
 
 class BackendError(RuntimeError):
@@ -126,7 +127,7 @@ def resolve_auto(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) 
     return _choose(op, impls, x, None) if backend == AUTO else backend
 
 
-def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., torch.Tensor]:
+def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., Any]:
     """The function behind a backend name; a call that did not come through :func:`resolve` is checked here."""
     name = resolve_auto(op, impls, x, backend)
     for impl in impls:

@@ -20,6 +20,7 @@ from posgan_fast import _native
 from posgan_fast import functional as PF
 from posgan_fast.ops import upfirdn2d
 from posgan_fast.ops.bias_act import ACTIVATIONS
+from posgan_fast.ops.common.records import Resample
 
 BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,7 +47,8 @@ def operands(shape, dtype, layout, resampling, scaled=True, noises=2, biased=Tru
     n, c = shape[:2]
     x = torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=layout)
     full = dict(f=None, up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0)) | resampling
-    size = upfirdn2d.out_size(x, full["f"], full["up"], full["down"], full["padding"])
+    resample = Resample(full["up"], full["down"], full["padding"])
+    size = upfirdn2d.out_size(x, full["f"], resample)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     return x, resampling | dict(
         scale=torch.rand(n, c, generator=generator).to(acc) + 0.5 if scaled else None,

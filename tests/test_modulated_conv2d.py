@@ -344,8 +344,11 @@ def test_the_op_itself_is_differentiable_twice(backend):
     x, weight, styles, noise, bias, border = tensors(Layer("map", border="map"))
     given = [t.requires_grad_() for t in (x, weight, styles, noise, bias, border)]
     weight = weight * styles.sum()
-    call = room.check(x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, bias, "lrelu", None, None, 9)
-    op = torch.ops.posgan_fast.modulated_conv2d(x, *call, backend)
+    activation = ("lrelu", None, None, 9)
+    call = room.Call(
+        x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, bias, *activation, backend
+    )  # fmt: skip
+    op = torch.ops.posgan_fast.modulated_conv2d(*room.check(call))
     stages = PF.modulated_conv2d(
         x, weight, styles, padding=1, pad_map=border, noise=noise, bias=bias, act="lrelu", clamp=9
     )

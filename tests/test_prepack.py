@@ -11,8 +11,7 @@ import torch
 from tolerances import assert_close
 
 from posgan_fast import nn
-from posgan_fast.ops import modulated_conv2d
-from posgan_fast.ops.modulated_conv2d import onednn, weight_cache
+from posgan_fast.ops.modulated_conv2d import cpu, onednn, weight_cache
 
 LAYERS = {"plain": dict(), "enlarging": dict(up=2), "pixel": dict(kernel_size=1)}
 
@@ -32,13 +31,13 @@ def _inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def packing(monkeypatch):
     """How often a weight was packed."""
-    return _counted(monkeypatch, "_pack")
+    return _counted(monkeypatch, "_packed")
 
 
 def _counted(monkeypatch, name):
     count = []
-    function = getattr(modulated_conv2d, name)
-    monkeypatch.setattr(modulated_conv2d, name, lambda *arguments: count.append(arguments) or function(*arguments))
+    function = getattr(cpu, name)
+    monkeypatch.setattr(cpu, name, lambda *arguments: count.append(arguments) or function(*arguments))
     return count
 
 

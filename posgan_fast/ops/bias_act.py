@@ -32,14 +32,15 @@ gradient on CUDA and let it through at equality on CPU; here it is one rule.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import backend as _backend
 from .common import activations, autocast, checks, layout
 from .common.activations import ACTIVATIONS
-from .common.op import Op, is_transformed, refusing_tangents
+from .common.op import Op, define_inplace, is_transformed, restore, save
+from .common.records import Activation
 
 NAME = "bias_act"
 
@@ -76,11 +77,11 @@ def bias_act(
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
     """
-    b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
+    b, dim, activation = check(x, b, dim, (act, alpha, gain, clamp))
     name = _backend.resolve(NAME, IMPLS, x, backend)
-    if act == "linear" and gain == 1.0 and b is None and clamp < 0:
+    if b is None and activation == Activation():
         return x
-    return OP(x, b, dim, act, alpha, gain, clamp, name)
+    return OP(Call(x, b, dim, *activation, name))
 
 
 def bias_act_(
@@ -103,10 +104,10 @@ def bias_act_(
         TypeError, ValueError, BackendError: as :func:`bias_act`.
         ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for that needs the overwritten input.
     """
-    b, dim, alpha, gain, clamp = check(x, b, dim, act, alpha, gain, clamp)
-    name = _backend.resolve(NAME, IMPLS, x, backend)
+    b, dim, activation = check(x, b, dim, (act, alpha, gain, clamp))
+    call = Call(x, b, dim, *activation, _backend.resolve(NAME, IMPLS, x, backend))
     if is_transformed(x, b):
-        return x.copy_(OP(x, b, dim, act, alpha, gain, clamp, name))
+        return x.copy_(OP(call))
     if not layout.is_dense(x):
         raise ValueError(
             f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
@@ -114,30 +115,88 @@ def bias_act_(
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
-        if activations.derivative_reads(act, alpha, clamp) == "input":
+        if activations.derivative_reads(activation) == "input":
             raise ValueError(
                 "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
                 f" got {act!r}"
             )
-        return _InPlace.apply(x, b, dim, act, alpha, gain, clamp, name)
-    torch.ops.posgan_fast.bias_act_(x, b, dim, act, alpha, gain, clamp, name)
+        return _InPlace.apply(*call)
+    _WRITE_OVER(call)
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(x)  # so that autograd notices where x was kept for a backward pass
     return x
 
 
-_ARGUMENTS = "int dim, str act, float alpha, float gain, float clamp, str backend"
-_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
-_LIBRARY.define(f"bias_act(Tensor x, Tensor? b, {_ARGUMENTS}) -> Tensor")
-_LIBRARY.define(f"bias_act_(Tensor(a!) x, Tensor? b, {_ARGUMENTS}) -> ()")
-_LIBRARY.define(f"bias_act_grad(Tensor g, Tensor ref, Tensor? b, {_ARGUMENTS}) -> Tensor")
-_LIBRARY.define(f"bias_act_grad2(Tensor g, Tensor dy, Tensor x, Tensor? b, {_ARGUMENTS}) -> Tensor")
+class Call(NamedTuple):
+    """The arguments of the op, checked; ``dim`` >= 0."""
+
+    x: torch.Tensor
+    b: torch.Tensor | None
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+    backend: str
+
+    @property
+    def activation(self) -> Activation:
+        return Activation(self.act, self.alpha, self.gain, self.clamp)
 
 
-def check(
-    x: Any, b: Any, dim: Any, act: Any, alpha: Any, gain: Any, clamp: Any
-) -> tuple[torch.Tensor | None, int, float, float, float]:
-    """Validate a call and return b, dim, alpha, gain and clamp in full (clamp -1: none)."""
+class GradCall(NamedTuple):
+    """The first derivative: ``g`` times that of the forward at ``ref``, its output or its input."""
+
+    g: torch.Tensor
+    ref: torch.Tensor
+    b: torch.Tensor | None
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+    backend: str
+
+    @property
+    def activation(self) -> Activation:
+        return Activation(self.act, self.alpha, self.gain, self.clamp)
+
+
+class Grad2Call(NamedTuple):
+    """The second derivative: ``g * dy`` times that of the forward at ``x``."""
+
+    g: torch.Tensor
+    dy: torch.Tensor
+    x: torch.Tensor
+    b: torch.Tensor | None
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+    backend: str
+
+    @property
+    def activation(self) -> Activation:
+        return Activation(self.act, self.alpha, self.gain, self.clamp)
+
+
+class Pass(NamedTuple):
+    """What one pass over memory computes: the forward, or with ``grad`` 1 or 2 that derivative. ``x`` is the input or
+    a gradient, ``ref`` the output or input of the forward, ``dy`` the gradient that came into the first derivative."""
+
+    x: torch.Tensor
+    b: torch.Tensor | None
+    dim: int
+    activation: Activation
+    ref: torch.Tensor | None = None
+    dy: torch.Tensor | None = None
+    grad: int = 0
+
+
+def check(x: Any, b: Any, dim: Any, given: tuple[Any, Any, Any, Any]) -> tuple[torch.Tensor | None, int, Activation]:
+    """Validate what a user passes, of it ``given`` as (act, alpha, gain, clamp); returns b, dim and the activation."""
+    act, alpha, gain, clamp = given
     checks.tensor(x, "x")
     if not isinstance(act, str):
         raise TypeError(f"act: expected one of {sorted(ACTIVATIONS)}, got {type(act).__name__}")
@@ -164,47 +223,27 @@ def check(
             if not autocast.is_enabled(x):
                 raise TypeError(f"b: expected dtype {x.dtype} like x, got {b.dtype}")
             b = b.to(x.dtype)
-    return b, dim, alpha, gain, clamp
+    return b, dim, Activation(act, alpha, gain, clamp)
 
 
-@torch.library.register_fake("posgan_fast::bias_act", lib=_LIBRARY)
-def _fake(x, b, dim, act, alpha, gain, clamp, backend):
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("posgan_fast::bias_act_", lib=_LIBRARY)
-def _fake_(x, b, dim, act, alpha, gain, clamp, backend):
-    return None
-
-
-@torch.library.register_fake("posgan_fast::bias_act_grad", lib=_LIBRARY)
-def _fake_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
-    return torch.empty_like(ref)
-
-
-@torch.library.register_fake("posgan_fast::bias_act_grad2", lib=_LIBRARY)
-def _fake_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
-    return torch.empty_like(x)
-
-
-def reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp):
-    """The definition in plain torch. order 0: x is the input. order 1: x is the gradient and ref the output (relu,
-    lrelu with alpha >= 0) or the input. order 2: x and dy are gradients, ref the input."""
-    acc = checks.arithmetic(x.dtype)
-    base = (x if order == 0 else ref).to(acc)
-    if order == 1 and activations.reads_output(act, alpha):
-        value = base
-        slope = torch.where(base > 0 if gain > 0 else base < 0, torch.ones_like(base), alpha)
+def reference(p: Pass) -> torch.Tensor:
+    """The definition in plain torch."""
+    act, alpha, gain, clamp = p.activation
+    acc = checks.arithmetic(p.x.dtype)
+    base = (p.x if p.ref is None else p.ref).to(acc)
+    if p.grad == 1 and activations.reads_output(act, alpha):
+        value, derivative = base, activations.derivative_from_output(base, alpha, gain)
     else:
-        v = base if b is None else base + b.to(acc).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+        v = base if p.b is None else base + p.b.to(acc).reshape([-1 if i == p.dim else 1 for i in range(base.ndim)])
         value = gain * activations.value(act, v, alpha)
-        if order == 0:
-            return (value if clamp < 0 else _clamped(value, clamp)).to(x.dtype)
-        slope = activations.slope(act, v, alpha) if order == 1 else activations.curvature(act, v, alpha)
-    y = x.to(acc) * (gain * slope) * (1 if dy is None else dy.to(acc))
+        if p.grad == 0:
+            return (value if clamp < 0 else _clamped(value, clamp)).to(p.x.dtype)
+        formula = activations.derivative if p.grad == 1 else activations.second_derivative
+        derivative = formula(act, v, alpha)
+    y = p.x.to(acc) * (gain * derivative) * (1 if p.dy is None else p.dy.to(acc))
     if clamp >= 0:
         y = torch.where((value > -clamp) & (value < clamp), y, 0)
-    return y.to(x.dtype)
+    return y.to(p.x.dtype)
 
 
 def _clamped(value, clamp):
@@ -212,94 +251,103 @@ def _clamped(value, clamp):
     return torch.where((value > -clamp) & (value < clamp), value, value.detach().clamp(-clamp, clamp))
 
 
-def _setup_context(ctx, inputs, output):
-    x, b, *ctx.arguments = inputs
-    reads = activations.derivative_reads(ctx.arguments[1], ctx.arguments[2], ctx.arguments[4])
-    if reads is not None:  # else the caller may write over both x and the result
-        ctx.save_for_backward(*((output,) if reads == "output" else (x, b)))
+def gradient(
+    g: torch.Tensor, ref: torch.Tensor | None, b: torch.Tensor | None, dim: int, activation: Activation, backend: str
+) -> torch.Tensor:
+    """The first derivative, as a registered op; without ``ref`` it is a mere scaling."""
+    if ref is not None:
+        return GRAD(GradCall(g, ref, b, dim, *activation, backend))
+    if activation.gain == 1:
+        return g
+    return OP(Call(g, None, dim, *Activation(gain=activation.gain), backend))
 
 
-def _backward(ctx, g):
-    ref, b = (*ctx.saved_tensors, None, None)[:2]
-    dx = gradient(g, ref, b, ctx.arguments)
-    return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
+def _setup_context(ctx, call, result):
+    reads = activations.derivative_reads(call.activation)
+    if reads is None:  # the caller may write over both x and the result
+        save(ctx, call)
+    elif reads == "output":
+        save(ctx, call, result=result)
+    else:
+        save(ctx, call, "x", "b")
 
 
-def gradient(g, ref, b, arguments):
-    """The first derivative as a registered op; ref None: a mere scaling."""
-    dim, _, _, gain, _, backend = arguments
-    if ref is None:
-        return g if gain == 1 else OP(g, None, dim, "linear", 0.0, gain, -1.0, backend)
-    return GRAD(g, ref, b, *arguments)
+def _backward(ctx, g, wanted):
+    call, result = restore(ctx)
+    dx = gradient(g, call.x if result is None else result, call.b, call.dim, call.activation, call.backend)
+    return {"x": dx, "b": _bias_gradient(dx, call.dim) if "b" in wanted else None}
 
 
-def _setup_context_grad(ctx, inputs, output):
-    g, ref, b, *ctx.arguments = inputs
-    ctx.save_for_backward(g, ref, b)
+def _setup_context_grad(ctx, call, result):
+    save(ctx, call, "g", "ref", "b")
 
 
-def _backward_grad(ctx, h):
-    g, ref, b = ctx.saved_tensors
-    dg = GRAD(h, ref, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
-    if ctx.arguments[1] in ("linear", "relu", "lrelu") or not any(ctx.needs_input_grad[1:3]):
-        return dg, *[None] * 8
-    dx = GRAD2(h, g, ref, b, *ctx.arguments)
-    return dg, dx, _bias_gradient(ctx, dx, 2), *[None] * 6
+def _backward_grad(ctx, h, wanted):
+    call, _ = restore(ctx)
+    found = {"g": GRAD(call._replace(g=h)) if "g" in wanted else None}
+    if call.act not in activations.PIECEWISE_LINEAR and wanted & {"ref", "b"}:
+        dx = GRAD2(Grad2Call(h, call.g, call.ref, call.b, *call[3:]))
+        found |= {"ref": dx, "b": _bias_gradient(dx, call.dim) if "b" in wanted else None}
+    return found
 
 
-def _setup_context_grad2(ctx, inputs, output):
-    g, dy, x, b, *ctx.arguments = inputs
-    ctx.save_for_backward(g, dy, x, b)
+def _setup_context_grad2(ctx, call, result):
+    save(ctx, call, "g", "dy", "x", "b")
 
 
-def _backward_grad2(ctx, h):
-    if any(ctx.needs_input_grad[2:4]):
-        raise NotImplementedError(
-            f"bias_act: no third derivative of {ctx.arguments[1]!r}; the first two are implemented"
-        )
-    g, dy, x, b = ctx.saved_tensors
-    dg = GRAD2(h, dy, x, b, *ctx.arguments) if ctx.needs_input_grad[0] else None
-    ddy = GRAD2(h, g, x, b, *ctx.arguments) if ctx.needs_input_grad[1] else None
-    return dg, ddy, *[None] * 8
+def _backward_grad2(ctx, h, wanted):
+    call, _ = restore(ctx)
+    if wanted & {"x", "b"}:
+        raise NotImplementedError(f"bias_act: no third derivative of {call.act!r}; the first two are implemented")
+    dg = GRAD2(call._replace(g=h)) if "g" in wanted else None
+    ddy = GRAD2(call._replace(g=h, dy=call.g)) if "dy" in wanted else None
+    return {"g": dg, "dy": ddy}
+
+
+def _bias_gradient(dx: torch.Tensor, dim: int) -> torch.Tensor:
+    others = [i for i in range(dx.ndim) if i != dim]
+    return dx.sum(others) if others else dx  # a sum over no dimensions is one over all
 
 
 class _InPlace(torch.autograd.Function):
     """The in-place op under autograd: a library op that writes to its argument cannot register a derivative."""
 
     @staticmethod
-    def forward(ctx, x, b, *arguments):
-        ctx.arguments = arguments
-        torch.ops.posgan_fast.bias_act_(x, b, *arguments)
-        ctx.mark_dirty(x)
-        if activations.derivative_reads(arguments[1], arguments[2], arguments[4]):
-            ctx.save_for_backward(x)
-        return x
+    def forward(ctx, *args):
+        call = Call(*args)
+        _WRITE_OVER(call)
+        ctx.mark_dirty(call.x)
+        save(ctx, call, result=call.x if activations.derivative_reads(call.activation) else None)
+        return call.x
 
     @staticmethod
     def backward(ctx, g):
-        (y,) = ctx.saved_tensors or (None,)
-        dx = gradient(g, y, None, ctx.arguments)
-        return dx, _bias_gradient(ctx, dx, 1), *[None] * 6
+        call, result = restore(ctx)
+        dx = gradient(g, result, None, call.dim, call.activation, call.backend)
+        found = {"x": dx, "b": _bias_gradient(dx, call.dim) if ctx.needs_input_grad[1] else None}
+        return tuple(map(found.get, Call._fields))
 
 
-def _run_native(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
-    index = ACTIVATIONS[act].index
-    torch.ops.posgan_fast_native.bias_act(x, b, ref, dy, out, _step(x, dim), order, index, alpha, gain, clamp)
+def _run_native(p, out):
+    act, alpha, gain, clamp = p.activation
+    torch.ops.posgan_fast_native.bias_act(
+        p.x, p.b, p.ref, p.dy, out, _step(p), p.grad, ACTIVATIONS[act].index, alpha, gain, clamp
+    )
 
 
-def _run_triton(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
+def _run_triton(p, out):
     from ..kernels import bias_act as kernel
 
-    kernel.bias_act(x, b, ref, dy, out, _step(x, dim), order, act, alpha, gain, clamp)
+    kernel.bias_act(p.x, p.b, p.ref, p.dy, out, _step(p), p.grad, p.activation)
 
 
-def _step(x: torch.Tensor, dim: int) -> int:
+def _step(p: Pass) -> int:
     """Elements from one bias value to the next; the stride of a dimension of size 1 can be anything."""
-    return x.stride(dim) if x.ndim and x.shape[dim] > 1 else x.numel()
+    return p.x.stride(p.dim) if p.x.ndim and p.x.shape[p.dim] > 1 else p.x.numel()
 
 
-def _run_reference(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
-    out.copy_(reference(x, b, ref, dy, dim, order, act, alpha, gain, clamp))
+def _run_reference(p, out):
+    out.copy_(reference(p))
 
 
 IMPLS = (
@@ -310,76 +358,41 @@ IMPLS = (
 )
 
 
-def _dispatch(x, b, dim, act, alpha, gain, clamp, backend):
-    return _launch(x, b, None, None, dim, 0, act, alpha, gain, clamp, backend)
+def _forward(call):
+    return Pass(call.x, call.b, call.dim, call.activation)
 
 
-def _dispatch_(x, b, dim, act, alpha, gain, clamp, backend):
-    if x.numel():
-        run = _backend.implementation(NAME, IMPLS, x, backend)
-        run(x, _bias(b, x), None, None, x, dim, 0, act, alpha, gain, round_to(clamp, x.dtype))
+def _first(call):
+    return Pass(call.g, call.b, call.dim, call.activation, call.ref, grad=1)
 
 
-def _dispatch_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
-    return _launch(g, b, ref, None, dim, 1, act, alpha, gain, clamp, backend)
+def _second(call):
+    return Pass(call.g, call.b, call.dim, call.activation, call.x, call.dy, grad=2)
 
 
-def _dispatch_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
-    return _launch(g, b, x, dy, dim, 2, act, alpha, gain, clamp, backend)
-
-
-_LIBRARY.impl("bias_act_", refusing_tangents("bias_act_", _dispatch_), "CompositeExplicitAutograd")
-
-
-class _Elementwise(Op):
-    """An op on tensors of any shape; a batch of calls is one call with a dimension more."""
-
-    def _merged(self, size, call):
-        *tensors, b, dim, act, alpha, gain, clamp, backend = call
-        return self(*tensors, b, dim if b is None else dim + 1, act, alpha, gain, clamp, backend)
-
-
-def _decomposition(x, b, dim, act, alpha, gain, clamp, backend):
-    return reference(x, b, None, None, dim, 0, act, alpha, gain, clamp)
-
-
-def _decomposition_grad(g, ref, b, dim, act, alpha, gain, clamp, backend):
-    return reference(g, b, ref, None, dim, 1, act, alpha, gain, clamp)
-
-
-def _decomposition_grad2(g, dy, x, b, dim, act, alpha, gain, clamp, backend):
-    return reference(g, b, x, dy, dim, 2, act, alpha, gain, clamp)
-
-
-OP = _Elementwise(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0,))
-GRAD = _Elementwise(
-    _LIBRARY, "bias_act_grad", _dispatch_grad, _decomposition_grad, _setup_context_grad, _backward_grad, samples=(0, 1)
-)
-GRAD2 = _Elementwise(
-    _LIBRARY,
-    "bias_act_grad2",
-    _dispatch_grad2,
-    _decomposition_grad2,
-    _setup_context_grad2,
-    _backward_grad2,
-    samples=(0, 1, 2),
-)
-
-
-def _launch(x, b, ref, dy, dim, order, act, alpha, gain, clamp, backend):
+def _compute(p: Pass, backend: str) -> torch.Tensor:
     """Bring every tensor to one dense layout, that of the forward input, and run."""
-    leader = x if ref is None else ref
+    leader = p.x if p.ref is None else p.ref
     if not layout.is_dense(leader):
         leader = leader.clone()  # keeps the order of the strides, drops the gaps
     out = torch.empty_like(leader)
-    if out.numel() == 0:
-        return out
-    ref = None if ref is None else leader
-    x = leader if ref is None else _like(x, leader)
-    dy = None if dy is None else _like(dy, leader)
-    run = _backend.implementation(NAME, IMPLS, x, backend)
-    run(x, _bias(b, x), ref, dy, out, dim, order, act, alpha, gain, round_to(clamp, x.dtype))
+    if p.ref is None:
+        p = p._replace(x=leader)
+    else:
+        p = p._replace(x=_like(p.x, leader), ref=leader, dy=None if p.dy is None else _like(p.dy, leader))
+    return _write(p, out, backend)
+
+
+def _write(p: Pass, out: torch.Tensor, backend: str) -> torch.Tensor:
+    """Run a pass whose tensors have the strides of ``out``."""
+    if out.numel():
+        implementation = _backend.implementation(NAME, IMPLS, p.x, backend)
+        implementation(p._replace(b=_bias(p.b, p.x), activation=rounded(p.activation, p.x.dtype)), out)
     return out
+
+
+def _write_over(call):
+    _write(_forward(call), call.x, call.backend)
 
 
 def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
@@ -393,14 +406,53 @@ def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
     return (b if b.dtype == x.dtype else b.to(x.dtype)).contiguous()
 
 
-def _bias_gradient(ctx, dx, index):
-    if not ctx.needs_input_grad[index]:
-        return None
-    others = [i for i in range(dx.ndim) if i != ctx.arguments[0]]
-    return dx.sum(others) if others else dx  # a sum over no dimensions is one over all
+def rounded(activation: Activation, dtype: torch.dtype) -> Activation:
+    """With the clamp as half precision has it: a clamped result must equal the clamp, since the derivative reads it."""
+    return activation._replace(clamp=_round(activation.clamp, dtype))
 
 
 @functools.cache
-def round_to(value: float, dtype: torch.dtype) -> float:
-    """In half precision a clamped result must equal the clamp, since the mask of the gradient is read off it."""
+def _round(value: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(value, dtype=dtype))
+
+
+class _Elementwise(Op):
+    """An op on tensors of any shape; a batch of calls is one call with a dimension more."""
+
+    def _merged(self, size, call):
+        record = self._record(*call)
+        return self(record if record.b is None else record._replace(dim=record.dim + 1))
+
+
+_ARGUMENTS = "Tensor? b, int dim, str act, float alpha, float gain, float clamp, str backend"
+OP = _Elementwise(
+    f"bias_act(Tensor x, {_ARGUMENTS}) -> Tensor",
+    Call,
+    fake=lambda call: torch.empty_like(call.x),
+    kernel=lambda call: _compute(_forward(call), call.backend),
+    decomposition=lambda call: reference(_forward(call)),
+    setup_context=_setup_context,
+    backward=_backward,
+    samples=("x",),
+)
+GRAD = _Elementwise(
+    f"bias_act_grad(Tensor g, Tensor ref, {_ARGUMENTS}) -> Tensor",
+    GradCall,
+    fake=lambda call: torch.empty_like(call.ref),
+    kernel=lambda call: _compute(_first(call), call.backend),
+    decomposition=lambda call: reference(_first(call)),
+    setup_context=_setup_context_grad,
+    backward=_backward_grad,
+    samples=("g", "ref"),
+)
+GRAD2 = _Elementwise(
+    f"bias_act_grad2(Tensor g, Tensor dy, Tensor x, {_ARGUMENTS}) -> Tensor",
+    Grad2Call,
+    fake=lambda call: torch.empty_like(call.x),
+    kernel=lambda call: _compute(_second(call), call.backend),
+    decomposition=lambda call: reference(_second(call)),
+    setup_context=_setup_context_grad2,
+    backward=_backward_grad2,
+    samples=("g", "dy", "x"),
+)
+_WRITE_OVER = define_inplace(f"bias_act_(Tensor(a!) x, {_ARGUMENTS}) -> ()", Call, _write_over)

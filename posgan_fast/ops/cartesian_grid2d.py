@@ -45,5 +45,5 @@ def cartesian_grid2d(
         BackendError: the chosen backend cannot run this call.
     """
     checks.device(device)
-    halves = encodings.tables("csg", height, width, 2, layout, False, base_size, dtype, device)
-    return prologue2d.grid(halves, layout, dtype, NAME, backend)
+    encoding = encodings.tables("csg", height, width, 2, layout, False, base_size, dtype, device)
+    return prologue2d.grid(encoding, dtype, NAME, backend)

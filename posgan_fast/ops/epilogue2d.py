@@ -18,13 +18,15 @@ Source: the synthesis layer of StyleGAN2 (NVlabs stylegan2-ada), whose steps fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from .. import backend as _backend
 from . import bias_act, upfirdn2d
 from .common import activations, checks, layout
-from .common.op import Op
+from .common.op import Op, define_inplace, restore, save
+from .common.records import Activation, Resample
 
 NAME = "epilogue2d"
 
@@ -68,41 +70,97 @@ def epilogue2d(
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
     """
-    arguments = check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp)
-    return OP(*arguments, _backend.resolve(NAME, IMPLS, x, backend))
+    resampling, activation = (up, down, padding, flip_filter, filter_gain), (act, alpha, gain, clamp)
+    call = check(x, f, scale, noise, b, resampling, activation)
+    return OP(call._replace(backend=_backend.resolve(NAME, IMPLS, x, backend)))
 
 
-_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
-_LIBRARY.define(
-    "epilogue2d(Tensor x, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, int[2] up, int[2] down,"
-    " SymInt[4] padding, bool flip_filter, float filter_gain, str act, float alpha, float gain, float clamp,"
-    " str backend) -> Tensor"
-)
-_LIBRARY.define(
-    "epilogue2d_(Tensor(a!) x, Tensor? scale, Tensor? noise, Tensor? b, str act, float alpha, float gain, float clamp,"
-    " str backend) -> ()"
-)
+class Call(NamedTuple):
+    """The arguments of the op, checked; ``scale`` and ``noise`` in the arithmetic type, ``b`` in the dtype of ``x``."""
+
+    x: torch.Tensor
+    f: torch.Tensor | None
+    scale: torch.Tensor | None
+    noise: torch.Tensor | None
+    b: torch.Tensor | None
+    up: Sequence[int]
+    down: Sequence[int]
+    padding: Sequence[int]
+    flip_filter: bool
+    filter_gain: float
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+    backend: str
+
+    @property
+    def activation(self) -> Activation:
+        return Activation(self.act, self.alpha, self.gain, self.clamp)
+
+    @property
+    def resample(self) -> Resample:
+        return Resample(self.up, self.down, self.padding, self.flip_filter, self.filter_gain)
 
 
-def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp):
-    """Validate a call and return the arguments of the op up to the backend."""
+class InPlaceCall(NamedTuple):
+    """The arguments of the op that writes over ``x`` and resamples nothing."""
+
+    x: torch.Tensor
+    scale: torch.Tensor | None
+    noise: torch.Tensor | None
+    b: torch.Tensor | None
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+    backend: str
+
+    @property
+    def activation(self) -> Activation:
+        return Activation(self.act, self.alpha, self.gain, self.clamp)
+
+
+def run(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    b: torch.Tensor | None,
+    resample: Resample,
+    activation: Activation,
+    backend: str,
+) -> torch.Tensor:
+    """Run the op on checked arguments."""
+    return OP(Call(x, f, scale, noise, b, *resample, *activation, backend))
+
+
+def write_over(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    b: torch.Tensor | None,
+    activation: Activation,
+    backend: str,
+) -> torch.Tensor:
+    """Run the op on checked arguments, without resampling or derivatives, and return ``x`` with the result in it."""
+    _WRITE_OVER(InPlaceCall(x, scale, noise, b, *activation, backend))
+    return x
+
+
+def check(x, f, scale, noise, b, resampling, activation) -> Call:
+    """Validate what a user passes, with ``resampling`` and ``activation`` as tuples in the order of their records.
+
+    Returns the call in full, the factors in the dtype of the arithmetic, without a backend.
+    """
     checks.tensor(x, "x", ndim=4)
-    checks.flag(flip_filter, "flip_filter")
-    filter_gain = checks.real(filter_gain, "filter_gain")
+    (n, c), acc = x.shape[:2], checks.arithmetic(x.dtype)
     if f is None:
-        up, down = checks.resampling(up, down)
-        pad = checks.padding(padding)
-        if (up, down, pad) != ((1, 1), (1, 1), (0, 0, 0, 0)):
-            raise ValueError(f"f: expected a filter to resample with, got None with {up=}, {down=}, padding={pad}")
-        if flip_filter or filter_gain != 1:
-            raise ValueError(f"f: expected a filter, got None with {flip_filter=}, {filter_gain=}")
-        out_size = x.shape[2:]
+        resample, out_size = _check_absent(*resampling), x.shape[2:]
     else:
-        up, down, pad = upfirdn2d.check(x, f, up, down, padding, flip_filter, filter_gain)
+        resample = upfirdn2d.check(x, f, resampling, gain="filter_gain")
         f = upfirdn2d.taps_of(f, x)
-        out_size = upfirdn2d.out_size(x, f, up, down, pad)
-    acc = checks.arithmetic(x.dtype)
-    n, c = x.shape[:2]
+        out_size = upfirdn2d.out_size(x, f, resample)
     if scale is not None:
         checks.tensor(scale, "scale", shape=(n, c))
         checks.same_device(scale, "scale", x)
@@ -118,114 +176,101 @@ def check(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, ac
     if b is not None:
         checks.tensor(b, "b", shape=(c,))
         b = b.to(x.dtype)
-    b, _, alpha, gain, clamp = bias_act.check(x, b, 1, act, alpha, gain, clamp)
-    return x, f, scale, noise, b, up, down, pad, flip_filter, filter_gain, act, alpha, gain, clamp
+    b, _, settled = bias_act.check(x, b, 1, activation)
+    return Call(x, f, scale, noise, b, *resample, *settled, _backend.AUTO)
 
 
-@torch.library.register_fake("posgan_fast::epilogue2d", lib=_LIBRARY)
-def _fake(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, backend):
-    return upfirdn2d.empty_output(x, f, up, down, padding)
+def _check_absent(up, down, padding, flip_filter, filter_gain) -> Resample:
+    """Refuse a resampling without a filter."""
+    checks.flag(flip_filter, "flip_filter")
+    filter_gain = checks.real(filter_gain, "filter_gain")
+    up, down = checks.resampling(up, down)
+    padding = checks.padding(padding)
+    if (up, down, padding) != ((1, 1), (1, 1), (0, 0, 0, 0)):
+        raise ValueError(f"f: expected a filter to resample with, got None with {up=}, {down=}, {padding=}")
+    if flip_filter or filter_gain != 1:
+        raise ValueError(f"f: expected a filter, got None with {flip_filter=}, {filter_gain=}")
+    return Resample()
 
 
-@torch.library.register_fake("posgan_fast::epilogue2d_", lib=_LIBRARY)
-def _fake_(x, scale, noise, b, act, alpha, gain, clamp, backend):
-    return None
-
-
-def reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp):
+def reference(call: Call) -> torch.Tensor:
     """The definition in plain torch, in the arithmetic type of ``x``."""
-    z = x.to(checks.arithmetic(x.dtype))
-    if f is not None:
-        z = upfirdn2d.reference(z, f, up, down, padding, flip_filter, filter_gain)
-    return _finished(z, scale, noise, b, act, alpha, gain, clamp)
+    return _define(upfirdn2d.reference, call)
 
 
-def _decomposition(
-    x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, backend
-):  # fmt: skip
-    z = x.to(checks.arithmetic(x.dtype))
-    if f is not None:
-        z = upfirdn2d.decomposition(z, f, up, down, padding, flip_filter, filter_gain)
-    return layout.in_format_of(_finished(z, scale, noise, b, act, alpha, gain, clamp).to(x.dtype), x)
+def decomposition(call: Call) -> torch.Tensor:
+    """The definition in few operators, in the dtype and memory format of ``x``."""
+    return layout.in_format_of(_define(upfirdn2d.decomposition, call).to(call.x.dtype), call.x)
 
 
-def _finished(z, scale, noise, b, act, alpha, gain, clamp):
-    z = z if scale is None else z * scale[:, :, None, None]
-    z = z if noise is None else z + noise
-    b = None if b is None else b.to(z.dtype)
-    return bias_act.reference(z, b, None, None, 1, 0, act, alpha, gain, clamp)
+def _define(upfirdn, call):
+    z = call.x.to(checks.arithmetic(call.x.dtype))
+    z = z if call.f is None else upfirdn(z, call.f, call.resample)
+    z = z if call.scale is None else z * call.scale[:, :, None, None]
+    z = z if call.noise is None else z + call.noise
+    b = None if call.b is None else call.b.to(z.dtype)
+    return bias_act.reference(bias_act.Pass(z, b, 1, call.activation))
 
 
-def _setup_context(ctx, inputs, output):
-    x, f, scale, noise, b, *ctx.resample, act, alpha, gain, clamp, backend = inputs
-    ctx.activation = (1, act, alpha, gain, clamp, backend)
-    ctx.noise_shape = None if noise is None else noise.shape
-    ctx.in_shape, ctx.out_shape = x.shape, output.shape
-    ctx.kind = activations.derivative_reads(act, alpha, clamp)
-    # What the derivative of the activation is read off, besides what the scale's own gradient needs.
-    kept = [x if scale is not None or ctx.kind == "input" else None, f, scale]
-    kept += [output] if ctx.kind == "output" else [noise, b] if ctx.kind == "input" else []
-    ctx.save_for_backward(*kept)
+def _setup_context(ctx, call, result):
+    ctx.in_size, ctx.out_size = call.x.shape[2:], result.shape[2:]
+    ctx.shared_noise = call.noise is not None and call.noise.shape[0] == 1
+    ctx.reads = activations.derivative_reads(call.activation)
+    if ctx.reads == "input":
+        save(ctx, call, "x", "f", "scale", "noise", "b")
+        return
+    kept = ("f",) if call.scale is None else ("x", "f", "scale")  # the gradient of scale reads x
+    save(ctx, call, *kept, result=result if ctx.reads == "output" else None)
 
 
-def _backward(ctx, dy):
-    x, f, scale, *rest = ctx.saved_tensors
-    ref = b = None
-    if ctx.kind == "output":
-        (ref,) = rest
-    elif ctx.kind == "input":
-        noise, b = rest
-        linear = ("linear", 0.0, 1.0, -1.0, ctx.activation[-1])
-        ref = OP(x, f, scale, noise, None, *ctx.resample, *linear)
-    g = bias_act.gradient(dy, ref, b, ctx.activation)  # of z * scale + noise + b, [N, C, H', W']
-    wanted = ctx.needs_input_grad
-    d_b = g.sum((0, 2, 3)) if wanted[4] else None
-    d_noise = d_scale = dx = None
-    if wanted[3]:
+def _backward(ctx, dy, wanted):
+    call, ref = restore(ctx)
+    f, scale, x = call.f, call.scale, call.x
+    if ctx.reads == "input":  # of the activation, but for its bias
+        ref = run(x, f, scale, call.noise, None, call.resample, Activation(), call.backend)
+    g = bias_act.gradient(dy, ref, call.b, 1, call.activation, call.backend)  # of z * scale + noise + b
+    found = {}
+    if "b" in wanted:
+        found["b"] = g.sum((0, 2, 3))
+    if "noise" in wanted:
         d_noise = g.sum(1, keepdim=True, dtype=checks.arithmetic(g.dtype))
-        d_noise = d_noise.sum(0, keepdim=True) if ctx.noise_shape[0] == 1 else d_noise
-    if wanted[0] or wanted[2]:
-        v = g if f is None else _transposed(ctx, g, f)  # [N, C, H, W]
-        if wanted[2]:
-            d_scale = (v.to(scale.dtype) * x.to(scale.dtype)).sum((2, 3))
-        dx = v if scale is None else (v * scale[:, :, None, None]).to(g.dtype)
-    return dx, None, d_scale, d_noise, d_b, *[None] * 10
+        found["noise"] = d_noise.sum(0, keepdim=True) if ctx.shared_noise else d_noise
+    if wanted & {"x", "scale"}:
+        v = g  # [N, C, H, W]
+        if f is not None:
+            transposed = upfirdn2d.transposed(call.resample, f, ctx.in_size, ctx.out_size)
+            v = upfirdn2d.run(g, f, transposed, call.backend)
+        if "scale" in wanted:
+            found["scale"] = (v.to(scale.dtype) * x.to(scale.dtype)).sum((2, 3))
+        found["x"] = v if scale is None else (v * scale[:, :, None, None]).to(g.dtype)
+    return found
 
 
-def _transposed(ctx, g, f):
-    up, down, padding, flip_filter, filter_gain = ctx.resample
-    pad = upfirdn2d.transposed_padding(f, up, down, padding, ctx.in_shape[2:], ctx.out_shape[2:])
-    return upfirdn2d.OP(g, f, down, up, pad, not flip_filter, filter_gain, ctx.activation[-1])
-
-
-def _run_cpu(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
-    index = bias_act.ACTIVATIONS[act].index
+def _run_cpu(call, y):
+    (upx, upy), (downx, downy), pad, flip, filter_gain = call.resample
+    act, alpha, gain, clamp = call.activation
     torch.ops.posgan_fast_native.epilogue2d(
-        x, None, f, scale, noise, b, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter,
-        filter_gain, index, alpha, gain, clamp,
+        call.x, None, call.f, call.scale, call.noise, call.b, y, upx, upy, downx, downy, pad[0], pad[2], flip,
+        filter_gain, bias_act.ACTIVATIONS[act].index, alpha, gain, clamp,
     )  # fmt: skip
 
 
-def _run_cuda(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
-    """The two kernels that there are, the second in place."""
-    if f is not None:
-        torch.ops.posgan_fast_native.upfirdn2d(
-            x, f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, filter_gain
-        )
-        if scale is noise is b is None and (act, gain) == ("linear", 1) and clamp < 0:
-            return
-    x = _dense(x, y) if f is None else y
-    _run_cpu(x, None, scale, noise, b, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0, act, alpha, gain, clamp, y)
+def _run_cuda(call: Call, y: torch.Tensor) -> None:
+    """Resample with one kernel and finish with the other, in place."""
+    if call.f is None:
+        _run_cpu(call._replace(x=_dense(call.x, y)), y)
+        return
+    upfirdn2d.run_native(call.x, call.f, call.resample, y)
+    if call.scale is call.noise is call.b is None and call.activation == Activation():
+        return
+    _run_cpu(Call(y, None, call.scale, call.noise, call.b, *Resample(), *call.activation, call.backend), y)
 
 
-def _run_triton(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
+def _run_triton(call, y):
     from ..kernels import epilogue2d as kernel
 
-    x = x if f is not None else _dense(x, y)
-    pad = padding[0], padding[2]
-    kernel.epilogue2d(
-        x, f, scale, noise, b, y, tuple(up), tuple(down), pad, flip_filter, filter_gain, act, alpha, gain, clamp
-    )
+    x = call.x if call.f is not None else _dense(call.x, y)
+    kernel.epilogue2d(x, call.f, call.scale, call.noise, call.b, y, call.resample, call.activation)
 
 
 def _dense(x, y):
@@ -233,8 +278,8 @@ def _dense(x, y):
     return x if x.stride() == y.stride() else y.copy_(x)
 
 
-def _run_reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
-    y.copy_(reference(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp))
+def _run_reference(call, y):
+    y.copy_(reference(call))
 
 
 IMPLS = (
@@ -245,30 +290,55 @@ IMPLS = (
 )
 
 
-def _dispatch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, backend):
-    y = upfirdn2d.empty_output(x, f, up, down, padding)
-    _launch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y, backend)
+def _empty(call):
+    return upfirdn2d.empty_output(call.x, call.f, call.resample)
+
+
+def _kernel(call):
+    y = _empty(call)
+    _write(call, y)
     return y
 
 
-def _dispatch_(x, scale, noise, b, act, alpha, gain, clamp, backend):
+def _write(call, y):
+    """Run a call into ``y``. An exported graph under autocast brings other dtypes than the public function."""
+    if y.numel() == 0:
+        return
+    x, acc = call.x, checks.arithmetic(call.x.dtype)
+    call = call._replace(
+        x=layout.readable(x),
+        scale=layout.contiguous_as(acc, call.scale),
+        noise=layout.contiguous_as(acc, call.noise),
+        b=layout.contiguous_as(x.dtype, call.b),
+        clamp=bias_act.rounded(call.activation, x.dtype).clamp,
+    )
+    _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
+
+
+def _write_over(call: InPlaceCall) -> None:
+    x = call.x
     dense = any(x.is_contiguous(memory_format=m) for m in (torch.contiguous_format, torch.channels_last))
     y = x if dense else layout.empty(x, x.shape)
-    _launch(x, None, scale, noise, b, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0, act, alpha, gain, clamp, y, backend)
+    _write(Call(x, None, call.scale, call.noise, call.b, *Resample(), *call.activation, call.backend), y)
     if not dense:
         x.copy_(y)
 
 
-_LIBRARY.impl("epilogue2d_", _dispatch_, "CompositeExplicitAutograd")
-OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0, 2, 3))
-
-
-def _launch(x, f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y, backend):
-    if y.numel() == 0:
-        return
-    acc = checks.arithmetic(x.dtype)  # an exported graph under autocast brings other dtypes than the public function
-    dtypes = ((scale, acc), (noise, acc), (b, x.dtype))
-    scale, noise, b = (None if t is None else t.to(dtype).contiguous() for t, dtype in dtypes)
-    clamp = bias_act.round_to(clamp, x.dtype)
-    run = _backend.implementation(NAME, IMPLS, x, backend)
-    run(layout.readable(x), f, scale, noise, b, up, down, padding, flip, filter_gain, act, alpha, gain, clamp, y)
+OP = Op(
+    "epilogue2d(Tensor x, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, int[2] up, int[2] down,"
+    " SymInt[4] padding, bool flip_filter, float filter_gain, str act, float alpha, float gain, float clamp,"
+    " str backend) -> Tensor",
+    Call,
+    fake=_empty,
+    kernel=_kernel,
+    decomposition=decomposition,
+    setup_context=_setup_context,
+    backward=_backward,
+    samples=("x", "scale", "noise"),
+)
+_WRITE_OVER = define_inplace(
+    "epilogue2d_(Tensor(a!) x, Tensor? scale, Tensor? noise, Tensor? b, str act, float alpha, float gain, float clamp,"
+    " str backend) -> ()",
+    InPlaceCall,
+    _write_over,
+)

@@ -22,14 +22,15 @@ the caller's tensor and this does not; SPE and CSG: :mod:`posgan_fast.ops.common
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
 from .common import checks, encodings, layout
-from .common.op import Op
+from .common.op import Op, restore, save, wanted_of
+from .common.records import Encoding
 
 NAME = "prologue2d"
 MODES = ("zeros", "reflect", "instance")
@@ -75,43 +76,20 @@ def prologue2d(
         ValueError: a wrong shape, size, mode or device.
         BackendError: the chosen backend cannot run this call.
     """
-    _check_input(x)
-    n, c, h, w = x.shape
-    columns = rows = None
-    if (total := _encoded_channels(c, encode, join, channels, base_size)) is not None:
-        columns, rows = encodings.tables(encode, h, w, total, layout, div_half_dim, base_size, x.dtype, x.device)
-    concat = columns is not None and join == "concat"
-    c += 0 if columns is None or join == "add" else 2 * columns.shape[0]
-    pad = _check_padding(padding, checks.choice(mode, "mode", MODES), h, w)
-    if pad_map is None and mode == "instance":
-        raise ValueError('pad_map: expected a map or ring in the mode "instance", got None')
-    if pad_map is not None and mode != "instance":
-        raise ValueError(f'pad_map: expected None unless the mode is "instance", got one in the mode {mode!r}')
-    styles = _check_styles(styles, x, c)
-    if residual is not None:
-        checks.tensor(residual, "residual", shape=(n, c, h, w))
-        checks.same_device(residual, "residual", x)
-        residual = residual.to(x.dtype)
-    border = None
-    if pad_map is not None:
-        check_border(pad_map, x, c, h, w)
-        border = pad_map.to(x.dtype)
+    encoding = _encoding(x, encode, join, channels, layout, div_half_dim, base_size)
+    call = check(x, residual, styles, padding, mode, pad_map, encoding)
     name = _backend.resolve(NAME, IMPLS, x, backend)
-    if styles is None and residual is None and columns is None and not any(pad):
+    if styles is None and residual is None and encoding is None and not any(call.padding):
         return x
-    first = encodings.height_first(layout)
-    return OP(x, residual, styles, border, columns, rows, pad, mode, concat, first, name)
+    return OP(call._replace(backend=name))
 
 
-def grid(
-    halves: tuple[torch.Tensor, torch.Tensor], layout: str, dtype: torch.dtype, op: str, backend: str | None
-) -> torch.Tensor:
+def grid(encoding: Encoding, dtype: torch.dtype, op: str, backend: str | None) -> torch.Tensor:
     """The encoding that two tables stand for, [1, 2 * d, H, W]: concatenated to an input without channels."""
-    columns, rows = halves
+    columns, rows = encoding.columns, encoding.rows
     x = columns.new_empty((1, 0, rows.shape[1], columns.shape[1]), dtype=dtype)
     name = _backend.resolve(op, IMPLS, x, backend)
-    first = encodings.height_first(layout)
-    return OP(x, None, None, None, columns, rows, (0, 0, 0, 0), "zeros", True, first, name)
+    return OP(Call(x, columns=columns, rows=rows, concat=True, height_first=encoding.height_first, backend=name))
 
 
 def instance_pad2d(x: torch.Tensor, pad_map: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -166,11 +144,49 @@ def _offsets(shape, h, w):
     return (shape[2] - h - 2) // 2, (shape[3] - w - 2) // 2
 
 
-_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
-_LIBRARY.define(
-    "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
-    " SymInt[4] padding, str mode, bool concat, bool height_first, str backend) -> Tensor"
-)
+class Call(NamedTuple):
+    """The arguments of the op, checked; ``styles`` in the arithmetic type, ``residual`` and ``border`` in that of x."""
+
+    x: torch.Tensor
+    residual: torch.Tensor | None = None
+    styles: torch.Tensor | None = None
+    border: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    padding: Sequence[int] = (0, 0, 0, 0)
+    mode: str = "zeros"
+    concat: bool = False
+    height_first: bool = False
+    backend: str = _backend.AUTO
+
+    @property
+    def encoding(self) -> Encoding | None:
+        if self.columns is None or self.rows is None:
+            return None
+        return Encoding(self.columns, self.rows, self.concat, self.height_first)
+
+
+def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None) -> Call:
+    """Validate what a user passes, but for the encoding; returns the call in full, without a backend."""
+    n, c, h, w = x.shape
+    if encoding is not None and encoding.concat:
+        c += 2 * encoding.columns.shape[0]
+    pad = _check_padding(padding, checks.choice(mode, "mode", MODES), h, w)
+    if pad_map is None and mode == "instance":
+        raise ValueError('pad_map: expected a map or ring in the mode "instance", got None')
+    if pad_map is not None and mode != "instance":
+        raise ValueError(f'pad_map: expected None unless the mode is "instance", got one in the mode {mode!r}')
+    styles = _check_styles(styles, x, c)
+    if residual is not None:
+        checks.tensor(residual, "residual", shape=(n, c, h, w))
+        checks.same_device(residual, "residual", x)
+        residual = residual.to(x.dtype)
+    border = None
+    if pad_map is not None:
+        check_border(pad_map, x, c, h, w)
+        border = pad_map.to(x.dtype)
+    columns, rows, concat, height_first = (None, None, False, False) if encoding is None else encoding
+    return Call(x, residual, styles, border, columns, rows, pad, mode, concat, height_first)
 
 
 def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
@@ -189,8 +205,12 @@ def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
         raise ValueError(f"pad_map: expected at least {h + 2} x {w + 2} pixels, got shape {tuple(border.shape)}")
 
 
-def _encoded_channels(c, encode, join, channels, base_size):
-    """Channels of the encoding to join to an input of ``c``; None: there is no encoding."""
+def _encoding(x, encode, join, channels, layout, div_half_dim, base_size) -> Encoding | None:
+    """The encoding that a user asks for, once it and ``x`` are checked."""
+    checks.tensor(x, "x", ndim=4)
+    _, c, h, w = x.shape
+    if h == 0 or w == 0:
+        raise ValueError(f"x: expected at least one row and column, got shape {tuple(x.shape)}")
     checks.choice(join, "join", JOINS)
     if encode is None:
         if channels is not None or base_size is not None:
@@ -205,13 +225,8 @@ def _encoded_channels(c, encode, join, channels, base_size):
     if join == "add" and (c % 4 if spe else c != 2):
         wanted = "a multiple of 4 channels" if spe else "2 channels"
         raise ValueError(f"x: expected {wanted} to add the encoding {encode!r} to, got {c}")
-    return total
-
-
-def _check_input(x: Any) -> None:
-    checks.tensor(x, "x", ndim=4)
-    if x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"x: expected at least one row and column, got shape {tuple(x.shape)}")
+    tables = encodings.tables(encode, h, w, total, layout, div_half_dim, base_size, x.dtype, x.device)
+    return tables._replace(concat=join == "concat")
 
 
 def _check_padding(padding: Any, mode: str, h: int, w: int) -> tuple[int, int, int, int]:
@@ -236,60 +251,55 @@ def _check_styles(styles: Any, x: torch.Tensor, c: int) -> torch.Tensor | None:
     return styles.to(checks.arithmetic(x.dtype)).expand(x.shape[0], c)
 
 
-@torch.library.register_fake("posgan_fast::prologue2d", lib=_LIBRARY)
-def _fake(x, residual, styles, border, columns, rows, padding, mode, concat, height_first, backend):
-    return _empty_output(x, columns, padding, concat)
-
-
-def reference(x, residual, styles, border, columns, rows, padding, mode, concat, height_first):
+def reference(call: Call) -> torch.Tensor:
     """The definition in plain torch, in the arithmetic type of ``x``."""
-    z = _encoded(x.to(checks.arithmetic(x.dtype)), columns, rows, concat, height_first)
-    if styles is not None:
-        z = z * styles[:, :, None, None]
-    if residual is not None:
-        z = z + residual
-    if mode != "instance":
-        return F.pad(z, list(padding), "constant" if mode == "zeros" else "reflect")
-    h, w = x.shape[2:]
-    ring = border if border.ndim == 3 else ring_from_map(border, h, w)
+    z = _encoded(call.x.to(checks.arithmetic(call.x.dtype)), call.encoding)
+    if call.styles is not None:
+        z = z * call.styles[:, :, None, None]
+    if call.residual is not None:
+        z = z + call.residual
+    if call.border is None:
+        return F.pad(z, list(call.padding), "constant" if call.mode == "zeros" else "reflect")
+    h, w = call.x.shape[2:]
+    ring = call.border if call.border.ndim == 3 else ring_from_map(call.border, h, w)
     return F.pad(z, (1, 1, 1, 1)) + map_from_ring(ring, h, w)
 
 
-def _encoded(x, columns, rows, concat, height_first):
+def _encoded(x, encoding):
     """x with its encoding added or behind it; the encoding takes no gradient."""
-    if columns is None:
+    if encoding is None:
         return x
     h, w = x.shape[2:]
-    halves = [columns[:, None, :].expand(-1, h, -1), rows[:, :, None].expand(-1, -1, w)]  # [E, H, W]
+    columns, rows, concat, height_first = encoding
+    halves = [columns[:, None, :].expand(-1, h, -1), rows[:, :, None].expand(-1, -1, w)]  # [d, H, W]
     grid = torch.cat(halves[::-1] if height_first else halves)[None].to(x.dtype)
     return torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], dim=1) if concat else x + grid
 
 
-def _setup_context(ctx, inputs, output):
-    x, _, styles, border, columns, rows, ctx.padding, ctx.mode, ctx.concat, ctx.height_first, _ = inputs
-    ctx.x_shape, ctx.border_shape = x.shape, None if border is None else border.shape
-    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, styles, columns, rows)
+def _setup_context(ctx, call, result):
+    ctx.in_shape, ctx.border_shape = call.x.shape, None if call.border is None else call.border.shape
+    kept = ("x",) if "styles" in wanted_of(ctx, call) else ()
+    save(ctx, call, *kept, "styles", "columns", "rows")
 
 
-def _backward(ctx, dy):
-    x, styles, columns, rows = ctx.saved_tensors
-    c, h, w = ctx.x_shape[1:]
-    wanted = ctx.needs_input_grad
-    acc = checks.arithmetic(dy.dtype)
-    d_border = d_styles = dx = None
-    if wanted[3]:
-        d_border = _border_gradient(dy, ctx.border_shape, h, w)
-    left, _, top, _ = ctx.padding
+def _backward(ctx, dy, wanted):
+    call, _ = restore(ctx)
+    c, h, w = ctx.in_shape[1:]
+    acc, found = checks.arithmetic(dy.dtype), {}
+    if "border" in wanted:
+        found["border"] = _border_gradient(dy, ctx.border_shape, h, w)
+    left, _, top, _ = call.padding
     g = dy.narrow(2, top, h).narrow(3, left, w)  # [N, C', H, W]; a full slice is an alias, which vmap does not know
-    if ctx.mode == "reflect" and any(ctx.padding):  # up to nine values to a sum
-        g = torch.ops.aten.reflection_pad2d_backward(dy.to(acc), g.to(acc), list(ctx.padding))
-    if wanted[2]:
-        z = _encoded(x.to(acc), columns, rows, ctx.concat, ctx.height_first)
-        d_styles = (g.to(acc) * z).sum((2, 3))
-    if wanted[0]:
+    if call.mode == "reflect" and any(call.padding):  # up to nine values to a sum
+        g = torch.ops.aten.reflection_pad2d_backward(dy.to(acc), g.to(acc), list(call.padding))
+    if "styles" in wanted:
+        found["styles"] = (g.to(acc) * _encoded(call.x.to(acc), call.encoding)).sum((2, 3))
+    if "x" in wanted:
         dx = g.narrow(1, 0, c)
-        dx = (dx if styles is None else dx * styles[:, :c, None, None]).to(dy.dtype)
-    return dx, g.to(dy.dtype) if wanted[1] else None, d_styles, d_border, *[None] * 7
+        found["x"] = (dx if call.styles is None else dx * call.styles[:, :c, None, None]).to(dy.dtype)
+    if "residual" in wanted:
+        found["residual"] = g.to(dy.dtype)
+    return found
 
 
 def _border_gradient(dy, shape, h, w):
@@ -300,22 +310,23 @@ def _border_gradient(dy, shape, h, w):
     return F.pad(map_from_ring(ring, h, w), (x, shape[3] - w - 2 - x, y, shape[2] - h - 2 - y))
 
 
-def _run_native(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first):
+def _run_native(call, y):
+    left, _, top, _ = call.padding
     torch.ops.posgan_fast_native.prologue2d(
-        x, residual, styles, border, columns, rows, y, left, top, MODES.index(mode), concat, height_first
-    )
+        call.x, call.residual, call.styles, call.border, call.columns, call.rows, y, left, top,
+        MODES.index(call.mode), call.concat, call.height_first,
+    )  # fmt: skip
 
 
-def _run_triton(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first):
+def _run_triton(call, y):
     from ..kernels import prologue2d as kernel
 
-    kernel.prologue2d(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first)
+    left, _, top, _ = call.padding
+    kernel.prologue2d(call.x, call.residual, call.styles, call.border, y, left, top, call.mode, call.encoding)
 
 
-def _run_reference(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first):
-    right, bottom = y.shape[3] - x.shape[3] - left, y.shape[2] - x.shape[2] - top
-    pad = (left, right, top, bottom)
-    y.copy_(reference(x, residual, styles, border, columns, rows, pad, mode, concat, height_first))
+def _run_reference(call, y):
+    y.copy_(reference(call))
 
 
 IMPLS = (
@@ -326,26 +337,31 @@ IMPLS = (
 )
 
 
-def _dispatch(x, residual, styles, border, columns, rows, padding, mode, concat, height_first, backend):
-    y = _empty_output(x, columns, padding, concat)
+def _empty(call):
+    n, c, h, w = call.x.shape
+    left, right, top, bottom = call.padding
+    c += 2 * call.columns.shape[0] if call.concat else 0
+    return layout.empty(call.x, (n, c, h + top + bottom, w + left + right))
+
+
+def _kernel(call):
+    y = _empty(call)
     if y.numel():
-        run = _backend.implementation(NAME, IMPLS, x, backend)
-        # An exported graph under autocast brings other dtypes than the public function.
-        residual = None if residual is None else layout.readable(residual.to(x.dtype), x)
-        styles = None if styles is None else styles.to(checks.arithmetic(x.dtype)).contiguous()
-        border = None if border is None else border.to(x.dtype)
-        columns, rows = (None if t is None else _table(t, x) for t in (columns, rows))
-        x, (left, _, top, _) = layout.readable(x), padding
-        run(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first)
+        _backend.implementation(NAME, IMPLS, call.x, call.backend)(_prepared(call), y)
     return y
 
 
-def _decomposition(x, residual, styles, border, columns, rows, padding, mode, concat, height_first, backend):
-    y = reference(x, residual, styles, border, columns, rows, padding, mode, concat, height_first)
-    return layout.in_format_of(y.to(x.dtype), x)
-
-
-OP = Op(_LIBRARY, NAME, _dispatch, _decomposition, _setup_context, _backward, samples=(0, 1, 2, 3))
+def _prepared(call):
+    """The call as kernels read it. An exported graph under autocast brings other dtypes than the public function."""
+    x, residual, styles, border = call[:4]
+    return call._replace(
+        x=layout.readable(x),
+        residual=None if residual is None else layout.readable(residual.to(x.dtype), x),
+        styles=None if styles is None else styles.to(checks.arithmetic(x.dtype)).contiguous(),
+        border=None if border is None else border.to(x.dtype),
+        columns=None if call.columns is None else _table(call.columns, x),
+        rows=None if call.rows is None else _table(call.rows, x),
+    )
 
 
 def _table(table, x):
@@ -354,6 +370,14 @@ def _table(table, x):
     return table.t().contiguous().t() if channels_last else table.contiguous()
 
 
-def _empty_output(x, columns, padding, concat):
-    c = x.shape[1] + (2 * columns.shape[0] if concat else 0)
-    return layout.empty(x, (x.shape[0], c, x.shape[2] + padding[2] + padding[3], x.shape[3] + padding[0] + padding[1]))
+OP = Op(
+    "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
+    " SymInt[4] padding, str mode, bool concat, bool height_first, str backend) -> Tensor",
+    Call,
+    fake=_empty,
+    kernel=_kernel,
+    decomposition=lambda call: layout.in_format_of(reference(call).to(call.x.dtype), call.x),
+    setup_context=_setup_context,
+    backward=_backward,
+    samples=("x", "residual", "styles", "border"),
+)

@@ -50,5 +50,5 @@ def sinusoidal_encoding2d(
         BackendError: the chosen backend cannot run this call.
     """
     checks.device(device)
-    halves = encodings.tables("spe", height, width, channels, layout, div_half_dim, base_size, dtype, device)
-    return prologue2d.grid(halves, layout, dtype, NAME, backend)
+    encoding = encodings.tables("spe", height, width, channels, layout, div_half_dim, base_size, dtype, device)
+    return prologue2d.grid(encoding, dtype, NAME, backend)

@@ -18,14 +18,15 @@ Source: NVlabs stylegan2-ada and stylegan3 define the contract (names, padding, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
 from .common import checks, layout
-from .common.op import Op, static
+from .common.op import Op, restore, save, static
+from .common.records import Resample
 
 NAME = "upfirdn2d"
 
@@ -64,8 +65,8 @@ def upfirdn2d(
         ValueError: a wrong shape, factor or device, a filter that requires a gradient, or an empty result.
         BackendError: the chosen backend cannot run this call.
     """
-    up, down, pad = check(x, f, up, down, padding, flip_filter, gain)
-    return OP(x, taps_of(f, x), up, down, pad, flip_filter, float(gain), _backend.resolve(NAME, IMPLS, x, backend))
+    resample = check(x, f, (up, down, padding, flip_filter, gain))
+    return run(x, taps_of(f, x), resample, _backend.resolve(NAME, IMPLS, x, backend))
 
 
 def filter2d(
@@ -171,34 +172,51 @@ def setup_filter(
     return (taps * gain ** (taps.ndim / 2)).contiguous().to(device)
 
 
-_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
-_LIBRARY.define(
-    "upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, SymInt[4] padding, bool flip_filter, float gain,"
-    " str backend) -> Tensor"
-)
+class Call(NamedTuple):
+    """The arguments of the op, checked; ``f`` in the arithmetic type, ``padding`` for every side."""
+
+    x: torch.Tensor
+    f: torch.Tensor
+    up: Sequence[int]
+    down: Sequence[int]
+    padding: Sequence[int]
+    flip_filter: bool
+    gain: float
+    backend: str
+
+    @property
+    def resample(self) -> Resample:
+        return Resample(self.up, self.down, self.padding, self.flip_filter, self.gain)
 
 
-def check(
-    x: Any, f: Any, up: Any, down: Any, padding: Any, flip_filter: Any, gain: Any
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
-    """Validate a call and return up, down and padding in full."""
+def run(x: torch.Tensor, f: torch.Tensor, resample: Resample, backend: str) -> torch.Tensor:
+    """Run the op on checked arguments."""
+    return OP(Call(x, f, *resample, backend))
+
+
+def check(x: Any, f: Any, resampling: tuple[Any, Any, Any, Any, Any], gain: str = "gain") -> Resample:
+    """Validate what a user passes, of it ``resampling`` in the order of the record; returns that with pairs and sides.
+
+    Args:
+        gain: what the caller's argument for the factor on the result is called.
+    """
     _check_tensors(x, f)
-    up, down = checks.resampling(up, down)
-    pad = checks.padding(padding)
-    checks.flag(flip_filter, "flip_filter")
-    checks.real(gain, "gain")
+    up, down = checks.resampling(*resampling[:2])
+    pad = checks.padding(resampling[2])
+    flip_filter = checks.flag(resampling[3], "flip_filter")
+    factor = checks.real(resampling[4], gain)
     fw, fh = _filter_size(f)
-    for axis, size, length, factor, before, after in (
+    for axis, size, length, scale, before, after in (
         ("width", x.shape[3], fw, up[0], pad[0], pad[1]),
         ("height", x.shape[2], fh, up[1], pad[2], pad[3]),
     ):
-        padded = size * factor + before + after
+        padded = size * scale + before + after
         if padded < length:
             raise ValueError(
                 f"padding: expected an upsampled and padded {axis} of at least {length}, the taps of f,"
-                f" got {size} * {factor} + {before} + {after} = {padded}"
+                f" got {size} * {scale} + {before} + {after} = {padded}"
             )
-    return up, down, pad
+    return Resample(up, down, pad, flip_filter, factor)
 
 
 def _check_tensors(x: Any, f: Any) -> None:
@@ -219,29 +237,24 @@ def check_filter(f: Any, name: str, x: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected a filter without gradient, got requires_grad=True; there is none for it")
 
 
-@torch.library.register_fake("posgan_fast::upfirdn2d", lib=_LIBRARY)
-def _fake(x, f, up, down, padding, flip_filter, gain, backend):
-    return empty_output(x, f, up, down, padding)
-
-
-def reference(x, f, up, down, padding, flip_filter, gain):
+def reference(x: torch.Tensor, f: torch.Tensor, resample: Resample) -> torch.Tensor:
     """The definition in plain torch: insert zeros, pad or crop, correlate tap by tap, decimate.
 
-    No convolution of the vendor's: on GPUs it may round its operands to TF32.
+    It calls no convolution of the vendor's, which on GPUs may round its operands to TF32.
     """
-    return _define(_correlate, x, f, up, down, padding, flip_filter, gain)
+    return _define(_correlate, x, f, resample)
 
 
-def decomposition(x, f, up, down, padding, flip_filter, gain, backend=None):
+def decomposition(x: torch.Tensor, f: torch.Tensor, resample: Resample) -> torch.Tensor:
     """The definition with a convolution for each channel: one operator in a graph, where a sum over taps is sixteen."""
     with torch.autocast(x.device.type, enabled=False):
-        return _define(_convolve, x, f, up, down, padding, flip_filter, gain)
+        return _define(_convolve, x, f, resample)
 
 
-def _define(correlate, x, f, up, down, padding, flip_filter, gain):
-    acc = checks.arithmetic(x.dtype)
-    g = f if flip_filter else f.flip(list(range(f.ndim)))
-    u = x.to(acc)
+def _define(correlate, x, f, resample):
+    up, down, padding = resample.up, resample.down, resample.padding
+    g = f if resample.flip_filter else f.flip(list(range(f.ndim)))
+    u = x.to(checks.arithmetic(x.dtype))
     if tuple(up) != (1, 1):
         c, h, w = static(x.shape[1:])
         u = F.pad(u[:, :, :, None, :, None], [0, up[0] - 1, 0, 0, 0, up[1] - 1])  # [N, C, H, up, W, up]
@@ -250,9 +263,9 @@ def _define(correlate, x, f, up, down, padding, flip_filter, gain):
     if min(padding) < 0:  # apart, since more may be cropped on a side than there was before padding
         u = F.pad(u, [min(p, 0) for p in padding])
     if g.ndim == 2:
-        u = correlate(u, gain * g, down)
+        u = correlate(u, resample.gain * g, down)
     else:
-        u = correlate(correlate(u, g[None, :], (down[0], 1)), gain * g[:, None], (1, down[1]))
+        u = correlate(correlate(u, g[None, :], (down[0], 1)), resample.gain * g[:, None], (1, down[1]))
     return layout.in_format_of(u.to(x.dtype), x)
 
 
@@ -273,50 +286,67 @@ def _convolve(u, g, down):
     return F.conv2d(u, g.expand(c, 1, *g.shape), stride=(down[1], down[0]), groups=c)
 
 
-def _setup_context(ctx, inputs, output):
-    x, f, ctx.up, ctx.down, ctx.padding, ctx.flip_filter, ctx.gain, ctx.backend = inputs
-    ctx.save_for_backward(f)
-    ctx.in_size, ctx.out_size = x.shape[2:], output.shape[2:]
+def _setup_context(ctx, call, result):
+    save(ctx, call, "f")
+    ctx.in_size, ctx.out_size = call.x.shape[2:], result.shape[2:]
 
 
-def _backward(ctx, dy):
-    (f,) = ctx.saved_tensors
-    pad = transposed_padding(f, ctx.up, ctx.down, ctx.padding, ctx.in_size, ctx.out_size)
-    grad = OP(dy, f, ctx.down, ctx.up, pad, not ctx.flip_filter, ctx.gain, ctx.backend)
-    return grad, None, None, None, None, None, None, None
+def _backward(ctx, dy, wanted):
+    call, _ = restore(ctx)
+    return {"x": run(dy, call.f, transposed(call.resample, call.f, ctx.in_size, ctx.out_size), call.backend)}
 
 
-def _run_native(x, f, up, down, padding, flip_filter, gain):
-    y = empty_output(x, f, up, down, padding)
-    if y.numel():
-        torch.ops.posgan_fast_native.upfirdn2d(
-            layout.readable(x), f, y, up[0], up[1], down[0], down[1], padding[0], padding[2], flip_filter, gain
-        )
-    return y
+def run_native(x: torch.Tensor, f: torch.Tensor, resample: Resample, y: torch.Tensor) -> None:
+    """Write the result to ``y``."""
+    (upx, upy), (downx, downy), pad, flip, gain = resample
+    torch.ops.posgan_fast_native.upfirdn2d(x, f, y, upx, upy, downx, downy, pad[0], pad[2], flip, gain)
 
 
-def _run_triton(x, f, up, down, padding, flip_filter, gain):
+def _run_native(call, y):
+    run_native(call.x, call.f, call.resample, y)
+
+
+def _run_triton(call, y):
     from ..kernels import upfirdn2d as kernel
 
-    y = empty_output(x, f, up, down, padding)
-    if y.numel():
-        kernel.upfirdn2d(layout.readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
-    return y
+    kernel.upfirdn2d(call.x, call.f, y, call.resample)
+
+
+def _run_reference(call, y):
+    y.copy_(reference(call.x, call.f, call.resample))
 
 
 IMPLS = (
     _backend.Impl("cuda", _backend.cuda_can_run, _run_native),
     _backend.Impl("cpu", _backend.cpu_can_run, _run_native),
     _backend.Impl("triton", _backend.triton_can_run, _run_triton),
-    _backend.Impl("reference", _backend.reference_can_run, reference),
+    _backend.Impl("reference", _backend.reference_can_run, _run_reference),
 )
 
 
-def _dispatch(x, f, up, down, padding, flip_filter, gain, backend):
-    return _backend.implementation(NAME, IMPLS, x, backend)(x, f, up, down, padding, flip_filter, gain)
+def _kernel(call):
+    y = _empty(call)
+    if y.numel():
+        implementation = _backend.implementation(NAME, IMPLS, call.x, call.backend)
+        implementation(call._replace(x=layout.readable(call.x)), y)
+    return y
 
 
-OP = Op(_LIBRARY, NAME, _dispatch, decomposition, _setup_context, _backward, samples=(0,))
+def _empty(call):
+    return empty_output(call.x, call.f, call.resample)
+
+
+OP = Op(
+    "upfirdn2d(Tensor x, Tensor f, int[2] up, int[2] down, SymInt[4] padding, bool flip_filter, float gain,"
+    " str backend) -> Tensor",
+    Call,
+    fake=_empty,
+    kernel=_kernel,
+    decomposition=lambda call: decomposition(call.x, call.f, call.resample),
+    setup_context=_setup_context,
+    backward=_backward,
+    samples=("x",),
+)
 
 
 def _resample(x, f, up, down, padding, flip_filter, gain, backend):
@@ -342,23 +372,26 @@ def _filter_size(f: torch.Tensor | None) -> tuple[int, int]:
     return (1, 1) if f is None else (f.shape[-1], f.shape[0])
 
 
-def out_size(x, f, up, down, padding) -> tuple[int, int]:
+def out_size(x: torch.Tensor, f: torch.Tensor | None, resample: Resample) -> tuple[int, int]:
     """Height and width of the result."""
     fw, fh = _filter_size(f)
-    height = (x.shape[2] * up[1] + padding[2] + padding[3] - fh) // down[1] + 1
-    return height, (x.shape[3] * up[0] + padding[0] + padding[1] - fw) // down[0] + 1
+    up, down, (left, right, top, bottom) = resample.up, resample.down, resample.padding
+    height = (x.shape[2] * up[1] + top + bottom - fh) // down[1] + 1
+    return height, (x.shape[3] * up[0] + left + right - fw) // down[0] + 1
 
 
-def transposed_padding(f, up, down, padding, in_size, out_size) -> list[int]:
-    """Padding of the upfirdn2d that transposes one with these arguments; sizes are (height, width)."""
+def transposed(resample: Resample, f: torch.Tensor, in_size: Sequence[int], out_size: Sequence[int]) -> Resample:
+    """The resampling whose upfirdn2d is the transpose of this one; sizes are (height, width)."""
     fw, fh = _filter_size(f)
+    up, down, (left, _, top, _) = resample.up, resample.down, resample.padding
     (ih, iw), (oh, ow) = in_size, out_size
-    px0, _, py0, _ = padding
-    return [
-        fw - 1 - px0, iw * up[0] - ow * down[0] + px0 - up[0] + 1,
-        fh - 1 - py0, ih * up[1] - oh * down[1] + py0 - up[1] + 1,
-    ]  # fmt: skip
+    padding = (
+        fw - 1 - left, iw * up[0] - ow * down[0] + left - up[0] + 1,
+        fh - 1 - top, ih * up[1] - oh * down[1] + top - up[1] + 1,
+    )  # fmt: skip
+    return Resample(down, up, padding, not resample.flip_filter, resample.gain)
 
 
-def empty_output(x, f, up, down, padding):
-    return layout.empty(x, (*x.shape[:2], *out_size(x, f, up, down, padding)))
+def empty_output(x: torch.Tensor, f: torch.Tensor | None, resample: Resample) -> torch.Tensor:
+    """An empty result in the dtype and memory format of ``x``."""
+    return layout.empty(x, (*x.shape[:2], *out_size(x, f, resample)))

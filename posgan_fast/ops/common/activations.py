@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .records import Activation
+
 
 @dataclass(frozen=True)
-class Activation:
+class Defaults:
     """A row of the table of bias_act; ``index`` is its number in the native code."""
 
     index: int
@@ -20,23 +22,26 @@ class Activation:
 
 
 ACTIVATIONS = {
-    "linear": Activation(1, 0.0, 1.0),
-    "relu": Activation(2, 0.0, math.sqrt(2)),
-    "lrelu": Activation(3, 0.2, math.sqrt(2)),
-    "tanh": Activation(4, 0.0, 1.0),
-    "sigmoid": Activation(5, 0.0, 1.0),
-    "elu": Activation(6, 0.0, 1.0),
-    "selu": Activation(7, 0.0, 1.0),
-    "softplus": Activation(8, 0.0, 1.0),
-    "swish": Activation(9, 0.0, math.sqrt(2)),
+    "linear": Defaults(1, 0.0, 1.0),
+    "relu": Defaults(2, 0.0, math.sqrt(2)),
+    "lrelu": Defaults(3, 0.2, math.sqrt(2)),
+    "tanh": Defaults(4, 0.0, 1.0),
+    "sigmoid": Defaults(5, 0.0, 1.0),
+    "elu": Defaults(6, 0.0, 1.0),
+    "selu": Defaults(7, 0.0, 1.0),
+    "softplus": Defaults(8, 0.0, 1.0),
+    "swish": Defaults(9, 0.0, math.sqrt(2)),
 }
 
 
-def derivative_reads(act: str, alpha: float, clamp: float) -> str | None:
+PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
+
+
+def derivative_reads(activation: Activation) -> str | None:
     """What the first derivative is computed from: the "output", the "input", or nothing, for a mere scaling."""
-    if act == "linear" and clamp < 0:
+    if activation.act == "linear" and activation.clamp < 0:
         return None
-    return "output" if reads_output(act, alpha) else "input"
+    return "output" if reads_output(activation.act, activation.alpha) else "input"
 
 
 def reads_output(act: str, alpha: float) -> bool:
@@ -44,8 +49,13 @@ def reads_output(act: str, alpha: float) -> bool:
     return act == "relu" or (act == "lrelu" and alpha >= 0)
 
 
+def derivative_from_output(y, alpha, gain):
+    """The first derivative of relu and lrelu, without its gain, from their result."""
+    return torch.where(y > 0 if gain > 0 else y < 0, torch.ones_like(y), alpha)
+
+
 def value(act, v, alpha):
-    """Of the activation, without its gain."""
+    """The activation's value, without its gain."""
     if act == "linear":
         return v
     if act == "lrelu":
@@ -64,7 +74,7 @@ _FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def slope(act, v, alpha):
+def derivative(act, v, alpha):
     """The first derivative."""
     s, c = torch.sigmoid(v), torch.sigmoid(-v)  # c = 1 - s without cancellation
     if act == "linear":
@@ -83,7 +93,7 @@ def slope(act, v, alpha):
     return s * (1 + v * c)
 
 
-def curvature(act, v, alpha):
+def second_derivative(act, v, alpha):
     """The second derivative."""
     s, c = torch.sigmoid(v), torch.sigmoid(-v)
     if act == "tanh":

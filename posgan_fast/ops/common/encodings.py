@@ -40,6 +40,7 @@ from typing import Any
 import torch
 
 from . import checks
+from .records import Encoding
 
 LAYOUTS = ("mmgen", "paper")
 KINDS = ("spe", "csg")
@@ -55,8 +56,8 @@ def tables(
     base_size: Any,
     dtype: torch.dtype,
     device: torch.device | str | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the columns and what the rows contribute, [d, width] and [d, height], in the arithmetic type of ``dtype``.
+) -> Encoding:
+    """The tables [d, width] and [d, height] of an encoding, in the arithmetic type of ``dtype``; not concatenated.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -78,12 +79,7 @@ def tables(
         sides = [_waves(torch.arange(first, first + b, dtype=torch.float64, device=device), w, layout) for b in base]
     acc = checks.arithmetic(dtype)
     columns, rows = (_resize(side, s).to(acc) for side, s in zip(sides, size, strict=True))
-    return columns, rows
-
-
-def height_first(layout: str) -> bool:
-    """Whether the rows' half of the channels comes first."""
-    return layout == "paper"
+    return Encoding(columns, rows, False, height_first=layout == "paper")
 
 
 def check_base(base_size: Any) -> tuple[int, int] | None:

@@ -23,6 +23,11 @@ def readable(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
     return x if unit else x.contiguous(memory_format=wanted)
 
 
+def contiguous_as(dtype: torch.dtype, t: torch.Tensor | None) -> torch.Tensor | None:
+    """``t`` contiguous in a dtype; None stays None."""
+    return None if t is None else t.to(dtype).contiguous()
+
+
 def empty(x: torch.Tensor, shape: tuple[int, ...], device: str | None = None) -> torch.Tensor:
     """A tensor of another shape in the dtype and memory format of ``x``, and on its device unless another is named."""
     return torch.empty(shape, dtype=x.dtype, device=device or x.device, memory_format=memory_format(x))

@@ -1,11 +1,14 @@
-"""How a call of a registered op reaches its kernels, and what runs in their place where torch transforms the call.
+"""Registers ops with torch, and brings each call to its kernels or to whatever stands in for them.
 
-- Plain calls, compiled and exported graphs run ``torch.ops.posgan_fast.<op>``, a kernel with the op's own derivative.
-- ``torch.func.grad``, ``vjp``, ``jacrev``, ``vmap`` and batched gradients run it inside an ``autograd.Function``
-  that has a batching rule, since torch's transforms do not see derivatives that a library registers.
+- Plain calls, compiled and exported graphs run ``torch.ops.posgan_fast.<op>``, a kernel with its own derivative.
+- ``torch.func.grad``, ``vjp``, ``jacrev``, ``vmap`` and batched gradients run the same kernel inside an
+  ``autograd.Function`` that has a batching rule: torch's transforms do not see derivatives that a library registers.
 - Forward-mode derivatives, TorchScript's tracer, and ``torch.compile`` around torch.func run the op's decomposition:
   its definition in plain torch.
 - ``ExportedProgram.run_decompositions()`` and ``torch.onnx.export`` put that decomposition into the graph.
+
+Torch knows flat arguments only. Inside, a call is one record: a NamedTuple whose fields are the schema's arguments, in
+order. Backward functions return gradients by the name of the field.
 """
 
 from __future__ import annotations
@@ -18,97 +21,68 @@ import torch
 from torch._C import DispatchKey
 from torch.autograd import forward_ad
 
-
-def register(
-    library: torch.library.Library,
-    name: str,
-    kernel: Callable[..., torch.Tensor],
-    decomposition: Callable[..., torch.Tensor],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-) -> Any:
-    """Give ``name``, which ``library`` defines, its kernel, its derivative and its decomposition; returns the op.
-
-    Args:
-        kernel: takes the op's arguments, on any device.
-        decomposition: takes the same; plain torch, writes over nothing, and strides its result as the kernel does.
-        setup_context, backward: as for :func:`torch.library.register_autograd`.
-    """
-    library.impl(name, refusing_tangents(name, kernel), "CompositeExplicitAutograd")
-    torch.library.register_autograd(f"posgan_fast::{name}", backward, setup_context=setup_context, lib=library)
-    op = getattr(torch.ops.posgan_fast, name).default
-
-    @op.py_impl(DispatchKey.CompositeImplicitAutograd)
-    def decompose(*args: Any) -> Any:
-        """Serve torch.export, which lends the op kernels while it works; torch.compile and the like keep the op."""
-        if DispatchKey.CPU in op.py_kernels:
-            return decomposition(*args)
-        _keep_in_inductor(op)
-        return NotImplemented
-
-    return op
-
-
-def _keep_in_inductor(op: Any) -> None:
-    """Take ``op`` off Inductor's own list of decompositions, which torch fills with every op that has one: Inductor
-    refuses to compile a graph that still holds an op of that list."""
-    module = sys.modules.get("torch._inductor.decomposition")
-    selected = getattr(module, "select_decomp_table", dict)  # neither name is public
-    for table in (getattr(module, "decompositions", {}), selected()):
-        table.pop(op, None)
-
-
-def refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel``, but with an error where a graph that holds the op would lose the tangent of a dual tensor."""
-
-    def run(*args: Any) -> Any:
-        if forward_ad._current_level >= 0 and _may_be_dual(args):
-            raise NotImplementedError(
-                f"{name}: no forward-mode derivative in a compiled or exported graph; call the function that was"
-                " compiled, or decompose the program: run_decompositions()"
-            )
-        return kernel(*args)
-
-    return run
-
-
-def _may_be_dual(args: Sequence[Any]) -> bool:
-    try:
-        return differentiates_forward(*args)
-    except RuntimeError:  # inside a compiled graph torch does not tell
-        return True
+_LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
 
 
 class Op:
-    """A registered op with one result, callable under every transform of torch.
+    """A registered op with one result, callable with its record under every transform of torch.
 
-    ``samples`` are the positions of the arguments [N or 1, ...] that have one entry for each sample; the first of them
-    is [N, ...]. A batch of calls that differ in these only is one call with a larger N. The rest: :func:`register`.
+    Args:
+        schema: the op's name, arguments and result, as :meth:`torch.library.Library.define` reads them.
+        record: NamedTuple with the arguments of the schema as fields.
+        fake: returns an empty result for a call, with its sizes, dtype and strides.
+        kernel: computes a call, on any device.
+        decomposition: computes a call in plain torch, writes over nothing, and strides its result as the kernel does.
+        setup_context: ``setup_context(ctx, call, result)`` keeps what the derivative needs; see :func:`save`.
+        backward: ``backward(ctx, gradient, wanted)`` returns {field: gradient} for the wanted names of fields.
+        samples: the fields [N or 1, ...] that have one entry for each sample, the first of them [N, ...]. Calls that
+            differ in these alone are merged into one call with a larger N.
     """
 
     def __init__(
         self,
-        library: torch.library.Library,
-        name: str,
-        kernel: Callable[..., torch.Tensor],
-        decomposition: Callable[..., torch.Tensor],
-        setup_context: Callable[..., None],
-        backward: Callable[..., Any],
-        samples: tuple[int, ...],
+        schema: str,
+        record: Any,
+        *,
+        fake: Callable[[Any], torch.Tensor],
+        kernel: Callable[[Any], torch.Tensor],
+        decomposition: Callable[[Any], torch.Tensor],
+        setup_context: Callable[[Any, Any, torch.Tensor], None],
+        backward: Callable[[Any, torch.Tensor, set[str]], dict[str, torch.Tensor | None]],
+        samples: tuple[str, ...] = (),
     ) -> None:
-        self._registered = register(library, name, kernel, decomposition, setup_context, backward)
-        self._decomposition, self._samples = decomposition, samples
-        methods = dict(forward=self._registered, setup_context=setup_context, backward=backward, vmap=self._vmap)
+        fields = record._fields
+        name = _define(schema, record, fake, kernel)
+        self._record, self._decomposition = record, decomposition
+        self._samples = tuple(map(fields.index, samples))
+        self._registered = op = getattr(torch.ops.posgan_fast, name).default
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            setup_context(ctx, record(*inputs), output)
+
+        def derive(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            return tuple(map(backward(ctx, gradient, wanted_of(ctx, record)).get, fields))
+
+        torch.library.register_autograd(f"posgan_fast::{name}", derive, setup_context=setup, lib=_LIBRARY)
+        methods = dict(forward=op, setup_context=setup, backward=derive, vmap=self._vmap)
         self._function: Any = type(name, (torch.autograd.Function,), {k: staticmethod(m) for k, m in methods.items()})
 
-    def __call__(self, *args: Any) -> torch.Tensor:
-        if torch.jit.is_tracing() or (forward_ad._current_level >= 0 and differentiates_forward(*args)):
-            return self._decomposition(*args)
+        @op.py_impl(DispatchKey.CompositeImplicitAutograd)
+        def decompose(*args: Any) -> Any:
+            """Serve torch.export, which lends the op kernels while it works; torch.compile and the like keep the op."""
+            if DispatchKey.CPU in op.py_kernels:
+                return decomposition(record(*args))
+            _keep_in_inductor(op)
+            return NotImplemented
+
+    def __call__(self, call: Any) -> torch.Tensor:
+        if torch.jit.is_tracing() or (forward_ad._current_level >= 0 and differentiates_forward(*call)):
+            return self._decomposition(call)
         if not torch._C._are_functorch_transforms_active():
-            return self._registered(*args)
+            return self._registered(*call)
         if torch.compiler.is_compiling() or _functionalizes():  # Dynamo needs a second graph for such a function
-            return self._decomposition(*args)
-        return self._function.apply(*args)
+            return self._decomposition(call)
+        return self._function.apply(*call)
 
     def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[torch.Tensor, int]:
         """One call for the batch, or one for each entry where an argument that all samples share differs."""
@@ -122,7 +96,7 @@ class Op:
                     call[i] = call[i].expand(size, *call[i].shape)
             return self._merged(size, call), 0
         entries = [[t[b] if i in mapped else t for i, t in enumerate(call)] for b in range(size)]
-        return torch.stack([self(*entry) for entry in entries]), 0
+        return torch.stack([self(self._record(*entry)) for entry in entries]), 0
 
     def _merged(self, size: int, call: list[Any]) -> torch.Tensor:
         """The results [size, ...] of one call, whose samples have the batch as a dimension in front."""
@@ -130,7 +104,69 @@ class Op:
         for i in self._samples:
             if call[i] is not None:
                 call[i] = call[i].expand(size, n, *call[i].shape[2:]).flatten(0, 1)
-        return self(*call).unflatten(0, (size, n))
+        return self(self._record(*call)).unflatten(0, (size, n))
+
+
+def define_inplace(schema: str, record: Any, kernel: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Register an op that writes over an argument and returns nothing; it has no derivative. Returns a function of its
+    record."""
+    name = _define(schema, record, lambda call: None, kernel)
+    op = getattr(torch.ops.posgan_fast, name).default
+    return lambda call: op(*call)
+
+
+def _define(schema: str, record: Any, fake: Callable[[Any], Any], kernel: Callable[[Any], Any]) -> str:
+    """Define the schema with its fake and its kernel; returns the op's name."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    torch.library.register_fake(f"posgan_fast::{name}", lambda *args: fake(record(*args)), lib=_LIBRARY)
+
+    def run(*args: Any) -> Any:
+        """Run the kernel, but raise where a graph that holds the op would lose the tangent of a dual tensor."""
+        if forward_ad._current_level >= 0 and _may_be_dual(args):
+            raise NotImplementedError(
+                f"{name}: no forward-mode derivative in a compiled or exported graph; call the function that was"
+                " compiled, or decompose the program: run_decompositions()"
+            )
+        return kernel(record(*args))
+
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    return name
+
+
+def _keep_in_inductor(op: Any) -> None:
+    """Take ``op`` off Inductor's own list of decompositions, which torch fills with every op that has one: Inductor
+    refuses to compile a graph that still holds an op of that list."""
+    module = sys.modules.get("torch._inductor.decomposition")
+    selected = getattr(module, "select_decomp_table", dict)  # neither name is public
+    for table in (getattr(module, "decompositions", {}), selected()):
+        table.pop(op, None)
+
+
+def wanted_of(ctx: Any, record: Any) -> set[str]:
+    """The fields of a call whose gradients are asked for."""
+    needs = ctx.needs_input_grad  # longer than the record by an argument of torch's own
+    return {field for field, needed in zip(record._fields, needs, strict=False) if needed}
+
+
+def save(ctx: Any, call: Any, *fields: str, result: torch.Tensor | None = None) -> None:
+    """Keep a call for its backward: these of its tensors, every argument that is none, and the result if given."""
+    ctx.fields = fields
+    ctx.call = call._replace(**{k: None for k, v in call._asdict().items() if isinstance(v, torch.Tensor)})
+    ctx.save_for_backward(*(getattr(call, field) for field in fields), result)
+
+
+def restore(ctx: Any) -> tuple[Any, torch.Tensor | None]:
+    """The call that :func:`save` kept, the other tensors None, and the result."""
+    *tensors, result = ctx.saved_tensors
+    return ctx.call._replace(**dict(zip(ctx.fields, tensors, strict=True))), result
+
+
+def _may_be_dual(args: Sequence[Any]) -> bool:
+    try:
+        return differentiates_forward(*args)
+    except RuntimeError:  # inside a compiled graph torch does not tell
+        return True
 
 
 def transforms_active() -> bool:
@@ -139,7 +175,7 @@ def transforms_active() -> bool:
 
 
 def differentiates_forward(*args: Any) -> bool:
-    """Whether a forward-mode derivative of a call with these arguments is asked for."""
+    """Whether the caller asks for a forward-mode derivative with respect to one of these arguments."""
     if forward_ad._current_level < 0:
         return False
     tensors = (t for t in args if isinstance(t, torch.Tensor))
@@ -165,5 +201,5 @@ def is_watched() -> bool:
 
 
 def static(sizes: Sequence[Any]) -> list[Any]:
-    """Sizes as a trace of TorchScript is to hold them: as numbers, where the tracer hands out tensors."""
+    """Sizes as plain numbers for TorchScript's tracer, which hands out tensors; else as they are."""
     return [int(size) for size in sizes] if torch.jit.is_tracing() else list(sizes)

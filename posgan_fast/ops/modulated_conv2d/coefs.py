@@ -1,27 +1,43 @@
-"""The factors of the style layer: weight, styles and demodulation coefficients, and with them in step a padding map."""
+"""The factors of the style layer: weight, styles, demodulation coefficients, and a padding map in step with them."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
 from .. import prologue2d
 from ..common import checks
 from . import conv2d_resample
+from .call import Call
 
 
-def factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps):
-    """The weight in the dtype of x, styles and coefficients in its arithmetic type, the map: all in range."""
-    acc = checks.arithmetic(x.dtype)
-    weight, styles = weight.to(acc), styles.to(acc)
-    scale = demodulation(weight, styles, eps) if demodulate else None  # [N, O]
-    if demodulate and x.dtype == torch.float16 and x.shape[0] > 0:
-        if pad_map is not None:
-            pad_map = pad_map.to(acc)
-            if pad_map.ndim == 4:  # what is off the ring must not count
-                surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
-                pad_map = prologue2d.ring_from_map(pad_map, *surrounded)
-        weight, styles, scale, pad_map = _in_range(weight, styles, scale, pad_map, up)
-    return weight.to(x.dtype), styles, scale, pad_map
+class Factors(NamedTuple):
+    """The factors as the stages take them: ``styles`` [N, I] and ``dcoefs`` [N, O] in the arithmetic type."""
+
+    weight: torch.Tensor
+    styles: torch.Tensor
+    dcoefs: torch.Tensor | None
+    pad_map: torch.Tensor | None
+
+
+def factors(call: Call, dtype: torch.dtype) -> Factors:
+    """The factors for activations of a dtype, in its range."""
+    acc = checks.arithmetic(dtype)
+    weight, styles, pad_map = call.weight.to(acc), call.styles.to(acc), call.pad_map
+    dcoefs = demodulation(weight, styles, call.eps) if call.demodulate else None
+    found = Factors(weight, styles, dcoefs, pad_map)
+    if dcoefs is not None and dtype == torch.float16 and call.x.shape[0] > 0:
+        found = _in_range(weight, styles, dcoefs, _ring(call, acc), call.up)
+    return found._replace(weight=found.weight.to(dtype))
+
+
+def _ring(call: Call, acc: torch.dtype) -> torch.Tensor | None:
+    """The ring of the padding map: values off the ring must not count for the range."""
+    if call.pad_map is None or call.pad_map.ndim == 3:
+        return None if call.pad_map is None else call.pad_map.to(acc)
+    surrounded = conv2d_resample.surrounded_size(call.x.shape[2:], call.weight, call.up, call.padding, call.f)
+    return prologue2d.ring_from_map(call.pad_map.to(acc), *surrounded)
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -29,12 +45,22 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) 
 
     ``weight`` [O, I, kh, kw] and ``styles`` [N, I] are float32 or float64.
     """
-    return (styles.square() @ weight.square().sum((2, 3)).t() + eps).rsqrt()
+    return from_squares(squares(weight), styles, eps)
 
 
-def _in_range(weight, styles, scale, ring, up):
-    """float16: weight and styles to magnitude 1, or less where the ring is far larger, undone by the coefficients, with
-    the ring in step. The factors are constants to autograd, since the result does not depend on them."""
+def squares(weight: torch.Tensor) -> torch.Tensor:
+    """The sum of squares over each kernel of ``weight`` [O, I, kh, kw], as [I, O]."""
+    return weight.square().sum((2, 3)).t()
+
+
+def from_squares(squares: torch.Tensor, styles: torch.Tensor, eps: float) -> torch.Tensor:
+    """The demodulation coefficients [N, O] from the :func:`squares` of a weight."""
+    return (styles.square() @ squares + eps).rsqrt()
+
+
+def _in_range(weight, styles, dcoefs, ring, up):
+    """Scale weight and styles to magnitude 1, or less where the ring is far larger, and the ring in step; the
+    coefficients undo it. These scales are constants to autograd, since the result does not depend on them."""
     spread = weight[0].numel() ** 0.5
     per_filter = weight.detach().abs().amax((1, 2, 3)) * spread  # [O]
     per_sample = styles.detach().abs().amax(1)  # [N]
@@ -49,9 +75,9 @@ def _in_range(weight, styles, scale, ring, up):
     undo = per_sample[:, None] * per_filter  # [N, O]
     if ring is not None:
         ring = ring / (undo if up > 1 else per_sample[:, None])[:, :, None]
-    return weight / per_filter[:, None, None, None], styles / per_sample[:, None], scale * undo, ring
+    return Factors(weight / per_filter[:, None, None, None], styles / per_sample[:, None], dcoefs * undo, ring)
 
 
 def _or_one(t):
-    """Where nothing can be divided by."""
+    """``t``, but 1 where it is no divisor: zero, infinite or NaN."""
     return torch.where((t > 0) & t.isfinite(), t, 1)

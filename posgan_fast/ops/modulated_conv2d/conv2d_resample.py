@@ -7,13 +7,12 @@ the ops that are called.
 from __future__ import annotations
 
 from .. import epilogue2d, prologue2d, upfirdn2d
+from ..common.records import Resample
 from .onednn import conv2d, conv_transpose2d
-
-NO_RESAMPLING = ((1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)  # up, down, padding, flip_filter, filter_gain
 
 
 def downsample_conv2d(x, w, styles, down, padding, pad_map, f, backend):
-    """Scale, pad or filter, convolve; styles None: they are in the weight."""
+    """Scale by the styles unless they are None, pad or filter, convolve with w [O, I, kh, kw] by stride ``down``."""
     if down > 1:  # a 1x1 kernel commutes with the decimation
         fw, fh = f.shape[-1], f.shape[0]
         pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
@@ -30,21 +29,23 @@ def downsample_conv2d(x, w, styles, down, padding, pad_map, f, backend):
 
 
 def upsample_conv2d(z, w, up, padding, pad_map, f, backend):
-    """Transposed convolution with w [I, O, kh, kw], and the arguments of the filter behind it. A 1x1 kernel commutes
-    with the insertion of zeros: a plain convolution with w [O, I, 1, 1]."""
+    """Convolve, transposed, with w [I, O, kh, kw]; returns the result and the resampling that completes it.
+
+    A 1x1 kernel commutes with the insertion of zeros, so it is convolved before, with w [O, I, 1, 1].
+    """
     pad, cut = up_padding(w, up, padding, f)
     gain = float(up * up)
     if w.shape[2:] == (1, 1):
-        return conv2d(z, w), ((up, up), (1, 1), pad, False, gain)
+        return conv2d(z, w), Resample((up, up), (1, 1), pad, False, gain)
     y = conv_transpose2d(z, w, stride=up, padding=cut)
     if pad_map is not None:
         y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
         pad = [p - 1 for p in pad]
-    return y, ((1, 1), (1, 1), pad, False, gain)
+    return y, Resample((1, 1), (1, 1), pad, False, gain)
 
 
 def up_padding(w, up, padding, f):
-    """Padding of the filter [x0, x1, y0, y1], and what the transposed convolution leaves out [height, width]."""
+    """Paddings of the filter [x0, x1, y0, y1] and of the transposed convolution [height, width]; the latter crops."""
     (fw, fh), (kh, kw) = (f.shape[-1], f.shape[0]), w.shape[2:]
     pad = [padding + p for t in (fw, fh) for p in ((t + up - 1) // 2, (t - up) // 2)]
     if (kh, kw) == (1, 1):
@@ -55,7 +56,7 @@ def up_padding(w, up, padding, f):
 
 
 def surrounded_size(size, w, up, padding, f):
-    """Height and width of what a padding map surrounds: the input, or the output of the transposed convolution."""
+    """Height and width inside a padding map: of the input, or with ``up`` of the transposed convolution's output."""
     if up == 1:
         return list(size)
     _, cut = up_padding(w, up, padding, f)
@@ -67,4 +68,5 @@ def out_size(x, weight, up, down, padding, f):
     kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
     # upsampled, padded, filtered, convolved; up or down is 1
     grow = [2 * padding + (t + up - down) // 2 + (t - up * down) // 2 - (t - 1) for t in taps]
-    return [(s * up + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True)]
+    h, w = ((s * up + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True))
+    return h, w

@@ -1,0 +1,48 @@
+"""The arguments of the style layer as one record."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..common import layout
+from ..common.records import Activation
+from . import conv2d_resample
+
+
+class Call(NamedTuple):
+    """The arguments of the op, in the order of its schema."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    styles: torch.Tensor
+    up: int
+    down: int
+    padding: int
+    pad_map: torch.Tensor | None
+    f: torch.Tensor | None
+    demodulate: bool
+    flip_weight: bool
+    eps: float
+    noise: torch.Tensor | None
+    bias: torch.Tensor | None
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+    backend: str
+
+    @property
+    def activation(self) -> Activation:
+        return Activation(self.act, self.alpha, self.gain, self.clamp)
+
+
+def out_size(call: Call) -> tuple[int, int]:
+    """Height and width of the result."""
+    return conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
+
+
+def empty_output(call: Call, device: str | None = None) -> torch.Tensor:
+    """An empty result in the dtype and memory format of ``x``."""
+    return layout.empty(call.x, (call.x.shape[0], call.weight.shape[0], *out_size(call)), device)

@@ -1,0 +1,134 @@
+"""Inference of the style layer on the CPU, in channels_last: one pass over the weight prepares it for oneDNN, and the
+epilogue writes over the convolution's result."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import bias_act, epilogue2d, prologue2d
+from ..common import checks, layout
+from . import coefs, conv2d_resample, onednn, weight_cache
+from .call import Call
+from .stages import run_stages
+
+
+class Form(NamedTuple):
+    """The arrangement in which a convolution reads a weight."""
+
+    dtype: torch.dtype
+    up: bool
+    polyphase: bool  # even and odd rows of the result each by a plain convolution, instead of a transposed one
+    flip: bool  # from the stored kernel to the one that torch correlates with, or transposes
+
+
+def infer(call: Call) -> torch.Tensor:
+    """Compute a call that asks for no derivative."""
+    if call.x.dtype == torch.float16:  # its range needs care, and no CPU is fast in it
+        return run_stages(call, inplace=True)
+    x, acc = call.x.contiguous(memory_format=torch.channels_last), checks.arithmetic(call.x.dtype)
+    call = call._replace(
+        x=x,
+        styles=call.styles.to(acc),
+        noise=layout.contiguous_as(acc, call.noise),
+        bias=layout.contiguous_as(x.dtype, call.bias),
+    )
+    fold = x.shape[0] == 1 and (call.pad_map is None or call.up > 1)  # the styles of the only sample into the weight
+    if not fold and _has_few_filters(call):
+        return _multiply(call)
+    form = _form_of(call)
+    dcoefs, w, odd_rows, styles = _arguments(call, form, fold)
+    if call.up == 1:
+        y = conv2d_resample.downsample_conv2d(x, w, styles, call.down, call.padding, call.pad_map, call.f, "cpu")
+        return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, "cpu")
+    z = prologue2d.prologue2d(x, styles, backend="cpu")
+    if odd_rows is not None:
+        even, odd = onednn.conv2d(z, w, padding=(1, 1)), onednn.conv2d(z, odd_rows, padding=(0, 1))
+        return _filter_polyphase(even, odd, dcoefs, call)
+    y, resample = conv2d_resample.upsample_conv2d(z, w, call.up, call.padding, call.pad_map, call.f, "cpu")
+    return epilogue2d.run(y, call.f, dcoefs, call.noise, call.bias, resample, call.activation, "cpu")
+
+
+def _has_few_filters(call: Call) -> bool:
+    """Whether the layer turns features into an image: the weights of all samples are smaller than scaled features."""
+    o, i, kh, kw = call.weight.shape
+    return (kh, kw) == (1, 1) and 4 * o <= i and call.up * call.down == 1 and call.padding == 0
+
+
+def _multiply(call: Call) -> torch.Tensor:
+    """A 1x1 convolution as one matrix product with a weight for each sample."""
+    x, weight = call.x, call.weight.to(call.styles.dtype)
+    dcoefs = coefs.demodulation(weight, call.styles, call.eps) if call.demodulate else None
+    per_sample = (weight[:, :, 0, 0] * call.styles[:, None]).to(x.dtype)  # [N, O, I]
+    y = x.permute(0, 2, 3, 1).flatten(1, 2) @ per_sample.mT  # [N, H * W, O]
+    y = y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, "cpu")
+
+
+def _form_of(call: Call) -> Form:
+    up, kernel = call.up, call.weight.shape[2:]
+    unpadded = call.padding == 1 and call.pad_map is None
+    polyphase = up == 2 and kernel == (3, 3) and call.x.dtype == torch.bfloat16 and unpadded
+    return Form(call.x.dtype, up > 1, polyphase, call.flip_weight if up > 1 else not call.flip_weight)
+
+
+def _arguments(call: Call, form: Form, fold: bool) -> tuple[Any, ...]:
+    """The coefficients, the weight, that of the odd rows of a polyphase form, and the styles left to scale x with."""
+    x, weight, styles, kept = call.x, call.weight, call.styles, None
+    if x.shape[0] and (not fold or weight.numel() > x.numel()):  # folding into a small weight is cheaper than scaling x
+        kept = weight_cache.packed(weight, form, lambda: _packed(call, form))
+    if kept is None:
+        return *_prepared(weight.to(styles.dtype), styles, call, form, fold), None if fold else styles
+    squares, w, odd_rows = kept
+    dcoefs = coefs.from_squares(squares, styles, call.eps) if call.demodulate else None
+    return dcoefs, w, odd_rows, styles
+
+
+def _packed(call: Call, form: Form) -> tuple[torch.Tensor | None, ...]:
+    """What the cache keeps of a weight: the sums of squares [I, O] over each kernel, and the weights in oneDNN's
+    layout."""
+    weight, shape = call.weight.detach().to(call.styles.dtype), call.x.shape
+    unmodulated = call._replace(demodulate=False, eps=0.0)
+    _, w, odd_rows = _prepared(weight, weight.new_ones((1, weight.shape[1])), unmodulated, form, False)
+    squares = coefs.squares(weight).contiguous()
+    if odd_rows is not None:
+        return squares, onednn.blocked(w, shape, 1, (1, 1), False), onednn.blocked(odd_rows, shape, 1, (0, 1), False)
+    transposed = form.up and w.shape[2:] != (1, 1)
+    stride, padding = (call.up, (0, 0)) if transposed else (call.down, (call.padding, call.padding))
+    return squares, onednn.blocked(w, shape, stride, padding, transposed), None
+
+
+def _prepared(
+    weight: torch.Tensor, styles: torch.Tensor, call: Call, form: Form, fold: bool
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """The demodulation coefficients [N, O], the weight as torch's plain or transposed convolution of channels_last
+    tensors reads it fastest, and that of the odd rows of a polyphase form."""
+    o, i, kh, kw = weight.shape
+
+    def empty(n, c, kh, kw):
+        return weight.new_empty((n, kh, kw, c), dtype=form.dtype).permute(0, 3, 1, 2)
+
+    dcoefs = weight.new_empty((styles.shape[0], o)) if call.demodulate else None
+    transposed, odd_rows = form.up and not form.polyphase and (kh, kw) != (1, 1), None
+    if form.polyphase:
+        w, odd_rows = empty(2 * o, i, 2, 2), empty(2 * o, i, 1, 2)
+    else:
+        w = empty(i, o, kh, kw) if transposed else empty(o, i, kh, kw)
+    torch.ops.posgan_fast_native.modulated_weight(
+        weight.contiguous(), styles.contiguous(), dcoefs, w, odd_rows, call.eps, fold, transposed, form.flip
+    )
+    return dcoefs, w, odd_rows
+
+
+def _filter_polyphase(even: torch.Tensor, odd: torch.Tensor, dcoefs: torch.Tensor | None, call: Call) -> torch.Tensor:
+    """The epilogue of an upsampled image whose even and odd rows lie apart."""
+    pad, _ = conv2d_resample.up_padding(call.weight, call.up, call.padding, call.f)
+    n, _, h, w = call.x.shape
+    y = call.x.new_empty((n, h * call.up, w * call.up, call.weight.shape[0])).permute(0, 3, 1, 2)
+    act, alpha, gain, clamp = bias_act.rounded(call.activation, call.x.dtype)
+    torch.ops.posgan_fast_native.epilogue2d(
+        even, odd, call.f, dcoefs, call.noise, call.bias, y, 1, 1, 1, 1, pad[0], pad[2], False, call.up**2,
+        bias_act.ACTIVATIONS[act].index, alpha, gain, clamp,
+    )  # fmt: skip
+    return y

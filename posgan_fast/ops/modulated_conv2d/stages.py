@@ -1,0 +1,35 @@
+"""The style layer as three differentiable ops: prologue, convolution, epilogue."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import epilogue2d, prologue2d
+from ..common import checks
+from ..common.records import Resample
+from . import coefs, conv2d_resample
+from .call import Call
+
+
+def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
+    """Compute a call. ``inplace`` lets the epilogue write over the convolution's result, which forbids derivatives."""
+    x, acc, backend = call.x, checks.arithmetic(call.x.dtype), call.backend
+    if backend == "reference":  # the definition rounds once, at the end
+        x = x.to(acc)
+    weight, styles, dcoefs, pad_map = coefs.factors(call, x.dtype)
+    noise, bias = cast(call.noise, acc), cast(call.bias, x.dtype)
+    if call.up > 1:
+        z = prologue2d.prologue2d(x, styles, backend=backend)
+        if weight.shape[2:] != (1, 1):
+            weight = (weight.flip((2, 3)) if call.flip_weight else weight).transpose(0, 1)
+        y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, pad_map, call.f, backend)
+        return epilogue2d.run(y, call.f, dcoefs, noise, bias, resample, call.activation, backend).to(call.x.dtype)
+    weight = weight if call.flip_weight else weight.flip((2, 3))
+    y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, pad_map, call.f, backend)
+    if inplace:
+        return epilogue2d.write_over(y, dcoefs, noise, bias, call.activation, backend)
+    return epilogue2d.run(y, None, dcoefs, noise, bias, Resample(), call.activation, backend).to(call.x.dtype)
+
+
+def cast(t: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if t is None else t.to(dtype)
