@@ -25,7 +25,7 @@ COMMANDS = [
     for page, text in PAGES.items()
     for kind, body in FENCE.findall(text)
     for line in body.splitlines()
-    if not kind
+    if not kind and line and not line.startswith("#")
 ]
 
 
