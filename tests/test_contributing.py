@@ -46,8 +46,8 @@ def exists(path: str) -> bool:
 
 def sources() -> dict[str, str]:
     """Text by path: sources, and what tests share; a single test needs no line in a list."""
-    rooms = ("csrc", "kernels", "posgan_fast", "benchmarks", "tests/native")
-    found = [path for room in rooms for path in (ROOT / room).rglob("*")]
+    folders = ("csrc", "kernels", "posgan_fast", "benchmarks", "tests/native")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     found += [path for path in (ROOT / "tests").glob("*.py") if not path.name.startswith(("test_", "triton_"))]
     kept = [path for path in found if path.suffix in SUFFIXES]
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in kept}
