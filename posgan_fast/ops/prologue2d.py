@@ -77,11 +77,10 @@ def prologue2d(
         BackendError: the chosen backend cannot run this call.
     """
     encoding = _encoding(x, encode, join, channels, layout, div_half_dim, base_size)
-    call = check(x, residual, styles, padding, mode, pad_map, encoding)
-    name = _backend.resolve(NAME, IMPLS, x, backend)
+    call = check(x, residual, styles, padding, mode, pad_map, encoding, backend)
     if styles is None and residual is None and encoding is None and not any(call.padding):
         return x
-    return OP(call._replace(backend=name))
+    return OP(call)
 
 
 def grid(encoding: Encoding, dtype: torch.dtype, op: str, backend: str | None) -> torch.Tensor:
@@ -166,8 +165,8 @@ class Call(NamedTuple):
         return Encoding(self.columns, self.rows, self.concat, self.height_first)
 
 
-def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None) -> Call:
-    """Validate what a user passes, but for the encoding; returns the call in full, without a backend."""
+def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None, backend) -> Call:
+    """Validate what a user passes, but for the encoding; returns the call in full, the backend chosen."""
     n, c, h, w = x.shape
     if encoding is not None and encoding.concat:
         c += 2 * encoding.columns.shape[0]
@@ -186,7 +185,8 @@ def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None
         check_border(pad_map, x, c, h, w)
         border = pad_map.to(x.dtype)
     columns, rows, concat, height_first = (None, None, False, False) if encoding is None else encoding
-    return Call(x, residual, styles, border, columns, rows, pad, mode, concat, height_first)
+    name = _backend.resolve(NAME, IMPLS, x, backend)
+    return Call(x, residual, styles, border, columns, rows, pad, mode, concat, height_first, name)
 
 
 def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
@@ -351,16 +351,17 @@ def _kernel(call):
     return y
 
 
-def _prepared(call):
+def _prepared(call: Call) -> Call:
     """The call as kernels read it. An exported graph under autocast brings other dtypes than the public function."""
-    x, residual, styles, border = call[:4]
-    return call._replace(
-        x=layout.readable(x),
-        residual=None if residual is None else layout.readable(residual.to(x.dtype), x),
-        styles=None if styles is None else styles.to(checks.arithmetic(x.dtype)).contiguous(),
-        border=None if border is None else border.to(x.dtype),
-        columns=None if call.columns is None else _table(call.columns, x),
-        rows=None if call.rows is None else _table(call.rows, x),
+    x, residual, styles, border, columns, rows = call[:6]
+    return Call(
+        layout.readable(x),
+        None if residual is None else layout.readable(residual.to(x.dtype), x),
+        layout.contiguous_as(checks.arithmetic(x.dtype), styles),
+        None if border is None else border.to(x.dtype),
+        None if columns is None else _table(columns, x),
+        None if rows is None else _table(rows, x),
+        *call[6:],
     )
 
 

@@ -327,8 +327,9 @@ IMPLS = (
 def _kernel(call):
     y = _empty(call)
     if y.numel():
-        implementation = _backend.implementation(NAME, IMPLS, call.x, call.backend)
-        implementation(call._replace(x=layout.readable(call.x)), y)
+        x = layout.readable(call.x)
+        call = call if x is call.x else call._replace(x=x)
+        _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
     return y
 
 
