@@ -76,6 +76,11 @@ def bias_act(
         ValueError: an unknown activation, a negative clamp, or a bias of the wrong shape or device.
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
+
+    Example:
+        >>> x, b = torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 1.0])
+        >>> bias_act(x, b, act="lrelu", gain=1)
+        tensor([[ 2.0000, -0.2000]])
     """
     b, dim, activation = check(x, b, dim, (act, alpha, gain, clamp))
     name = _backend.resolve(NAME, IMPLS, x, backend)
@@ -103,6 +108,11 @@ def bias_act_(
     Raises:
         TypeError, ValueError, BackendError: as :func:`bias_act`.
         ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for that needs the overwritten input.
+
+    Example:
+        >>> x = torch.tensor([[1.0, -2.0]])
+        >>> bias_act_(x, act="relu", gain=1) is x
+        True
     """
     b, dim, activation = check(x, b, dim, (act, alpha, gain, clamp))
     call = Call(x, b, dim, *activation, _backend.resolve(NAME, IMPLS, x, backend))

@@ -69,6 +69,11 @@ def epilogue2d(
         ValueError: a wrong shape, size or device.
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
+
+    Example:
+        >>> x, noise = torch.zeros(2, 8, 16, 16), torch.randn(2, 1, 16, 16)
+        >>> epilogue2d(x, scale=torch.rand(2, 8), noise=noise, b=torch.zeros(8), act="lrelu").shape
+        torch.Size([2, 8, 16, 16])
     """
     resampling, activation = (up, down, padding, flip_filter, filter_gain), (act, alpha, gain, clamp)
     return OP(check(x, f, scale, noise, b, resampling, activation, backend))

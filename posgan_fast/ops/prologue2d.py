@@ -75,6 +75,11 @@ def prologue2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, size, mode or device.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> x, styles = torch.zeros(2, 8, 4, 4), torch.ones(2, 10)
+        >>> prologue2d(x, styles, encode="csg", join="concat", padding=1).shape
+        torch.Size([2, 10, 6, 6])
     """
     encoding = _encoding(x, encode, join, channels, layout, div_half_dim, base_size)
     call = check(x, residual, styles, padding, mode, pad_map, encoding, backend)
@@ -97,6 +102,12 @@ def instance_pad2d(x: torch.Tensor, pad_map: torch.Tensor, *, backend: str | Non
 
     Raises:
         TypeError, ValueError, BackendError: as :func:`prologue2d`.
+
+    Example:
+        >>> instance_pad2d(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 4, 5))[0, 0]
+        tensor([[1., 1., 1., 1.],
+                [1., 0., 0., 1.],
+                [1., 1., 1., 1.]])
     """
     return prologue2d(x, padding=1, mode="instance", pad_map=pad_map, backend=backend)
 
@@ -110,6 +121,10 @@ def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int |
     Raises:
         TypeError: not a tensor, or a size that is no int.
         ValueError: the map does not hold such a ring.
+
+    Example:
+        >>> ring_from_map(torch.arange(9.0).reshape(1, 1, 3, 3))
+        tensor([[[0., 1., 2., 6., 7., 8., 3., 5.]]])
     """
     checks.tensor(pad_map, "pad_map", ndim=4)
     h = pad_map.shape[2] - 2 if height is None else checks.integer(height, "height", minimum=1)
@@ -128,6 +143,12 @@ def map_from_ring(ring: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Raises:
         TypeError: not a tensor, or a size that is no int.
         ValueError: a ring of another length.
+
+    Example:
+        >>> map_from_ring(torch.arange(8.0).reshape(1, 1, 8), 1, 1)[0, 0]
+        tensor([[0., 1., 2.],
+                [6., 0., 7.],
+                [3., 4., 5.]])
     """
     checks.tensor(ring, "ring", ndim=3)
     h, w = checks.integer(height, "height", minimum=1), checks.integer(width, "width", minimum=1)

@@ -90,6 +90,11 @@ def modulated_conv2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, factor, size or device.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> x, weight, styles = torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), torch.ones(2, 8)
+        >>> modulated_conv2d(x, weight, styles, padding=1, bias=torch.zeros(4), act="lrelu").shape
+        torch.Size([2, 4, 16, 16])
     """
     call = Call(
         x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise, bias, act,
