@@ -76,6 +76,11 @@ def bias_act(
         ValueError: an unknown activation, a negative clamp, or a bias of the wrong shape or device.
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
+
+    Example:
+        >>> x, b = torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 1.0])
+        >>> bias_act(x, b, act="lrelu", gain=1)
+        tensor([[ 2.0000, -0.2000]])
     """
     b, dim, activation = check(x, b, dim, (act, alpha, gain, clamp))
     name = _backend.resolve(NAME, IMPLS, x, backend)
@@ -103,6 +108,11 @@ def bias_act_(
     Raises:
         TypeError, ValueError, BackendError: as :func:`bias_act`.
         ValueError: ``x`` overlaps itself or has gaps, or a gradient is asked for that needs the overwritten input.
+
+    Example:
+        >>> x = torch.tensor([[1.0, -2.0]])
+        >>> bias_act_(x, act="relu", gain=1) is x
+        True
     """
     b, dim, activation = check(x, b, dim, (act, alpha, gain, clamp))
     call = Call(x, b, dim, *activation, _backend.resolve(NAME, IMPLS, x, backend))
@@ -358,41 +368,34 @@ IMPLS = (
 )
 
 
-def _forward(call):
-    return Pass(call.x, call.b, call.dim, call.activation)
-
-
-def _first(call):
-    return Pass(call.g, call.b, call.dim, call.activation, call.ref, grad=1)
-
-
-def _second(call):
-    return Pass(call.g, call.b, call.dim, call.activation, call.x, call.dy, grad=2)
-
-
-def _compute(p: Pass, backend: str) -> torch.Tensor:
-    """Bring every tensor to one dense layout, that of the forward input, and run."""
-    leader = p.x if p.ref is None else p.ref
+def _compute(
+    call: Any, x: torch.Tensor, ref: torch.Tensor | None = None, dy: torch.Tensor | None = None, grad: int = 0
+) -> torch.Tensor:
+    """Bring every tensor to one dense layout, that of the forward input, and run a pass for one of the calls."""
+    leader = x if ref is None else ref
     if not layout.is_dense(leader):
         leader = leader.clone()  # keeps the order of the strides, drops the gaps
     out = torch.empty_like(leader)
-    if p.ref is None:
-        p = p._replace(x=leader)
+    if ref is None:
+        _write(call, out, leader)
     else:
-        p = p._replace(x=_like(p.x, leader), ref=leader, dy=None if p.dy is None else _like(p.dy, leader))
-    return _write(p, out, backend)
-
-
-def _write(p: Pass, out: torch.Tensor, backend: str) -> torch.Tensor:
-    """Run a pass whose tensors have the strides of ``out``."""
-    if out.numel():
-        implementation = _backend.implementation(NAME, IMPLS, p.x, backend)
-        implementation(p._replace(b=_bias(p.b, p.x), activation=rounded(p.activation, p.x.dtype)), out)
+        _write(call, out, _like(x, leader), leader, None if dy is None else _like(dy, leader), grad)
     return out
 
 
-def _write_over(call):
-    _write(_forward(call), call.x, call.backend)
+def _write(
+    call: Any,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    ref: torch.Tensor | None = None,
+    dy: torch.Tensor | None = None,
+    grad: int = 0,
+) -> None:
+    """Run a pass on tensors that have the strides of ``out``."""
+    if out.numel():
+        implementation = _backend.implementation(NAME, IMPLS, x, call.backend)
+        activation = rounded(call.activation, x.dtype)
+        implementation(Pass(x, _bias(call.b, x), call.dim, activation, ref, dy, grad), out)
 
 
 def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
@@ -408,7 +411,8 @@ def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
 
 def rounded(activation: Activation, dtype: torch.dtype) -> Activation:
     """With the clamp as half precision has it: a clamped result must equal the clamp, since the derivative reads it."""
-    return activation._replace(clamp=_round(activation.clamp, dtype))
+    act, alpha, gain, clamp = activation
+    return activation if clamp < 0 else Activation(act, alpha, gain, _round(clamp, dtype))
 
 
 @functools.cache
@@ -429,8 +433,8 @@ OP = _Elementwise(
     f"bias_act(Tensor x, {_ARGUMENTS}) -> Tensor",
     Call,
     fake=lambda call: torch.empty_like(call.x),
-    kernel=lambda call: _compute(_forward(call), call.backend),
-    decomposition=lambda call: reference(_forward(call)),
+    kernel=lambda call: _compute(call, call.x),
+    decomposition=lambda call: reference(Pass(call.x, call.b, call.dim, call.activation)),
     setup_context=_setup_context,
     backward=_backward,
     samples=("x",),
@@ -439,8 +443,8 @@ GRAD = _Elementwise(
     f"bias_act_grad(Tensor g, Tensor ref, {_ARGUMENTS}) -> Tensor",
     GradCall,
     fake=lambda call: torch.empty_like(call.ref),
-    kernel=lambda call: _compute(_first(call), call.backend),
-    decomposition=lambda call: reference(_first(call)),
+    kernel=lambda call: _compute(call, call.g, call.ref, grad=1),
+    decomposition=lambda call: reference(Pass(call.g, call.b, call.dim, call.activation, call.ref, grad=1)),
     setup_context=_setup_context_grad,
     backward=_backward_grad,
     samples=("g", "ref"),
@@ -449,10 +453,12 @@ GRAD2 = _Elementwise(
     f"bias_act_grad2(Tensor g, Tensor dy, Tensor x, {_ARGUMENTS}) -> Tensor",
     Grad2Call,
     fake=lambda call: torch.empty_like(call.x),
-    kernel=lambda call: _compute(_second(call), call.backend),
-    decomposition=lambda call: reference(_second(call)),
+    kernel=lambda call: _compute(call, call.g, call.x, call.dy, grad=2),
+    decomposition=lambda call: reference(Pass(call.g, call.b, call.dim, call.activation, call.x, call.dy, 2)),
     setup_context=_setup_context_grad2,
     backward=_backward_grad2,
     samples=("g", "dy", "x"),
 )
-_WRITE_OVER = define_inplace(f"bias_act_(Tensor(a!) x, {_ARGUMENTS}) -> ()", Call, _write_over)
+_WRITE_OVER = define_inplace(
+    f"bias_act_(Tensor(a!) x, {_ARGUMENTS}) -> ()", Call, lambda call: _write(call, call.x, call.x)
+)

@@ -69,10 +69,14 @@ def epilogue2d(
         ValueError: a wrong shape, size or device.
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
+
+    Example:
+        >>> x, noise = torch.zeros(2, 8, 16, 16), torch.randn(2, 1, 16, 16)
+        >>> epilogue2d(x, scale=torch.rand(2, 8), noise=noise, b=torch.zeros(8), act="lrelu").shape
+        torch.Size([2, 8, 16, 16])
     """
     resampling, activation = (up, down, padding, flip_filter, filter_gain), (act, alpha, gain, clamp)
-    call = check(x, f, scale, noise, b, resampling, activation)
-    return OP(call._replace(backend=_backend.resolve(NAME, IMPLS, x, backend)))
+    return OP(check(x, f, scale, noise, b, resampling, activation, backend))
 
 
 class Call(NamedTuple):
@@ -148,10 +152,10 @@ def write_over(
     return x
 
 
-def check(x, f, scale, noise, b, resampling, activation) -> Call:
+def check(x, f, scale, noise, b, resampling, activation, backend) -> Call:
     """Validate what a user passes, with ``resampling`` and ``activation`` as tuples in the order of their records.
 
-    Returns the call in full, the factors in the dtype of the arithmetic, without a backend.
+    Returns the call in full: the factors in the dtype of the arithmetic, the backend chosen.
     """
     checks.tensor(x, "x", ndim=4)
     (n, c), acc = x.shape[:2], checks.arithmetic(x.dtype)
@@ -177,7 +181,7 @@ def check(x, f, scale, noise, b, resampling, activation) -> Call:
         checks.tensor(b, "b", shape=(c,))
         b = b.to(x.dtype)
     b, _, settled = bias_act.check(x, b, 1, activation)
-    return Call(x, f, scale, noise, b, *resample, *settled, _backend.AUTO)
+    return Call(x, f, scale, noise, b, *resample, *settled, _backend.resolve(NAME, IMPLS, x, backend))
 
 
 def _check_absent(up, down, padding, flip_filter, filter_gain) -> Resample:
@@ -300,18 +304,14 @@ def _kernel(call):
     return y
 
 
-def _write(call, y):
+def _write(call: Call, y: torch.Tensor) -> None:
     """Run a call into ``y``. An exported graph under autocast brings other dtypes than the public function."""
     if y.numel() == 0:
         return
     x, acc = call.x, checks.arithmetic(call.x.dtype)
-    call = call._replace(
-        x=layout.readable(x),
-        scale=layout.contiguous_as(acc, call.scale),
-        noise=layout.contiguous_as(acc, call.noise),
-        b=layout.contiguous_as(x.dtype, call.b),
-        clamp=bias_act.rounded(call.activation, x.dtype).clamp,
-    )
+    scale, noise = layout.contiguous_as(acc, call.scale), layout.contiguous_as(acc, call.noise)
+    b, activation = layout.contiguous_as(x.dtype, call.b), bias_act.rounded(call.activation, x.dtype)
+    call = Call(layout.readable(x), call.f, scale, noise, b, *call.resample, *activation, call.backend)
     _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
 
 

@@ -75,13 +75,17 @@ def prologue2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, size, mode or device.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> x, styles = torch.zeros(2, 8, 4, 4), torch.ones(2, 10)
+        >>> prologue2d(x, styles, encode="csg", join="concat", padding=1).shape
+        torch.Size([2, 10, 6, 6])
     """
     encoding = _encoding(x, encode, join, channels, layout, div_half_dim, base_size)
-    call = check(x, residual, styles, padding, mode, pad_map, encoding)
-    name = _backend.resolve(NAME, IMPLS, x, backend)
+    call = check(x, residual, styles, padding, mode, pad_map, encoding, backend)
     if styles is None and residual is None and encoding is None and not any(call.padding):
         return x
-    return OP(call._replace(backend=name))
+    return OP(call)
 
 
 def grid(encoding: Encoding, dtype: torch.dtype, op: str, backend: str | None) -> torch.Tensor:
@@ -98,6 +102,12 @@ def instance_pad2d(x: torch.Tensor, pad_map: torch.Tensor, *, backend: str | Non
 
     Raises:
         TypeError, ValueError, BackendError: as :func:`prologue2d`.
+
+    Example:
+        >>> instance_pad2d(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 4, 5))[0, 0]
+        tensor([[1., 1., 1., 1.],
+                [1., 0., 0., 1.],
+                [1., 1., 1., 1.]])
     """
     return prologue2d(x, padding=1, mode="instance", pad_map=pad_map, backend=backend)
 
@@ -111,6 +121,10 @@ def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int |
     Raises:
         TypeError: not a tensor, or a size that is no int.
         ValueError: the map does not hold such a ring.
+
+    Example:
+        >>> ring_from_map(torch.arange(9.0).reshape(1, 1, 3, 3))
+        tensor([[[0., 1., 2., 6., 7., 8., 3., 5.]]])
     """
     checks.tensor(pad_map, "pad_map", ndim=4)
     h = pad_map.shape[2] - 2 if height is None else checks.integer(height, "height", minimum=1)
@@ -129,6 +143,12 @@ def map_from_ring(ring: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Raises:
         TypeError: not a tensor, or a size that is no int.
         ValueError: a ring of another length.
+
+    Example:
+        >>> map_from_ring(torch.arange(8.0).reshape(1, 1, 8), 1, 1)[0, 0]
+        tensor([[0., 1., 2.],
+                [6., 0., 7.],
+                [3., 4., 5.]])
     """
     checks.tensor(ring, "ring", ndim=3)
     h, w = checks.integer(height, "height", minimum=1), checks.integer(width, "width", minimum=1)
@@ -166,8 +186,8 @@ class Call(NamedTuple):
         return Encoding(self.columns, self.rows, self.concat, self.height_first)
 
 
-def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None) -> Call:
-    """Validate what a user passes, but for the encoding; returns the call in full, without a backend."""
+def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None, backend) -> Call:
+    """Validate what a user passes, but for the encoding; returns the call in full, the backend chosen."""
     n, c, h, w = x.shape
     if encoding is not None and encoding.concat:
         c += 2 * encoding.columns.shape[0]
@@ -186,7 +206,8 @@ def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None
         check_border(pad_map, x, c, h, w)
         border = pad_map.to(x.dtype)
     columns, rows, concat, height_first = (None, None, False, False) if encoding is None else encoding
-    return Call(x, residual, styles, border, columns, rows, pad, mode, concat, height_first)
+    name = _backend.resolve(NAME, IMPLS, x, backend)
+    return Call(x, residual, styles, border, columns, rows, pad, mode, concat, height_first, name)
 
 
 def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
@@ -351,16 +372,17 @@ def _kernel(call):
     return y
 
 
-def _prepared(call):
+def _prepared(call: Call) -> Call:
     """The call as kernels read it. An exported graph under autocast brings other dtypes than the public function."""
-    x, residual, styles, border = call[:4]
-    return call._replace(
-        x=layout.readable(x),
-        residual=None if residual is None else layout.readable(residual.to(x.dtype), x),
-        styles=None if styles is None else styles.to(checks.arithmetic(x.dtype)).contiguous(),
-        border=None if border is None else border.to(x.dtype),
-        columns=None if call.columns is None else _table(call.columns, x),
-        rows=None if call.rows is None else _table(call.rows, x),
+    x, residual, styles, border, columns, rows = call[:6]
+    return Call(
+        layout.readable(x),
+        None if residual is None else layout.readable(residual.to(x.dtype), x),
+        layout.contiguous_as(checks.arithmetic(x.dtype), styles),
+        None if border is None else border.to(x.dtype),
+        None if columns is None else _table(columns, x),
+        None if rows is None else _table(rows, x),
+        *call[6:],
     )
 
 

@@ -64,6 +64,11 @@ def upfirdn2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, factor or device, a filter that requires a gradient, or an empty result.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> f = setup_filter([1, 3, 3, 1])
+        >>> upfirdn2d(torch.zeros(1, 8, 16, 16), f, up=2, padding=[2, 1, 2, 1], gain=4).shape
+        torch.Size([1, 8, 32, 32])
     """
     resample = check(x, f, (up, down, padding, flip_filter, gain))
     return run(x, taps_of(f, x), resample, _backend.resolve(NAME, IMPLS, x, backend))
@@ -78,7 +83,12 @@ def filter2d(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Filter without changing the size: :func:`upfirdn2d` with (fw // 2, (fw - 1) // 2) added to ``padding``."""
+    """Filter without changing the size: :func:`upfirdn2d` with (fw // 2, (fw - 1) // 2) added to ``padding``.
+
+    Example:
+        >>> filter2d(torch.ones(1, 1, 5, 5), setup_filter([1, 2, 1]))[0, 0, 0]
+        tensor([0.5625, 0.7500, 0.7500, 0.7500, 0.5625])
+    """
     return _resample(x, f, 1, 1, padding, flip_filter, gain, backend)
 
 
@@ -93,7 +103,12 @@ def upsample2d(
     backend: str | None = None,
 ) -> torch.Tensor:
     """Enlarge by ``up``: :func:`upfirdn2d` with ((fw + up - 1) // 2, (fw - up) // 2) added to ``padding`` and the gain
-    multiplied by the factor of both axes, which makes up for the inserted zeros."""
+    multiplied by the factor of both axes, which makes up for the inserted zeros.
+
+    Example:
+        >>> upsample2d(torch.zeros(1, 8, 16, 16), setup_filter([1, 3, 3, 1])).shape
+        torch.Size([1, 8, 32, 32])
+    """
     return _resample(x, f, up, 1, padding, flip_filter, gain, backend)
 
 
@@ -107,7 +122,12 @@ def downsample2d(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Shrink by ``down``: :func:`upfirdn2d` with ((fw - down + 1) // 2, (fw - down) // 2) added to ``padding``."""
+    """Shrink by ``down``: :func:`upfirdn2d` with ((fw - down + 1) // 2, (fw - down) // 2) added to ``padding``.
+
+    Example:
+        >>> downsample2d(torch.zeros(1, 8, 16, 16), setup_filter([1, 3, 3, 1])).shape
+        torch.Size([1, 8, 8, 8])
+    """
     return _resample(x, f, 1, down, padding, flip_filter, gain, backend)
 
 
@@ -133,6 +153,11 @@ def setup_filter(
         TypeError: ``f`` is not numeric, or another argument of the wrong type.
         ValueError: ``f`` has more than two axes, is empty or not finite, sums to zero under ``normalize``, or is
             two-dimensional with ``separable=True``; ``gain`` is negative for a separable filter.
+
+    Example:
+        >>> setup_filter([1, 3])
+        tensor([[0.0625, 0.1875],
+                [0.1875, 0.5625]])
     """
     try:
         here = f.device if isinstance(f, torch.Tensor) else "cpu"  # the sum is read, whatever the default device
@@ -327,8 +352,9 @@ IMPLS = (
 def _kernel(call):
     y = _empty(call)
     if y.numel():
-        implementation = _backend.implementation(NAME, IMPLS, call.x, call.backend)
-        implementation(call._replace(x=layout.readable(call.x)), y)
+        x = layout.readable(call.x)
+        call = call if x is call.x else call._replace(x=x)
+        _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
     return y
 
 

@@ -128,7 +128,7 @@ def _define(schema: str, record: Any, fake: Callable[[Any], Any], kernel: Callab
                 f"{name}: no forward-mode derivative in a compiled or exported graph; call the function that was"
                 " compiled, or decompose the program: run_decompositions()"
             )
-        return kernel(record(*args))
+        return kernel(record._make(args))
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     return name

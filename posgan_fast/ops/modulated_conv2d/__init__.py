@@ -28,6 +28,8 @@ Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ... import backend as _backend
@@ -35,7 +37,7 @@ from .. import bias_act, prologue2d, upfirdn2d
 from ..common import autocast, checks, layout
 from ..common.op import Op, differentiates_forward, is_transformed, is_watched, restore, save, transforms_active
 from . import conv2d_resample, cpu, triton
-from .call import Call, empty_output, out_size
+from .call import Call, empty_output
 from .stages import run_stages
 
 NAME = "modulated_conv2d"
@@ -88,13 +90,17 @@ def modulated_conv2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, factor, size or device.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> x, weight, styles = torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), torch.ones(2, 8)
+        >>> modulated_conv2d(x, weight, styles, padding=1, bias=torch.zeros(4), act="lrelu").shape
+        torch.Size([2, 4, 16, 16])
     """
     call = Call(
         x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise, bias, act,
-        alpha, gain, clamp, _backend.AUTO,  # type: ignore[arg-type]
+        alpha, gain, clamp, backend,  # type: ignore[arg-type]
     )  # fmt: skip
     call = check(call)
-    call = call._replace(backend=_backend.resolve(NAME, IMPLS, x, backend))
     if not autocast.is_enabled(x):
         return _run(call)
     if x.dtype != torch.float64:
@@ -104,40 +110,44 @@ def modulated_conv2d(
 
 
 def check(call: Call) -> Call:
-    """Validate what a user passes, as far as the stages would not; returns the call in full."""
-    x, weight = call.x, call.weight
+    """Validate what a user passes, as far as the stages would not; returns the call in full, the backend chosen."""
+    x, weight, styles, pad_map, f, noise = call.x, call.weight, call.styles, call.pad_map, call.f, call.noise
     checks.tensor(x, "x", ndim=4)
     checks.tensor(weight, "weight", ndim=4)
     checks.same_device(weight, "weight", x)
     n, c = x.shape[:2]
     if weight.shape[1] != c or weight.numel() == 0:
         raise ValueError(f"weight: expected shape [O, {c}, kh, kw] for x of {c} channels, got {tuple(weight.shape)}")
-    checks.tensor(call.styles, "styles", shape=(n, c))
-    checks.same_device(call.styles, "styles", x)
+    checks.tensor(styles, "styles", shape=(n, c))
+    checks.same_device(styles, "styles", x)
     up, down = checks.factors(call.up, call.down)
     padding = checks.integer(call.padding, "padding", minimum=0, maximum=checks.MAX_PADDING)
     checks.flag(call.demodulate, "demodulate")
     checks.flag(call.flip_weight, "flip_weight")
-    call = call._replace(up=up, down=down, padding=padding)
-    if call.pad_map is not None:
-        _check_use_of_map(call)
-    upfirdn2d.check_filter(call.f, "resample_filter", x)
-    call = call._replace(f=None if up * down == 1 else upfirdn2d.taps_of(call.f, x))
-    _check_sizes(call)
-    if call.pad_map is not None:
-        surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, call.f)
-        prologue2d.check_border(call.pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
-    noise = None if call.noise is None else _checked_noise(call)
+    if pad_map is not None:
+        _check_use_of_map(up, down, padding, weight)
+    upfirdn2d.check_filter(f, "resample_filter", x)
+    f = None if up * down == 1 else upfirdn2d.taps_of(f, x)
+    size = conv2d_resample.out_size(x, weight, up, down, padding, f)
+    _check_size(size, up, down, padding, x, weight)
+    if pad_map is not None:
+        surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
+        prologue2d.check_border(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
+    noise = None if noise is None else _checked_noise(noise, x, size)
     if call.bias is not None:
         checks.tensor(call.bias, "bias", shape=(weight.shape[0],))
         checks.same_device(call.bias, "bias", x)
-    _, _, (act, alpha, gain, clamp) = bias_act.check(x, None, 1, call.activation)
+    _, _, activation = bias_act.check(x, None, 1, call.activation)
     eps = checks.real(call.eps, "eps", minimum=0)
-    return call._replace(eps=eps, noise=noise, act=act, alpha=alpha, gain=gain, clamp=clamp)
+    backend = _backend.resolve(NAME, IMPLS, x, call.backend)
+    return Call(
+        x, weight, styles, up, down, padding, pad_map, f, call.demodulate, call.flip_weight, eps, noise, call.bias,
+        *activation, backend,
+    )  # fmt: skip
 
 
-def _check_use_of_map(call: Call) -> None:
-    up, down, padding, (kh, kw) = call.up, call.down, call.padding, call.weight.shape[2:]
+def _check_use_of_map(up: int, down: int, padding: int, weight: torch.Tensor) -> None:
+    kh, kw = weight.shape[2:]
     if padding != 1 or down > 1 or (up > 1 and 1 in (kh, kw)):
         raise ValueError(
             "pad_map: expected None unless padding is 1, down is 1 and, with up, the kernel is larger than a pixel,"
@@ -145,13 +155,11 @@ def _check_use_of_map(call: Call) -> None:
         )
 
 
-def _check_sizes(call: Call) -> None:
-    up, down, padding, (h, w), (kh, kw) = call.up, call.down, call.padding, call.x.shape[2:], call.weight.shape[2:]
-    size = out_size(call)
+def _check_size(size: Any, up: int, down: int, padding: int, x: torch.Tensor, weight: torch.Tensor) -> None:
     if min(size) < 1:
         raise ValueError(
-            f"padding: expected an input of at least the size of the kernel, got {h} x {w} with {up=}, {down=},"
-            f" {padding=} and a kernel {kh} x {kw}"
+            f"padding: expected an input of at least the size of the kernel, got {x.shape[2]} x {x.shape[3]} with"
+            f" {up=}, {down=}, {padding=} and a kernel {weight.shape[2]} x {weight.shape[3]}"
         )
     if max(size) > checks.MAX_PADDING:
         raise ValueError(
@@ -159,11 +167,11 @@ def _check_sizes(call: Call) -> None:
         )
 
 
-def _checked_noise(call: Call) -> torch.Tensor:
+def _checked_noise(noise: Any, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The noise as [1 or N, 1, H', W']."""
-    n, size = call.x.shape[0], tuple(out_size(call))
-    noise = checks.tensor(call.noise, "noise")
-    checks.same_device(noise, "noise", call.x)
+    n = x.shape[0]
+    checks.tensor(noise, "noise")
+    checks.same_device(noise, "noise", x)
     # By rank first: a symbolic batch compared with a height would not be that height in an exported graph.
     shapes = (size,) if noise.ndim == 2 else ((n, 1, *size), (1, 1, *size))
     if tuple(noise.shape) not in shapes:

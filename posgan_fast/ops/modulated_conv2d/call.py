@@ -38,11 +38,7 @@ class Call(NamedTuple):
         return Activation(self.act, self.alpha, self.gain, self.clamp)
 
 
-def out_size(call: Call) -> tuple[int, int]:
-    """Height and width of the result."""
-    return conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
-
-
 def empty_output(call: Call, device: str | None = None) -> torch.Tensor:
     """An empty result in the dtype and memory format of ``x``."""
-    return layout.empty(call.x, (call.x.shape[0], call.weight.shape[0], *out_size(call)), device)
+    size = conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
+    return layout.empty(call.x, (call.x.shape[0], call.weight.shape[0], *size), device)
