@@ -67,9 +67,11 @@ def test_commands_exist():
 
 
 def assert_module_takes(words: list[str], command: str) -> None:
-    """``python -m MODULE OPTIONS``: the module's source defines each of its options."""
-    module = ROOT.joinpath(*words[0].split("."))
-    source = (module / "__main__.py" if module.is_dir() else module.with_suffix(".py")).read_text(encoding="utf-8")
+    """``python -m MODULE OPTIONS``: there is the module, and its package defines each of the options."""
+    parts = words[0].split(".")
+    module = ROOT.joinpath(*parts)
+    assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), command
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / parts[0]).glob("*.py"))
     options = [word for word in words if word.startswith("--")]
     assert [option for option in options if f'"{option}"' not in source] == [], command
 
