@@ -29,7 +29,7 @@ SUFFIXES = (".py", ".h", ".hpp", ".cpp", ".cu", ".cuh")
 def paths(title: str) -> list[str]:
     """The paths that a section names, spelled out for every op, backend and family of their placeholders."""
     named = re.findall(r"`([\w<>./*-]+)`", SECTIONS[title])
-    return [path for name in named if "/" in name or name.endswith((".py", ".md", ".txt")) for path in _spelled(name)]
+    return [path for name in named if "/" in name or name.endswith((".py", ".md", ".toml")) for path in _spelled(name)]
 
 
 def _spelled(path: str) -> list[str]:
