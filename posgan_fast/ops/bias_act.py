@@ -289,8 +289,9 @@ def _run_native(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
 
 def _run_triton(x, b, ref, dy, out, dim, order, act, alpha, gain, clamp):
     from ..kernels import bias_act as kernel
+    from ..kernels.records import Activation
 
-    kernel.bias_act(x, b, ref, dy, out, _step(x, dim), order, act, alpha, gain, clamp)
+    kernel.bias_act(x, b, ref, dy, out, _step(x, dim), order, Activation(act, alpha, gain, clamp))
 
 
 def _step(x: torch.Tensor, dim: int) -> int:

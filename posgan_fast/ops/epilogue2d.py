@@ -220,12 +220,11 @@ def _run_cuda(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain
 
 def _run_triton(x, f, scale, noise, b, up, down, padding, flip_filter, filter_gain, act, alpha, gain, clamp, y):
     from ..kernels import epilogue2d as kernel
+    from ..kernels.records import Activation, Resample
 
     x = x if f is not None else _dense(x, y)
-    pad = padding[0], padding[2]
-    kernel.epilogue2d(
-        x, f, scale, noise, b, y, tuple(up), tuple(down), pad, flip_filter, filter_gain, act, alpha, gain, clamp
-    )
+    resample, activation = Resample(up, down, padding, flip_filter, filter_gain), Activation(act, alpha, gain, clamp)
+    kernel.epilogue2d(x, f, scale, noise, b, y, resample, activation)
 
 
 def _dense(x, y):

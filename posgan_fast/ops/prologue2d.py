@@ -308,8 +308,10 @@ def _run_native(x, residual, styles, border, columns, rows, y, left, top, mode, 
 
 def _run_triton(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first):
     from ..kernels import prologue2d as kernel
+    from ..kernels.records import Encoding
 
-    kernel.prologue2d(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first)
+    encoding = None if columns is None else Encoding(columns, rows, concat, height_first)
+    kernel.prologue2d(x, residual, styles, border, y, left, top, mode, encoding)
 
 
 def _run_reference(x, residual, styles, border, columns, rows, y, left, top, mode, concat, height_first):

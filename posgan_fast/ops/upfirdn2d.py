@@ -297,10 +297,11 @@ def _run_native(x, f, up, down, padding, flip_filter, gain):
 
 def _run_triton(x, f, up, down, padding, flip_filter, gain):
     from ..kernels import upfirdn2d as kernel
+    from ..kernels.records import Resample
 
     y = empty_output(x, f, up, down, padding)
     if y.numel():
-        kernel.upfirdn2d(layout.readable(x), f, y, tuple(up), tuple(down), (padding[0], padding[2]), flip_filter, gain)
+        kernel.upfirdn2d(layout.readable(x), f, y, Resample(up, down, padding, flip_filter, gain))
     return y
 
 

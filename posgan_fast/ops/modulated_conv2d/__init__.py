@@ -344,13 +344,15 @@ def _infer_triton(
     clamp,
 ):  # fmt: skip
     """Inference in one kernel."""
+    from ...kernels.records import Activation
+
     y = _empty_output(x, weight, up, down, padding, f)
     weight, styles, scale, pad_map = coefs.factors(x, weight, styles, pad_map, up, padding, f, demodulate, eps)
     border = None if pad_map is None else pad_map.to(x.dtype)
     noise, bias = _cast(noise, styles.dtype), _cast(bias, x.dtype)
     styles, scale, noise, bias = (None if t is None else t.contiguous() for t in (styles, scale, noise, bias))
     weight, clamp = weight.contiguous(memory_format=torch.channels_last), bias_act.round_to(clamp, x.dtype)
-    kernel(x, weight, styles, border, scale, noise, bias, y, flip, act, alpha, gain, clamp)
+    kernel(x, weight, styles, border, scale, noise, bias, y, flip, Activation(act, alpha, gain, clamp))
     return y
 
 
