@@ -36,8 +36,8 @@ def epilogue2d(
     resample: Resample,
     activation: Activation,
 ) -> None:
-    """Write the result to ``y``, dense in NCHW or channels_last. Without ``f``, ``x`` is ``y`` or has its strides; with it,
-    ``x`` meets the rules of :func:`upfirdn2d`. ``scale``, ``noise`` and ``b`` are contiguous."""
+    """Write the result to ``y``, dense in NCHW or channels_last. Without ``f``, ``x`` is ``y`` or has its strides; with
+    ``f``, ``x`` meets the rules of :func:`upfirdn2d`. ``scale``, ``noise`` and ``b`` are contiguous."""
     if y.numel() == 0:
         return
     act, alpha, gain, clamp = activation

@@ -175,11 +175,12 @@ class KernelKey(NamedTuple):
         return cdiv(rows, step) * step
 
 
+@functools.lru_cache(4096)
 def constants(key: KernelKey, config: KernelConfig) -> dict[str, Any]:
-    """Return the constexpr arguments of the kernel: ``_looped`` takes filter and factors at run time."""
+    """Return the constexpr arguments of the kernel; ``_looped`` takes filter and factors at run time."""
     named = launch.constants(key, config)
     if config.kernel == "looped":
-        return {name: named[name] for name in _looped.arg_names if name in named}
+        return {name: named[name] for name in _CONSTEXPR_LOOPED}
     rows_in, rows_out = key.step(config)
     return {name: value for name, value in named.items() if name != "BLOCK_ROWS"} | dict(IN=rows_in, OUT=rows_out)
 
@@ -198,6 +199,9 @@ def select(arch: int, key: KernelKey, itemsize: int, size: int) -> KernelConfig:
 _RUNTIME = (
     "planes", "channels", "h", "w", "oh", "ow", "sn", "sc", "sh", "sw", "first_x", "first_y", "rest_x",
     "tap0", "tap_step", "tile_h", "tiles_p", "tiles_x", "tiles_y",
+)  # fmt: skip
+_CONSTEXPR_LOOPED = (
+    "CHANNELS_LAST", "SEPARABLE", "VEC", "USE_INT32_INDEX", "BLOCK_PLANES", "BLOCK_COLS", "BLOCK_ROWS",
 )  # fmt: skip
 _RUNTIME_LOOPED = ("fw", "fh", "up_x", "up_y", "down_x", "down_y", "rest_y")
 
