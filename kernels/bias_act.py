@@ -63,7 +63,7 @@ def bias_act(
 
 
 def slope_is_read_from_output(activation: Activation) -> bool:
-    """Whether the sign of the output determines act', so that backward need not keep the input."""
+    """Tell whether the sign of the output determines act', so that backward need not keep the input."""
     return activation.act == "relu" or (activation.act == "lrelu" and activation.alpha >= 0)
 
 
