@@ -187,7 +187,7 @@ def results(request, tmp_path_factory):
             return dict(zip(builds, pool.map(_build, builds, chunksize=4), strict=True))
 
 
-@pytest.mark.parametrize("build", _parameters())
+@pytest.mark.parametrize("build", [*_parameters()])
 def test_fits(build, results):
     result = results[build]
     assert not isinstance(result, str), result
