@@ -62,7 +62,7 @@ def bias_act(
 
 
 def slope_is_read_from_output(act: str, alpha: float) -> bool:
-    """Whether the sign of the output determines act', so that backward need not keep the input."""
+    """Tell whether the sign of the output determines act', so that backward need not keep the input."""
     return act == "relu" or (act == "lrelu" and alpha >= 0)
 
 

@@ -85,7 +85,7 @@ def vector_size(t: torch.Tensor, *sizes: int) -> int:
 
 
 def has_channels_last_strides(t: torch.Tensor) -> bool:
-    """Whether channels are innermost and another layout would differ; pixels need not be dense."""
+    """Tell whether channels are innermost and NCHW would be another order; gaps between pixels are allowed."""
     return t.shape[1] > 1 and t.stride(1) == 1 and not t.is_contiguous()
 
 

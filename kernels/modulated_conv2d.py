@@ -38,7 +38,7 @@ from .prologue2d import border_geometry, border_offset
 
 
 def serves(x: torch.Tensor, weight: torch.Tensor, padding: int) -> bool:
-    """Whether the launch table lists the layer: ``x`` [N, I, H, W] in channels_last, ``weight`` [O, I, k, k]."""
+    """Tell whether the launch table lists the layer: ``x`` [N, I, H, W] in channels_last, ``weight`` [O, I, k, k]."""
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
     if not has_channels_last_strides(x) or kh != kw or padding != kh // 2:
@@ -161,7 +161,7 @@ def select(arch: int, itemsize: int, side: int, channels: int, filters: int, pix
 
 _RUNTIME = (
     *("c", "out_c", "h", "w", "tiles_o", "tiles_x", "tiles_y", "tap0", "tap_step", "x_n", "x_h", "x_w"),
-    *("ring_n", "ring_c", "top_at", "top_step", "bottom_at", "bottom_step"),
+    *("border_n", "border_c", "top_at", "top_step", "bottom_at", "bottom_step"),
     *("left_at", "left_step", "right_at", "right_step"),
 )
 
@@ -170,7 +170,7 @@ _RUNTIME = (
 def kernel(
     x, weight, styles, border, dcoefs, noise, bias, y,
     c, out_c, h, w, tiles_o, tiles_x, tiles_y, tap0, tap_step, x_n, x_h, x_w,
-    ring_n, ring_c, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step,
+    border_n, border_c, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step,
     alpha: tl.float64, gain: tl.float64, clamp: tl.float64,
     ACT: tl.constexpr, SIDE: tl.constexpr, BORDER: tl.constexpr, DCOEFS: tl.constexpr, NOISE: tl.constexpr,
     BIAS: tl.constexpr, CLAMP: tl.constexpr, VEC: tl.constexpr, OUT_VEC: tl.constexpr, USE_INT32_INDEX: tl.constexpr,
@@ -204,8 +204,8 @@ def kernel(
                 i + 1, j + 1, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
             )
             outside = in_image & (inside == 0) & in_channels[None, :]
-            ring_at = n * ring_n + k[None, :] * ring_c + at
-            z = tl.where(inside, z, tl.load(border + ring_at, mask=outside, other=0.0).to(tl.float32))
+            border_at = n * border_n + k[None, :] * border_c + at
+            z = tl.where(inside, z, tl.load(border + border_at, mask=outside, other=0.0).to(tl.float32))
         weight_at = (o * (SIDE * SIDE) + tap0 + tap * tap_step) * channels + k[:, None]
         filter_tile = tl.load(weight + weight_at, mask=in_filters & in_channels[:, None], other=0.0)
         acc = tl.dot(z.to(x.dtype.element_ty), filter_tile, acc, input_precision="ieee")

@@ -1,6 +1,6 @@
 """Triton kernel of prologue2d: encode, scale, add and pad in one pass over memory.
 
-    z = (x + e) * styles + residual;  y = z, surrounded by zeros, by z reflected or by the ring of a map
+    z = (x + e) * styles + residual;  y = z, bordered by zeros, by z reflected or by the border of a map
 
 The kernel reads the encoding e from two tables: ``columns[k, j]`` in one half of its channels, ``rows[k, i]`` in the
 other. A concatenated encoding follows the channels of x.
@@ -137,7 +137,7 @@ def border_geometry(border: torch.Tensor | None, h: int, w: int) -> tuple[int, .
 
 _RUNTIME = (
     *("lines", "length", "tiles", "c", "h", "w", "out_c", "out_h", "out_w", "left", "top", "half"),
-    *("x0", "x1", "x2", "r0", "r1", "r2", "column_c", "column_w", "row_c", "row_h", "ring_n", "ring_c"),
+    *("x0", "x1", "x2", "r0", "r1", "r2", "column_c", "column_w", "row_c", "row_h", "border_n", "border_c"),
     *("top_at", "top_step", "bottom_at", "bottom_step", "left_at", "left_step", "right_at", "right_step"),
 )
 
@@ -147,7 +147,7 @@ def kernel(
     x, residual, styles, border, columns, rows, y,
     lines, length, tiles, c, h, w, out_c, out_h, out_w, left, top, half,
     x0, x1, x2, r0, r1, r2, column_c, column_w, row_c, row_h,
-    ring_n, ring_c, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step,
+    border_n, border_c, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step,
     MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, HAS_X: tl.constexpr, ENCODING: tl.constexpr,
     HEIGHT_FIRST: tl.constexpr, STYLES: tl.constexpr, RESIDUAL: tl.constexpr, VEC: tl.constexpr,
     USE_INT32_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -208,8 +208,8 @@ def kernel(
             oy, ox, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
         )
         outside = ((row_ok & column_ok) == 0) & line_ok & place_ok
-        ring = tl.load(border + n * ring_n + channel * ring_c + at, mask=outside, other=0.0).to(math_t)
-        z = tl.where(inside, z, ring)
+        outer = tl.load(border + n * border_n + channel * border_c + at, mask=outside, other=0.0).to(math_t)
+        z = tl.where(inside, z, outer)
     else:
         z = tl.where(inside, z, 0.0)
     tl.store(y + line * width + place, z.to(y.dtype.element_ty), mask=line_ok & place_ok)
