@@ -20,27 +20,56 @@ import torch
 
 from posgan_fast import __version__, _native
 
-from . import harness, peers, registry, report
+from . import base, harness, peers, registry, report, subjects, trees
+from .subjects import AGREE, DTYPES, LAYOUTS
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-# Relative L2 between two correct implementations; the peers round intermediates to half precision, we do not.
-AGREE = {torch.float16: 1e-2, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than all the rest of a case
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
-    names = [case.name for case in registry.selected(args.op, args.quick)]
-    for word in args.case:
-        if not any(word in name for name in names):
-            parser.error(f"--case: no case of {', '.join(args.op)} contains {word!r}; there are {', '.join(names)}")
+    args.op = args.op or [*cases.CASES, *(subjects.NETWORKS if args.base is not None else ())]
+    _check(args, parser)
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
-        return _in_children(wanted, sys.argv[1:] if argv is None else argv, args.name if args.both else None)
-    begin = time.perf_counter()
+        return _in_children(wanted, argv, args.name if args.both else None)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.base is None:
+        return _run(args, device)
+    try:
+        return base.run(args, _subjects(args), device)
+    except trees.TreeError as error:
+        print(f"python -m benchmarks: --base: {error}", file=sys.stderr)
+        return 2
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Complain of options that do not fit together, and of cases that do not exist."""
+    networks = [op for op in args.op if op in subjects.NETWORKS]
+    if args.base is None:
+        rest = {"--json": args.json, f"--op {' '.join(networks)}": networks}
+    else:
+        rest = {"--peer": args.peer, "--compile": args.compile, "--both": args.both}
+    for option, given in rest.items():
+        if given:
+            parser.error(f"{option}: {'only' if args.base is None else 'not'} with --base")
+    known = [subject.case for subject in _subjects(args, words=[])]
+    for word in args.case:
+        if not any(word in name for name in known):
+            names = ", ".join(dict.fromkeys(known))
+            parser.error(f"--case: no case of {', '.join(args.op)} contains {word!r}; there are {names}")
+
+
+def _subjects(args: argparse.Namespace, words: list[str] | None = None) -> list[subjects.Subject]:
+    words = args.case if words is None else words
+    return subjects.plan(args.op, words, args.dtype, args.layout, args.batch, args.quick)
+
+
+def _run(args: argparse.Namespace, device: torch.device) -> int:
+    """Measure ours beside the reference and the peers, print and write the results; returns the exit code."""
+    begin = time.perf_counter()
     if args.threads:
         torch.set_num_threads(args.threads)
     effort = harness.QUICK if args.quick else harness.FULL
@@ -48,7 +77,23 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{device.type}, {torch.get_num_threads()} threads, allocator {harness.allocator()}, torch {torch.__version__}"
     )
-    content: dict[str, Any] = {
+    content = _header(args, device, effort, loaded)
+    for peer in content["peers"]:
+        print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
+    with harness.tf32(False):  # the reference must not round to it
+        rows, content["cut"] = _measure(args, device, effort, loaded, begin)
+    content["load_average_after"] = os.getloadavg()
+    content |= report.as_json(rows)
+    content["disagreements"] = disagreements(rows)
+    _write(args, device, rows, content)
+    return 1 if any(line.startswith("posgan_fast") for line in content["disagreements"]) else 0
+
+
+def _header(
+    args: argparse.Namespace, device: torch.device, effort: harness.Effort, loaded: list[peers.Peer]
+) -> dict[str, Any]:
+    """The machine, the settings, the peers and the bandwidth of plain copies."""
+    return {
         "schema": 1,
         "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _native.build_record()},
         "settings": {
@@ -58,14 +103,12 @@ def main(argv: list[str] | None = None) -> int:
         "peers": [{"name": p.name, "commit": p.commit, "note": p.note} for p in loaded],
         "bandwidth": harness.bandwidths(device, effort),
     }  # fmt: skip
-    for peer in content["peers"]:
-        print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
-    with harness.tf32(False):  # which the reference may not round by
-        rows, content["cut"] = _measure(args, device, effort, loaded, begin)
-    content["load_average_after"] = os.getloadavg()
-    content |= report.as_json(rows)
-    content["disagreements"] = disagreements(rows)
 
+
+def _write(
+    args: argparse.Namespace, device: torch.device, rows: list[harness.Measurement], content: dict[str, Any]
+) -> None:
+    """Write the JSON and the plot, and print the table."""
     name = args.name or f"{device.type}-{harness.allocator().replace(' ', '-')}"
     harness.write_json(args.out / f"{name}.json", content)
     print(report.text(rows))
@@ -75,23 +118,31 @@ def main(argv: list[str] | None = None) -> int:
         print(f"DISAGREES: {line}")
     _plot(rows, content, args.out / f"{name}.png")
     print(f"\nwrote {args.out / name}.json and .png")
-    return 1 if any(line.startswith("posgan_fast") for line in content["disagreements"]) else 0
 
 
 def disagreements(rows: list[harness.Measurement]) -> list[str]:
-    """Contenders whose result is not the reference's."""
+    """The contenders whose result differs from the reference's."""
     return [
         f"{name} on {row.op} {row.case}, {row.dtype}, {row.layout}: relative L2 {error:.1e}"
         for row in rows
         for name, error in row.errors.items()
-        if not error <= AGREE[DTYPES[row.dtype]]
+        if not error <= AGREE[row.dtype]
     ]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few small cases, few rounds: does it run?")
-    parser.add_argument("--op", nargs="+", choices=list(cases.CASES), default=list(cases.CASES))
+    parser.add_argument(
+        "--base", metavar="REV", help="compare the working tree with a git revision, or with the checkout at a path"
+    )
+    parser.add_argument("--json", action="store_true", help="with --base: print JSON, not the table")
+    parser.add_argument(
+        "--op",
+        nargs="+",
+        choices=[*cases.CASES, *subjects.NETWORKS],
+        help=f"default: all; {', '.join(subjects.NETWORKS)}: with --base only",
+    )
     parser.add_argument("--case", nargs="+", default=[], metavar="WORD", help="only cases whose name contains a WORD")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=["nchw"])
@@ -192,7 +243,7 @@ def _row(
             row.refused[contender.name] = harness.reason(failure)
             continue
         row.errors[contender.name] = error.item()
-        if error <= AGREE[x.dtype]:
+        if error <= AGREE[dtype]:
             calls[contender.name] = call
     del expected
     if row.ours in calls:

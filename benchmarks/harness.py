@@ -67,7 +67,7 @@ class Timing:
     peak_bytes: int | None = None  # CUDA: allocated by a call at most, its result included
 
     @classmethod
-    def of(cls, samples: Sequence[float], sampler: _Sampler) -> Timing:
+    def of(cls, samples: Sequence[float], sampler: Sampler) -> Timing:
         low, _, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else (samples[0],) * 3
         middle = statistics.median(samples)
         return cls(middle, low, high, len(samples), sampler.calls, sampler.clock, sampler.eager, sampler.peak_bytes)
@@ -110,7 +110,7 @@ def measure(into: Measurement, calls: Mapping[str, Call], x: torch.Tensor, effor
 
     A call that raises is refused with its reason; the contender that is ours may not.
     """
-    samplers: dict[str, _Sampler] = {}
+    samplers: dict[str, Sampler] = {}
     cuda = x.device.type == "cuda"
     if cuda:  # the graphs of the call before
         gc.collect()
@@ -126,7 +126,7 @@ def measure(into: Measurement, calls: Mapping[str, Call], x: torch.Tensor, effor
     for name, call in {**calls, **copies}.items():
         try:
             given = half[:buffers] if name in copies else inputs
-            samplers[name] = _CudaSampler(call, given) if cuda else _HostSampler(call, given[0], effort.sample)
+            samplers[name] = CudaSampler(call, given) if cuda else HostSampler(call, given[0], effort.sample)
         except Exception as error:
             if name == into.ours or name in copies:
                 raise
@@ -170,8 +170,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Where and when: everything of the machine that a reader needs to judge or repeat the numbers."""
     info: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "dirty": _dirty(),
+        "commit": commit(ROOT),
+        "dirty": is_dirty(ROOT),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -193,8 +193,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "memory": properties.total_memory,
             "l2": properties.L2_cache_size,
             "cuda": torch.version.cuda,
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            "nvcc": (_output("nvcc", "--version") or "").rpartition("\n")[2] or None,
+            "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "nvcc": (output("nvcc", "--version") or "").rpartition("\n")[2] or None,
         }
     return info
 
@@ -232,6 +232,27 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {telling[:300]}"
 
 
+def commit(checkout: Path) -> str | None:
+    """The commit of a checkout; POSGAN_FAST_COMMIT names that of a working tree without its git history."""
+    told = os.environ.get("POSGAN_FAST_COMMIT") if checkout == ROOT else None
+    return output("git", "-C", str(checkout), "rev-parse", "HEAD") or told
+
+
+def is_dirty(checkout: Path) -> bool | None:
+    """Whether a checkout has changes that are not committed; None where git does not tell."""
+    status = output("git", "-C", str(checkout), "status", "--porcelain")
+    return None if status is None else bool(status)
+
+
+def output(*command: str) -> str | None:
+    """What a command prints; None where it fails, is missing or takes longer than 20 seconds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -246,7 +267,7 @@ _FLAGS = (
 )  # fmt: skip
 
 
-class _HostSampler:
+class HostSampler:
     """One sample is as many calls as fill the time asked for."""
 
     clock = "host"
@@ -266,7 +287,7 @@ class _HostSampler:
         return (time.perf_counter() - begin) / self.calls
 
 
-class _CudaSampler:
+class CudaSampler:
     """One sample is a call on each of the inputs; results live until their turn comes again."""
 
     def __init__(self, call: Call, inputs: list[torch.Tensor]):
@@ -296,12 +317,16 @@ class _CudaSampler:
             torch.cuda.synchronize()
 
     def __call__(self) -> float:
+        return self._timed(self._run if self.graph is None else self.graph.replay)
+
+    def launched(self) -> float:
+        """Seconds per call when Python launches each."""
+        return self._timed(self._run)
+
+    def _timed(self, run: Callable[[], None]) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._run()
+        run()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000 / self.calls
@@ -311,7 +336,7 @@ class _CudaSampler:
             self.results[i] = self.call(x)
 
 
-_Sampler = _HostSampler | _CudaSampler
+Sampler = HostSampler | CudaSampler
 
 
 def _copier(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> Call:
@@ -332,16 +357,6 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
-    """Of the checkout; a copy without its history can be told by POSGAN_FAST_COMMIT."""
-    return _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or os.environ.get("POSGAN_FAST_COMMIT")
-
-
-def _dirty() -> bool | None:
-    status = _output("git", "-C", str(ROOT), "status", "--porcelain")
-    return None if status is None else bool(status)
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -354,11 +369,3 @@ def _read(path: str) -> str | None:
         return Path(path).read_text().strip()
     except OSError:
         return None
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -27,14 +27,15 @@ import torch
 import posgan_fast
 from posgan_fast import _native
 from posgan_fast import functional as PF
-from posgan_fast.models.stylegan2 import Discriminator, Generator
 
-from . import harness, peers
+from . import harness, network_calls, peers
+from .network_calls import in_dtype
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
 OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "nvlabs, compiled", "nvlabs", "floor", "zeros"
 PREPACKED = "prepacked"
 NO_PEERS = (OURS, PREPACKED, FLOOR, ZEROS)
+Calls = dict[str, Callable[[], Any]]
 
 
 @dataclass
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         "settings": {
             k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")
         },
-        "peer": peers.commit(args.peer) if args.peer else None,
+        "peer": harness.commit(args.peer) if args.peer else None,
         "peer_note": note,
         "rows": [asdict(row) for row in rows],
         "slower": slower,
@@ -126,24 +127,15 @@ def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
 
 
 def _layer(args, device, nvlabs) -> Iterator[Row]:
-    """One style layer at each resolution of the largest network."""
-    for r in (16, 64, 256, 512):
+    """Style layers at four resolutions of the largest network."""
+    for r in network_calls.LAYER_SIZES:
         for up in (1, 2):
-            o, i = (min(32768 // s, 512) for s in (r, r // up))
-            side = r // up
-            x = torch.randn(args.batch[0], i, side, side, device=device).contiguous(memory_format=torch.channels_last)
-            w, b = torch.randn(o, i, 3, 3, device=device), torch.zeros(o, device=device)
-            s, noise = torch.rand(args.batch[0], i, device=device) + 0.5, torch.randn(1, 1, r, r, device=device)
-            f = PF.setup_filter([1, 3, 3, 1], device=device)
-
-            call = functools.partial(
-                PF.modulated_conv2d, x, w, s, up=up, padding=1, resample_filter=f, flip_weight=up == 1, noise=noise,
-                bias=b, act="lrelu", clamp=256,
-            )  # fmt: skip
-            calls: dict[str, Callable[[], Any]] = {OURS: call, REFERENCE: functools.partial(call, backend="reference")}
+            arguments = network_calls.style_layer(r, up, args.batch[0], device)
+            call = functools.partial(PF.modulated_conv2d, **arguments)
+            calls: Calls = {OURS: call, REFERENCE: functools.partial(call, backend="reference")}
             if nvlabs is not None:
-                calls[NVLABS] = _nvlabs_layer(nvlabs, x.contiguous(), w, b, s, noise, f, up)
-            yield _measured("layer", f"{i} to {o} at {r}{' up' if up == 2 else ''}, float32", calls, args.rounds)
+                calls[NVLABS] = _nvlabs_layer(nvlabs, **arguments)
+            yield _measured("layer", f"{network_calls.layer_name(r, up)}, float32", calls, args.rounds)
 
 
 def _generator(args, device, nvlabs) -> Iterator[Row]:
@@ -151,34 +143,38 @@ def _generator(args, device, nvlabs) -> Iterator[Row]:
         g, peer = _pair(size, device, nvlabs)
         packed = posgan_fast.nn.prepack(copy.deepcopy(g))
         for n in args.batch:
-            ws = g.mapping(torch.randn(n, 512, generator=torch.Generator().manual_seed(0)).to(device))
+            ws = network_calls.latents(g, n, device)
             for dtype in args.dtype:
-                calls: dict[str, Callable[[], Any]] = {OURS: lambda: _in(dtype, lambda: g.synthesis(ws))}  # noqa: B023
-                calls[PREPACKED] = lambda: _in(dtype, lambda: packed.synthesis(ws))  # noqa: B023
-                if dtype == "float32":
-                    calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))  # noqa: B023
-                if peer is not None:
-                    calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")  # noqa: B023
-                if args.compile and peer is not None and dtype == "float32":
-                    torch._dynamo.config.recompile_limit = 64  # every block has shapes of its own
-                    compiled = torch.compile(peer.synthesis, dynamic=False)
-                    calls[COMPILED] = lambda: compiled(ws, noise_mode="const")  # noqa: B023
+                calls = _generator_calls(args, dtype, g, packed, peer, ws)
                 calls[FLOOR] = _floor(size, n, dtype, device)
                 yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
 
 
+def _generator_calls(args, dtype: str, g, packed, peer, ws) -> Calls:
+    calls: Calls = {
+        OURS: lambda: in_dtype(dtype, lambda: g.synthesis(ws)),
+        PREPACKED: lambda: in_dtype(dtype, lambda: packed.synthesis(ws)),
+    }
+    if dtype == "float32":
+        calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))
+    if peer is not None:
+        calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")
+    if args.compile and peer is not None and dtype == "float32":
+        torch._dynamo.config.recompile_limit = 64  # every block has shapes of its own
+        compiled = torch.compile(peer.synthesis, dynamic=False)
+        calls[COMPILED] = lambda: compiled(ws, noise_mode="const")
+    return calls
+
+
 def _padding(args, device, nvlabs) -> Iterator[Row]:
-    """The same network with the maps of PadInv at indices 0, 1, 3, 5, 7 and with zero padding."""
+    """One generator with PadInv's padding maps, and with zero padding."""
     for size in args.size[:1]:
         g, _ = _pair(size, device, None)
-        ws = g.mapping(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)).to(device))
-        maps: list[Any] = [None] * 8
-        for index in (0, 1, 3, 5, 7):
-            maps[index] = torch.randn(1, 512, 34, 34, device=device)
+        ws, maps = network_calls.latents(g, 1, device), network_calls.padding_maps(device)
         for dtype in args.dtype:
             calls = {
-                OURS: lambda: _in(dtype, lambda: g.synthesis(ws, pad_maps=maps)),  # noqa: B023
-                ZEROS: lambda: _in(dtype, lambda: g.synthesis(ws)),  # noqa: B023
+                OURS: lambda: in_dtype(dtype, lambda: g.synthesis(ws, pad_maps=maps)),  # noqa: B023
+                ZEROS: lambda: in_dtype(dtype, lambda: g.synthesis(ws)),  # noqa: B023
             }
             yield _measured("padding", f"{size}, {dtype}", calls, 3 * args.rounds)
 
@@ -195,20 +191,17 @@ def _discriminator(args, device, nvlabs) -> Iterator[Row]:
 
 
 def _training(args, device, nvlabs) -> Iterator[Row]:
-    """Gradients of one iteration with both regularisers, at 64 pixels and N = 4."""
-    size, n = 64, 4
+    """Gradients of one training step with both regularisers."""
+    size, n = network_calls.TRAINING_SIZE, network_calls.TRAINING_BATCH
     g, peer_g = _pair(size, device, nvlabs)
     d, peer_d = _pair(size, device, nvlabs, "Discriminator")
-    z, real = torch.randn(n, 512, device=device), torch.randn(n, 3, size, size, device=device)
-    calls = {
-        OURS: lambda: _iteration(g, d, z, real),
-        REFERENCE: lambda: _on_reference(lambda: _iteration(g, d, z, real)),
-    }
+    z, real = network_calls.training_inputs(device)
+    step = network_calls.training_step
+    calls = {OURS: lambda: step(g, d, z, real), REFERENCE: lambda: _on_reference(lambda: step(g, d, z, real))}
     if peer_g is not None:
-        calls[NVLABS] = lambda: _iteration(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
-    yield _measured(
-        "training", f"{size}, N={n}, float32, R1 and path length", calls, max(3, args.rounds // 2), grad=True
-    )
+        calls[NVLABS] = lambda: step(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
+    name = f"{size}, N={n}, float32, R1 and path length"
+    yield _measured("training", name, calls, max(3, args.rounds // 2), grad=True)
 
 
 def _memory(args, device, nvlabs) -> Iterator[Row]:
@@ -244,23 +237,7 @@ def _resident(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def _iteration(g, d, z, real, label=()) -> torch.Tensor:
-    """Losses of discriminator and generator, R1 and path length, all their gradients."""
-    softplus = torch.nn.functional.softplus
-    ws = g.mapping(z, *label)
-    fake = g.synthesis(ws)
-    real = real.detach().requires_grad_()
-    real_logits = d(real)
-    (r1,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-    noise = torch.ones_like(fake) / fake.shape[2]
-    (path,) = torch.autograd.grad((fake * noise).sum(), ws, create_graph=True)
-    loss = softplus(-real_logits).mean() + softplus(d(fake)).mean()
-    loss = loss + r1.square().sum((1, 2, 3)).mean() + path.square().sum(2).mean(1).sqrt().var()
-    loss.backward()
-    return loss.detach().reshape(1)
-
-
-def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds: int, grad: bool = False) -> Row:
+def _measured(what: str, case: str, calls: Calls, rounds: int, grad: bool = False) -> Row:
     row = Row(what, case)
     with contextlib.nullcontext() if grad else torch.no_grad():
         results = {name: call() for name, call in calls.items()}
@@ -309,13 +286,6 @@ def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], 
     return run
 
 
-def _in(dtype: str, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    if dtype == "float32":
-        return call()
-    with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)):
-        return call()
-
-
 def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
     with posgan_fast.use_backend("reference"):
         return call()
@@ -323,8 +293,8 @@ def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator") -> tuple[Any, Any]:
     """Our network, and the peer's with the same weights."""
-    torch.manual_seed(0)
-    ours = (Generator if kind == "Generator" else Discriminator)(size).to(device).eval().requires_grad_(True)
+    make = network_calls.generator if kind == "Generator" else network_calls.discriminator
+    ours = make(size, device)
     if nvlabs is None:
         return ours, None
     if kind == "Generator":
@@ -342,16 +312,11 @@ def _nvlabs(checkout: Path | None, device: torch.device) -> tuple[Any, str]:
     return (None, "") if checkout is None else peers.nvlabs_networks(checkout, device)
 
 
-def _nvlabs_layer(nvlabs, x, w, b, s, noise, f, up) -> Callable[[], torch.Tensor]:
+def _nvlabs_layer(nvlabs, x, bias, act, clamp, **arguments) -> Callable[[], torch.Tensor]:
     from torch_utils.ops import bias_act  # type: ignore[import-not-found]  # the checkout's
 
-    def call() -> torch.Tensor:
-        y = nvlabs.modulated_conv2d(
-            x=x, weight=w, styles=s, noise=noise, up=up, padding=1, resample_filter=f, flip_weight=up == 1
-        )
-        return bias_act.bias_act(y, b, act="lrelu", clamp=256)
-
-    return call
+    x = x.contiguous()
+    return lambda: bias_act.bias_act(nvlabs.modulated_conv2d(x=x, **arguments), bias, act=act, clamp=clamp)
 
 
 def _line(row: Row) -> str:

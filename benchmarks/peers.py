@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import torch
 from cases import BiasActCase, Case
 from torch.torch_version import TorchVersion
 
-from .harness import reason
+from .harness import commit, reason
 
 NAMES = ("nvlabs", "rosinality")
 
@@ -218,13 +217,3 @@ def _pkg_resources() -> dict[str, ModuleType]:
 
 def _label(name: str, note: str) -> str:
     return f"{name}, plain torch" if note else name
-
-
-def commit(path: Path) -> str | None:
-    """The commit of a checkout."""
-    command = ["git", "-C", str(path), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

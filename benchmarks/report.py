@@ -179,12 +179,12 @@ def _text(rows: Sequence[Measurement]) -> Iterator[str]:
         head = ["case", "MB", group[0].ours, "GB/s", "of copy", "of clone", *names]
         table = [head]
         for row in group:
-            cells = [row.case, f"{row.traffic / 1e6:.3g}", _time(row.timings[row.ours].median)]
+            cells = [row.case, f"{row.traffic / 1e6:.3g}", duration(row.timings[row.ours].median)]
             cells += [f"{row.bandwidth(row.ours) / 1e9:.1f}", f"{row.ratio(COPY):.2f}", f"{row.ratio(CLONE):.2f}"]
             cells += [_against(row, n) for n in names]
             table.append(cells)
         yield f"\n{op}, {dtype}, {layout}: time per call; in brackets how many times faster ours is"
-        yield from _aligned(table)
+        yield from aligned(table)
     yield "\nGeometric means: how many times faster ours is, and its share of copy() and clone() bandwidth"
     summaries = summarise(rows)
     names = list(dict.fromkeys(n for s in summaries for n in s.faster_than))
@@ -192,7 +192,7 @@ def _text(rows: Sequence[Measurement]) -> Iterator[str]:
     for s in summaries:
         cells = [s.op, s.dtype, s.layout, f"{s.model} ({s.cases})", f"{s.of_copy:.2f}", f"{s.of_clone:.2f}"]
         table.append(cells + [_mean(s, n) for n in names])
-    yield from _aligned(table)
+    yield from aligned(table)
     yield "\nCases where ours is slower"
     beaten = slower(rows)
     for b in beaten:
@@ -220,7 +220,7 @@ def _others(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _against(row: Measurement, name: str) -> str:
-    return f"{_time(row.timings[name].median)} ({row.ratio(name):.2f})" if name in row.timings else "-"
+    return f"{duration(row.timings[name].median)} ({row.ratio(name):.2f})" if name in row.timings else "-"
 
 
 def _mean(s: Summary, name: str) -> str:
@@ -229,11 +229,11 @@ def _mean(s: Summary, name: str) -> str:
     return f"{s.faster_than[name]:.2f}" + (f" ({s.counted[name]})" if s.counted[name] != s.cases else "")
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
 
 
-def _aligned(table: list[list[str]]) -> Iterator[str]:
+def aligned(table: list[list[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
