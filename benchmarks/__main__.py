@@ -1,7 +1,10 @@
-"""python -m benchmarks: ours against the reference and any peer, case by case.
+"""python -m benchmarks: compare ours with the reference and any peer, case by case, or with another revision of itself.
 
-Prints a table, geometric means and every case where ours is slower; writes the same as JSON with its provenance, and a
-plot. Exit code 1: one of our backends disagrees with the reference.
+The first prints a table, geometric means and every case where ours is slower, and writes them as JSON with their
+provenance, and as a plot. Exit code 1: one of our backends disagrees with the reference.
+
+``--base REV`` compares the working tree with a git revision, or with the checkout at a path: see ``base.py``. Exit code
+1: the trees disagree, or the working tree fails; 2: there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from posgan_fast import __version__, _native
 from . import base, harness, peers, registry, report, subjects, trees
 from .subjects import AGREE, DTYPES, LAYOUTS
 
-COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than all the rest of a case
+COMPILED_RESOLUTION = 256  # of "--compile some": compiling takes longer than the rest of a case
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +83,7 @@ def _run(args: argparse.Namespace, device: torch.device) -> int:
     content = _header(args, device, effort, loaded)
     for peer in content["peers"]:
         print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
-    with harness.tf32(False):  # the reference must not round to it
+    with harness.tf32(False):  # the reference must not round to TF32
         rows, content["cut"] = _measure(args, device, effort, loaded, begin)
     content["load_average_after"] = os.getloadavg()
     content |= report.as_json(rows)
@@ -132,7 +135,7 @@ def disagreements(rows: list[harness.Measurement]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few small cases, few rounds: does it run?")
+    parser.add_argument("--quick", action="store_true", help="few small cases and few rounds, to see that all runs")
     parser.add_argument(
         "--base", metavar="REV", help="compare the working tree with a git revision, or with the checkout at a path"
     )
@@ -155,25 +158,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile",
         choices=["none", "some", "all"],
-        help="also torch.compile of the reference; some: at 256 pixels (cuda's default; cpu's: none)",
+        help="also torch.compile of the reference; some: at 256 pixels (default on CUDA; on the CPU: none)",
     )
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="start no case after this; what was cut is recorded"
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="start no case after this time; the cases that were cut are recorded",
     )
     group = parser.add_mutually_exclusive_group()
-    tune = "glibc's allocator keeps freed memory, for both sides"
+    tune = "let glibc's allocator keep freed memory, for all contenders"
     group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned", help=tune)
     group.add_argument(
         "--as-started", dest="allocator", action="store_const", const="as started", help="glibc's defaults"
     )
-    group.add_argument("--both", action="store_true", help="one process of each kind")
+    group.add_argument("--both", action="store_true", help="measure twice, tuned and as started")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
-    parser.add_argument("--name", help="of the files written; default: device and allocator")
+    parser.add_argument("--name", help="name of the files; default: device and allocator")
     return parser
 
 
 def _in_children(wanted: list[str], argv: list[str], name: str | None) -> int:
-    """The allocator reads its settings when a process starts."""
+    """Run in new processes, since the allocator reads its settings when a process starts."""
     kept = [a for a in argv if a not in ("--both", "--tune-allocator", "--as-started")]
     codes = []
     for setting in wanted:
@@ -190,7 +196,11 @@ def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:
 def _measure(
     args: argparse.Namespace, device: torch.device, effort: harness.Effort, loaded: list[peers.Peer], begin: float
 ) -> tuple[list[harness.Measurement], list[str]]:
-    """Largest cases first, so that a budget cuts the least telling ones; the result is in the registry's order."""
+    """Measure the largest cases first, so that a budget cuts the least informative ones.
+
+    Returns:
+        The rows in the order of the registry, and the labels of the cases that were cut.
+    """
     compiling = _compiled_setting(args, device)
     plan = [
         (case, dtype, layout)

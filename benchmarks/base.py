@@ -51,7 +51,6 @@ def run(args: argparse.Namespace, plan: Sequence[subjects.Subject], device: torc
             for second in measure([row.subject], end):
                 if second.clock == row.clock and second.timed:
                     compare.confirm(row, second, floor)
-    table = compare.text(rows, base.label, here.label)
     content = {
         "schema": 1,
         "provenance": {**harness.provenance(device), "threads": measure.threads},
@@ -62,14 +61,19 @@ def run(args: argparse.Namespace, plan: Sequence[subjects.Subject], device: torc
         "rows": [asdict(row) for row in rows],
         "disagreements": measure.disagreements,
     }
+    _write(args, device, content, compare.text(rows, base.label, here.label))
+    return 1 if measure.disagreements or any(row.status == compare.FAILS for row in rows) else 0
+
+
+def _write(args: argparse.Namespace, device: torch.device, content: dict[str, Any], table: str) -> None:
+    """Write the JSON and the table, and print one of them."""
     name = args.name or f"base-{device.type}-{harness.allocator().replace(' ', '-')}"
     harness.write_json(args.out / f"{name}.json", content)
     (args.out / f"{name}.txt").write_text(table + "\n")
     print(json.dumps(content, indent=1) if args.json else table)
-    for line in measure.disagreements:
+    for line in content["disagreements"]:
         note(f"DISAGREES: {line}")
     note(f"wrote {args.out / name}.json and .txt")
-    return 1 if measure.disagreements or any(row.status == compare.FAILS for row in rows) else 0
 
 
 class _Measure:

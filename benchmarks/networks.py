@@ -1,9 +1,9 @@
-"""python -m benchmarks.networks: StyleGAN2 layers, generators, discriminators and training steps.
+"""python -m benchmarks.networks: measure StyleGAN2 layers, generators, discriminators and training steps.
 
-Ours against the reference backend and NVlabs' own networks with the same weights, in float32 and eager unless named
-otherwise, on a GPU without TF32 and with it; generators also against their floor: as many plain convolutions of the
-same sizes, and nothing else. Interleaved rounds, medians; prints a table and every case where ours is slower; writes
-JSON with its provenance, and a plot.
+Ours is compared with the reference backend and with NVlabs' own networks of the same weights; a generator also with its
+floor, the time of its convolutions alone. Calls are eager and in float32 unless their name says otherwise; a GPU runs
+them without TF32 and with it. Prints the medians of interleaved rounds and every case where ours is slower; writes them
+as JSON with their provenance, and as a plot.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ Calls = dict[str, Callable[[], Any]]
 
 @dataclass
 class Row:
-    """One measured call: medians and quartiles in seconds, how many times faster ours is (the median over the rounds of
-    the ratio within each, which a machine of changing speed leaves alone), errors against the reference or PSNR."""
+    """One measured call, with an entry per contender.
+
+    Medians and quartiles are in seconds. A ratio is the contender's time over ours, the median of the ratios within
+    each round, which drift of the machine does not change. Errors are relative to the reference, or a PSNR.
+    """
 
     what: str
     case: str
@@ -75,24 +78,28 @@ def main(argv: list[str] | None = None) -> int:
         for row in _rows(args, device, nvlabs, tf32):
             print(_line(row), flush=True)
             rows.append(row)
+    _write(args, device, rows, note)
+    return 0
+
+
+def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note: str) -> None:
+    """Print the cases where ours is slower, and write the JSON and the plot."""
     slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in NO_PEERS and r.ratios.get(n, 1) < 1]
     for what, case, name in slower:
         print(f"slower than {name}: {what} {case}")
-    name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")}
     content = {
         "schema": 1,
         "provenance": {**harness.provenance(device), "posgan_fast": posgan_fast.__version__},
-        "settings": {
-            k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")
-        },
+        "settings": settings,
         "peer": harness.commit(args.peer) if args.peer else None,
         "peer_note": note,
         "rows": [asdict(row) for row in rows],
         "slower": slower,
     }
+    name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
     harness.write_json(args.out / f"{name}.json", content)
     _plot(rows, content, args.out / f"{name}.png")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,13 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned")
     group.add_argument("--as-started", dest="allocator", action="store_const", const="as started")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
-    parser.add_argument("--name", help="of the files written; default: device and allocator")
+    parser.add_argument("--name", help="name of the files; default: networks, device and allocator")
     parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
     return parser
 
 
 def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
-    """Everything that was asked for; with TF32 what computes in float32."""
+    """Measure everything that the options ask for; with TF32 only the calls in float32."""
     if tf32:
         args = argparse.Namespace(**{**vars(args), "dtype": [d for d in args.dtype if d == "float32"]})
     with harness.tf32(tf32):
@@ -127,7 +134,7 @@ def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
 
 
 def _layer(args, device, nvlabs) -> Iterator[Row]:
-    """Style layers at four resolutions of the largest network."""
+    """Measure style layers at four resolutions of the largest network."""
     for r in network_calls.LAYER_SIZES:
         for up in (1, 2):
             arguments = network_calls.style_layer(r, up, args.batch[0], device)
@@ -167,7 +174,7 @@ def _generator_calls(args, dtype: str, g, packed, peer, ws) -> Calls:
 
 
 def _padding(args, device, nvlabs) -> Iterator[Row]:
-    """One generator with PadInv's padding maps, and with zero padding."""
+    """Measure a generator with PadInv's padding maps, and with zero padding."""
     for size in args.size[:1]:
         g, _ = _pair(size, device, None)
         ws, maps = network_calls.latents(g, 1, device), network_calls.padding_maps(device)
@@ -191,7 +198,7 @@ def _discriminator(args, device, nvlabs) -> Iterator[Row]:
 
 
 def _training(args, device, nvlabs) -> Iterator[Row]:
-    """Gradients of one training step with both regularisers."""
+    """Measure the gradients of a training step with both regularisers."""
     size, n = network_calls.TRAINING_SIZE, network_calls.TRAINING_BATCH
     g, peer_g = _pair(size, device, nvlabs)
     d, peer_d = _pair(size, device, nvlabs, "Discriminator")
@@ -205,7 +212,7 @@ def _training(args, device, nvlabs) -> Iterator[Row]:
 
 
 def _memory(args, device, nvlabs) -> Iterator[Row]:
-    """Bytes beyond the weights at the peak of a forward pass, in processes of their own (CPU)."""
+    """Measure the peak memory of a forward pass beyond the weights, each in a process of its own (CPU only)."""
     if device.type == "cpu":
         size, n = max(args.size), 4
         row = Row("memory", f"generator {size}, N={n}, float32, GiB")
@@ -213,7 +220,7 @@ def _memory(args, device, nvlabs) -> Iterator[Row]:
             command = [sys.executable, "-m", "benchmarks.networks", "--peak", name]
             command += ["--size", str(size), "--batch", str(n)]
             command += ["--peer", str(args.peer)] if args.peer else []
-            env = harness.environment_for("as started")  # what the allocator keeps is not what is needed
+            env = harness.environment_for("as started")  # a tuned allocator keeps memory that is not needed
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
             row.medians[name] = float(done.stdout.split()[-1]) / 2**30
             row.ratios[name] = row.medians[name] / row.medians[OURS]
@@ -225,14 +232,14 @@ def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
     g, peer = _pair(size, device, _nvlabs(checkout, device)[0] if who == NVLABS else None)
     with torch.no_grad():
         ws = g.mapping(torch.randn(n, 512))
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _resident("VmRSS")
         g.synthesis(ws) if who == OURS else peer.synthesis(ws, noise_mode="const", fused_modconv=True)
     return _resident("VmHWM") - before
 
 
 def _resident(key: str) -> int:
-    """Bytes of physical memory, now (VmRSS) or at most (VmHWM)."""
+    """The physical memory in bytes: now (VmRSS), or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
@@ -268,7 +275,8 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], None]:
-    """The convolutions alone, an enlarging one as a plain one of its input's size, which multiplies as often."""
+    """The convolutions of a generator alone; plain ones at the size of the input replace those that upsample, since
+    they multiply as often."""
     kind = getattr(torch, dtype)
     pairs = []
     for r in (4 << k for k in range(size.bit_length() - 2)):
@@ -292,7 +300,7 @@ def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator") -> tuple[Any, Any]:
-    """Our network, and the peer's with the same weights."""
+    """Make our network, and the peer's with the same weights, or None without a peer."""
     make = network_calls.generator if kind == "Generator" else network_calls.discriminator
     ours = make(size, device)
     if nvlabs is None:

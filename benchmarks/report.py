@@ -1,4 +1,4 @@
-"""What a run says: the table, the geometric means, the slower cases, and a plot."""
+"""Reports a run: the table, the geometric means, the slower cases, and a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .harness import CLONE, COPY, Measurement
 
 @dataclass(frozen=True)
 class Summary:
-    """Geometric means over the calls of a model, such as "StyleGAN2-256", or over "all" cases of an op."""
+    """Geometric means over the calls of a model, such as "StyleGAN2-256", or over all cases of an op ("all")."""
 
     op: str
     dtype: str
@@ -24,15 +24,15 @@ class Summary:
     model: str
     ours: str
     cases: int
-    faster_than: dict[str, float]  # contender: how many times
-    counted: dict[str, int]  # contender: over how many of the cases
+    faster_than: dict[str, float]  # contender: its time over ours
+    counted: dict[str, int]  # contender: number of cases that have it
     of_copy: float  # share of copy bandwidth
     of_clone: float
 
 
 @dataclass(frozen=True)
 class Slower:
-    """A case where a contender beats ours; ``certain`` when the middle halves of their samples do not overlap."""
+    """A case where a contender beats ours; ``certain`` if the interquartile ranges of their samples do not overlap."""
 
     op: str
     case: str
@@ -68,7 +68,7 @@ def summarise(rows: Sequence[Measurement]) -> list[Summary]:
 
 
 def slower(rows: Iterable[Measurement]) -> list[Slower]:
-    """Every case in which another contender, a backend of ours included, has a smaller median; worst first."""
+    """List the cases where another contender, possibly a backend of ours, has a smaller median; worst first."""
     found = []
     for row in (r for r in rows if r.timings):
         mine = row.timings[row.ours]
@@ -93,9 +93,9 @@ def text(rows: Sequence[Measurement]) -> str:
 
 
 def plot(rows: Sequence[Measurement], title: str, path: Path) -> None:
-    """Bandwidth relative to copy() of the same bytes: a column of panels per op, a panel per dtype and layout.
+    """Plot the bandwidth relative to copy() of the same bytes: a column of panels per op, a row per dtype and layout.
 
-    Cases that move less than a megabyte measure call overhead; they are left to the table where there are others.
+    Cases that move less than a megabyte measure call overhead: they are shown only if there are no others.
     """
     import matplotlib
 
@@ -140,7 +140,7 @@ def _panel(axis: Any, group: Sequence[Measurement], colours: dict[str, str], dra
     right = 1.0
     for y, row in enumerate(group):
         bars = [row.ours, *(n for n in names if n in row.timings)]
-        unit = 0.84 / (len(bars) + 0.5)  # ours is half as thick again
+        unit = 0.84 / (len(bars) + 0.5)  # ours is 1.5 times as thick
         top = y - 0.42
         for name in bars:
             thick = unit * (1.5 if name == row.ours else 1)
@@ -213,7 +213,7 @@ def _groups(rows: Sequence[Measurement]) -> Iterator[tuple[tuple[str, str, str],
 
 
 def _others(rows: Iterable[Measurement]) -> list[str]:
-    """Contenders that compute the same thing the same way: neither ours, nor ours in place, nor copy and clone."""
+    """The contenders that ours is compared with: all but ours, ours in place, copy and clone."""
     names = dict.fromkeys(n for row in rows for n in row.timings)
     left_out = {COPY, CLONE, *(row.ours for row in rows)}
     return [n for n in names if n not in left_out and not n.endswith("in place")]
