@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -23,7 +22,7 @@ import torch
 
 from posgan_fast import __version__, _native
 
-from . import base, harness, peers, registry, report, subjects, trees
+from . import base, harness, options, peers, registry, report, subjects, trees
 from .subjects import AGREE, DTYPES, LAYOUTS
 
 COMPILED_RESOLUTION = 256  # of "--compile some": compiling takes longer than the rest of a case
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     _check(args, parser)
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
-        return _in_children(wanted, argv, args.name if args.both else None)
+        return max(options.run_again("benchmarks", [*argv, *_name(args, setting)], setting) for setting in wanted)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.base is None:
         return _run(args, device)
@@ -46,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     except trees.TreeError as error:
         print(f"python -m benchmarks: --base: {error}", file=sys.stderr)
         return 2
+
+
+def _name(args: argparse.Namespace, setting: str) -> list[str]:
+    """The option that gives the files of an allocator setting a name of their own, where --both writes two."""
+    return ["--name", f"{args.name}-{setting.replace(' ', '-')}"] if args.both and args.name else []
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -166,27 +170,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="start no case after this time; the cases that were cut are recorded",
     )
-    group = parser.add_mutually_exclusive_group()
-    tune = "let glibc's allocator keep freed memory, for all contenders"
-    group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned", help=tune)
-    group.add_argument(
-        "--as-started", dest="allocator", action="store_const", const="as started", help="glibc's defaults"
+    options.add_allocator(parser).add_argument(
+        "--both", action="store_true", help="measure twice, tuned and as started"
     )
-    group.add_argument("--both", action="store_true", help="measure twice, tuned and as started")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
-    parser.add_argument("--name", help="name of the files; default: device and allocator")
+    options.add_output(parser)
     return parser
-
-
-def _in_children(wanted: list[str], argv: list[str], name: str | None) -> int:
-    """Run in new processes, since the allocator reads its settings when a process starts."""
-    kept = [a for a in argv if a not in ("--both", "--tune-allocator", "--as-started")]
-    codes = []
-    for setting in wanted:
-        apart = ["--name", f"{name}-{setting.replace(' ', '-')}"] if name else []
-        command = [sys.executable, "-m", "benchmarks", *kept, *apart]
-        codes.append(subprocess.run(command, env=harness.environment_for(setting)).returncode)
-    return max(codes)
 
 
 def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:

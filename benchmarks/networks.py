@@ -28,7 +28,7 @@ import posgan_fast
 from posgan_fast import _native
 from posgan_fast import functional as PF
 
-from . import harness, network_calls, peers
+from . import harness, network_calls, options, peers
 from .network_calls import in_dtype
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
@@ -63,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_peak(args.peak, args.size[0], args.batch[0], args.peer))
         return 0
     if args.allocator and args.allocator != harness.allocator():
-        kept = [a for a in (sys.argv[1:] if argv is None else argv) if a not in ("--tune-allocator", "--as-started")]
-        command = [sys.executable, "-m", "benchmarks.networks", *kept]
-        return subprocess.run(command, env=harness.environment_for(args.allocator)).returncode
+        return options.run_again("benchmarks.networks", sys.argv[1:] if argv is None else argv, args.allocator)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     library = _native.load(device.type)
     if not library.loaded:  # ours would be the reference
@@ -113,11 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the peer")
     parser.add_argument("--rounds", type=int, default=7)
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned")
-    group.add_argument("--as-started", dest="allocator", action="store_const", const="as started")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
-    parser.add_argument("--name", help="name of the files; default: networks, device and allocator")
+    options.add_allocator(parser)
+    options.add_output(parser)
     parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
     return parser
 
