@@ -28,6 +28,10 @@ from . import ROOT, compare, harness, subjects
 from .compare import AGAIN, BASE, HERE, Comparison
 from .trees import Tree, TreeError, base_tree, note, working_tree
 
+# Fewer rounds do not show the noise.
+FULL = harness.Effort(rounds=25, least=9, seconds=10.0, sample=0.02)
+QUICK = harness.Effort(rounds=9, least=5, seconds=0.5, sample=0.002)
+
 
 def run(args: argparse.Namespace, plan: Sequence[subjects.Subject], device: torch.device) -> int:
     """Compare the trees on the calls of a plan, print the table and write it; returns the exit code.
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace, plan: Sequence[subjects.Subject], device: torc
     Raises:
         TreeError: a tree cannot be built or imported.
     """
-    effort = harness.QUICK if args.quick else harness.FULL
+    effort = QUICK if args.quick else FULL
     end = math.inf if args.budget is None else time.perf_counter() + args.budget
     with _terminable(), working_tree(device.type) as here:
         base = base_tree(args.base, device.type, native=bool(here.library))

@@ -62,8 +62,8 @@ def limit(rows: Sequence[Comparison]) -> float:
 
 
 def exceeds(row: Comparison, floor: float) -> bool:
-    """Whether the working tree is slower by more than the case's own noise and by more than ``floor``."""
-    return row.timed and row.ratio > 1 + max(row.noise, floor)
+    """Whether the working tree is slower, in three of four rounds, by more than the case's own noise and ``floor``."""
+    return row.timed and row.low > 1 + max(row.noise, floor)
 
 
 def confirm(row: Comparison, second: Comparison, floor: float) -> None:

@@ -36,6 +36,7 @@ def test_ratios_are_taken_within_rounds():
         ([1.0, 1.01, 0.99, 1.0], [1.05] * 4, True),
         ([1.0, 1.01, 0.99, 1.0], [1.005] * 4, False),  # within the spread of its own rounds
         ([1.0, 1.2, 0.8, 1.2], [1.05] * 4, False),
+        ([1.0] * 4, [1.0, 1.0, 1.3, 1.3], False),  # in half of the rounds
         ([1.1] * 4, [1.05] * 4, False),  # the processes of the base differ by more
         ([1.0] * 4, [0.5] * 4, False),
     ],
@@ -214,5 +215,5 @@ def test_the_working_tree_against_its_own_commit(tmp_path, monkeypatch, capsys):
     content = json.loads(capsys.readouterr().out)
     (row,) = content["rows"]
     assert row["subject"] == {"op": "bias_act", "case": "toRGB 16", "dtype": "float32", "layout": "nchw", "batch": 1}
-    assert row["rounds"] == 3 and row["low"] <= row["ratio"] <= row["high"] and row["noise"] >= 0
+    assert row["rounds"] >= 5 and row["low"] <= row["ratio"] <= row["high"] and row["noise"] >= 0
     assert content["disagreements"] == [] and content["base"]["library"] == ""
