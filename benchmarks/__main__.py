@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except trees.TreeError as error:
         print(f"python -m benchmarks: --base: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("python -m benchmarks: interrupted", file=sys.stderr)
+        return 130
 
 
 def _name(args: argparse.Namespace, setting: str) -> list[str]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -166,10 +167,18 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 def _build(source: Path, folder: Path, environment: dict[str, str], name: str) -> None:
     note(f"building {name} ...")
-    command = builds.command(folder)
-    done = subprocess.run(command, cwd=source, env={**os.environ, **environment}, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise TreeError(f"{name} does not build: {_last_line(done.stderr)}")
+    process = subprocess.Popen(
+        builds.command(folder), cwd=source, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        errors = process.communicate()[1]
+    except BaseException:  # an interruption, which must end the compilers too
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    if process.returncode != 0:
+        raise TreeError(f"{name} does not build: {_last_line(errors)}")
 
 
 def _record(folder: Path, library: str) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +103,18 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True).stdout
 
 
+def _ends(pid: int) -> bool:
+    """Whether a process ends within seconds; a container may keep its entry as a zombie."""
+    for _ in range(100):
+        try:
+            if "zombie" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_slower_tree_is_told_and_what_the_base_lacks_is_new(repository, tmp_path, capsys):
     slow = (OPS + NEWER).replace("return x + 1", "time.sleep(0.01); return x + 1")
     (repository / "posgan_fast" / "functional.py").write_text(slow)
@@ -155,20 +171,37 @@ def test_a_tree_that_cannot_be_compared_is_told(repository, tmp_path, monkeypatc
     assert list((tmp_path / "builds").iterdir()) == []
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_leaves_no_worktree(repository, tmp_path, monkeypatch, interruption):
-    seen = []
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_nothing_behind(repository, tmp_path, capsys, signum, code):
+    """Neither a worktree nor a folder nor a process of the build."""
+    started = tmp_path / "started"
+    (repository / "setup.py").write_text(
+        "import os, pathlib, subprocess, sys\n"
+        "sleeper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(started)!r}).write_text(f'{{sleeper.pid}} {{os.getcwd()}}')\n"
+        "sleeper.wait()\n"
+    )
+    _git(repository, "commit", "--quiet", "-am", "slow")
+    (repository / "setup.py").write_text(SETUP)
 
-    def interrupted(source, *rest):
-        seen.append(source)
-        assert (source / "setup.py").exists() and repository not in source.parents
-        raise interruption
+    def interrupt():
+        while not started.exists() or not started.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr(trees, "_build", interrupted)
-    with pytest.raises(interruption):
-        trees.base_tree("HEAD", "cpu", native=False)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        found = command.main(["--base", "HEAD", "--quick", "--device", "cpu", "--out", str(tmp_path / "out")])
+    except SystemExit as error:
+        found = error.code
+    thread.join()
+    assert found == code
+    pid, source = started.read_text().split()
+    assert repository not in Path(source).parents and not Path(source).exists()
     assert len(_git(repository, "worktree", "list").splitlines()) == 1
-    assert not seen[0].exists() and list((tmp_path / "builds").iterdir()) == []
+    assert list((tmp_path / "builds").iterdir()) == []
+    assert _ends(int(pid))
 
 
 @pytest.mark.parametrize(
