@@ -1,10 +1,10 @@
-"""python -m benchmarks --base REV: the working tree against a git revision, or a checkout, call by call.
+"""python -m benchmarks --base REV: compare the working tree with a git revision, or another checkout, call by call.
 
-Both trees are built and imported from folders of their own, and measured in processes of their own, in interleaved
-rounds; the calls are those of this harness, made with public functions. A second process of the base shows the noise.
+Each tree is built and imported from a folder of its own, and measured in a process of its own, in interleaved rounds.
+The working tree's harness makes the calls of both, with public functions. A second process of the base shows the noise.
 A case that is slower by more than the noise is measured again in new processes, and marked if it is slower again.
-The variables that choose what is built or runs count for both trees: POSGAN_FAST_NATIVE=0 compares the pure Python
-packages, POSGAN_FAST_BACKEND=triton one backend.
+Environment variables apply to both trees: POSGAN_FAST_NATIVE=0 compares the pure Python packages, and
+POSGAN_FAST_BACKEND=triton that backend.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace, plan: Sequence[subjects.Subject], device: torc
     Args:
         args: the options of ``python -m benchmarks``.
         plan: the calls.
-        device: where they run.
+        device: the device of the calls.
 
     Raises:
         TreeError: a tree cannot be built or imported.
@@ -91,15 +92,15 @@ class _Measure:
         self.disagreements: list[str] = []
 
     def __call__(self, plan: Sequence[subjects.Subject], end: float) -> list[Comparison]:
-        """The comparisons of some calls, none of which starts after ``end``."""
+        """Compare some calls; those that would start after ``end`` are cut."""
         rows: list[Comparison] = []
         with contextlib.ExitStack() as stack:
-            processes = {name: stack.enter_context(_Process(tree)) for name, tree in self.trees.items()}
+            processes = {name: stack.enter_context(_Process(name, tree)) for name, tree in self.trees.items()}
             for process in processes.values():
                 try:
                     self.threads = process.ask("start", **self.start)["threads"]
-                except RuntimeError as error:
-                    raise TreeError(f"{process.name} cannot be measured: {error}") from None
+                except _Failed as error:
+                    raise TreeError(f"{process.tree.name} cannot be measured: {error}") from None
             for count, subject in enumerate(plan, 1):
                 if time.perf_counter() > end:
                     rows.append(Comparison(subject, status=compare.CUT))
@@ -109,35 +110,44 @@ class _Measure:
         return rows
 
     def _compare(self, subject: subjects.Subject, processes: dict[str, _Process]) -> list[Comparison]:
-        """One comparison for every clock; a single one that says why if a tree cannot run the call."""
-        prepared = {}
-        for name, status in ((HERE, compare.FAILS), (BASE, compare.NEW), (AGAIN, compare.NEW)):
-            try:
-                prepared[name] = processes[name].ask("prepare", **asdict(subject))
-            except RuntimeError as error:
-                return [Comparison(subject, status=status, note=str(error))]
-        difference = _relative(prepared[HERE]["values"], prepared[BASE]["values"])
-        if not difference <= subjects.AGREE[subject.dtype]:
-            self.disagreements.append(f"{subject}: relative L2 {difference:.1e} between here and the base")
-        rows = []
-        for clock in prepared[HERE]["clocks"]:
-            samplers = {name: _sampler(process, clock) for name, process in processes.items()}
-            rows.append(compare.judge(subject, clock, harness.interleave(samplers, self.effort)))
-        return rows
+        """The comparisons of a call by each clock, or a single one with the reason why a tree cannot run the call."""
+        try:
+            prepared = {name: processes[name].ask("prepare", **asdict(subject)) for name in (HERE, BASE, AGAIN)}
+            difference = _relative(prepared[HERE]["values"], prepared[BASE]["values"])
+            if not difference <= subjects.AGREE[subject.dtype]:
+                self.disagreements.append(f"{subject}: relative L2 {difference:.1e} between here and the base")
+            rows = []
+            for clock in prepared[HERE]["clocks"]:
+                if all(clock in of_one["clocks"] for of_one in prepared.values()):
+                    samplers = {
+                        name: partial(process.ask, "sample", clock=clock) for name, process in processes.items()
+                    }
+                    rows.append(compare.judge(subject, clock, harness.interleave(samplers, self.effort)))
+            return rows
+        except _Failed as error:
+            status = compare.FAILS if error.process == HERE else compare.NEW
+            return [Comparison(subject, status=status, note=str(error))]
+
+
+class _Failed(Exception):
+    """The reason why a worker did not answer a request."""
+
+    def __init__(self, process: str, reason: str):
+        super().__init__(reason)
+        self.process = process
 
 
 class _Process:
     """A worker that imports a tree; leaving the context ends it."""
 
-    def __init__(self, tree: Tree):
-        self.name = tree.name
-        self._folder = tree.folder
+    def __init__(self, name: str, tree: Tree):
+        self.name, self.tree = name, tree
 
     def __enter__(self) -> _Process:
-        path = [str(self._folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        path = [str(self.tree.folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"], cwd=self._folder, env=environment, text=True,
+            [sys.executable, "-m", "benchmarks.worker"], cwd=self.tree.folder, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         return self
@@ -147,10 +157,10 @@ class _Process:
         self._process.communicate()
 
     def ask(self, request: str, **more: Any) -> Any:
-        """The worker's answer.
+        """Send a request and return the answer.
 
         Raises:
-            RuntimeError: its reason for giving none.
+            _Failed: the worker could not do what was asked.
             TreeError: the worker ended.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -159,19 +169,15 @@ class _Process:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise TreeError(f"the process of {self.name} ended with code {self._process.wait()}, see above")
+            raise TreeError(f"the process of {self.tree.name} ended with code {self._process.wait()}, see above")
         reply = json.loads(line)
         if "error" in reply:
-            raise RuntimeError(reply["error"])
+            raise _Failed(self.name, reply["error"])
         return reply["result"]
 
 
-def _sampler(process: _Process, clock: str):
-    return lambda: process.ask("sample", clock=clock)
-
-
 def _relative(found: list[float], expected: list[float]) -> float:
-    """Relative L2; infinite if the sizes differ."""
+    """The relative L2 of two results; infinite if their sizes differ."""
     if len(found) != len(expected):
         return math.inf
     difference = math.dist(found, expected)

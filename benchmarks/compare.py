@@ -1,8 +1,8 @@
 """Judges the samples of two source trees, and prints them as a table.
 
 Every round has one sample of the base, one of the working tree ("here") and one of a second process of the base, whose
-ratio to the first shows the noise of this machine in this run. Ratios are taken within rounds, so that a machine of
-changing speed leaves them alone.
+ratio to the first shows the noise of this machine in this run. Ratios are taken within rounds, since drift of the
+machine changes all samples of a round alike.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def judge(subject: Subject, clock: str, samples: Mapping[str, Sequence[float]]) 
 
 
 def limit(rows: Sequence[Comparison]) -> float:
-    """The offset of the base against itself that one timed case in twenty exceeds."""
+    """The largest offset of the base against itself, the largest twentieth of the cases left out."""
     offsets = sorted(row.offset for row in rows if row.timed)
     return offsets[int(0.95 * (len(offsets) - 1) + 0.5)] if offsets else 0.0
 

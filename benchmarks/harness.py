@@ -229,14 +229,14 @@ def environment_for(setting: str) -> dict[str, str]:
 def reason(error: Exception) -> str:
     """Summarise an error: its type, and the first line of its message that has the word error, else the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-    return f"{type(error).__name__}: {telling[:300]}"
+    line = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f"{type(error).__name__}: {line[:300]}"
 
 
 def commit(checkout: Path) -> str | None:
     """The commit of a checkout; POSGAN_FAST_COMMIT names that of a working tree without its git history."""
-    told = os.environ.get("POSGAN_FAST_COMMIT") if checkout == ROOT else None
-    return output("git", "-C", str(checkout), "rev-parse", "HEAD") or told
+    named = os.environ.get("POSGAN_FAST_COMMIT") if checkout == ROOT else None
+    return output("git", "-C", str(checkout), "rev-parse", "HEAD") or named
 
 
 def is_dirty(checkout: Path) -> bool | None:
@@ -246,7 +246,7 @@ def is_dirty(checkout: Path) -> bool | None:
 
 
 def output(*command: str) -> str | None:
-    """What a command prints; None where it fails, is missing or takes longer than 20 seconds."""
+    """The output of a command; None if it fails, is missing or takes longer than 20 seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

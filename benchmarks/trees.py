@@ -31,7 +31,7 @@ SOURCES = (PACKAGE, "kernels", "csrc", "setup.py", "pyproject.toml", "README.md"
 
 
 class TreeError(Exception):
-    """A tree that cannot be compared; the message tells the reason."""
+    """The reason why a tree cannot be compared."""
 
 
 class Tree(NamedTuple):
@@ -182,7 +182,7 @@ def _build(source: Path, folder: Path, environment: dict[str, str], name: str) -
 
 
 def _record(folder: Path, library: str) -> dict[str, Any]:
-    """What the build recorded about a library; empty for trees that record nothing."""
+    """The record that the build made of a library; empty if it made none."""
     try:
         return json.loads((folder / PACKAGE / "lib" / "build.json").read_text())[library]
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""One side of a comparison of two source trees: a process that measures calls on request.
+"""Measures calls of one source tree on request, as a process of ``python -m benchmarks --base``.
 
 Requests and replies are lines of JSON: "start" gives the settings, "prepare" makes a call ready, "sample" times it.
 The process imports posgan_fast from the folder that it was started in, and the cases from these benchmarks.
@@ -6,6 +6,7 @@ The process imports posgan_fast from the folder that it was started in, and the 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from . import harness, subjects
 
 # Idle OpenMP threads spin for some milliseconds: let them fall asleep before the next process measures.
 SETTLE = 0.01  # seconds
-RESULT_VALUES = 256  # of a result, compared between the trees
+RESULT_VALUES = 256  # values of a result that are compared between the trees
 
 
 class Worker:
@@ -54,6 +55,7 @@ class Worker:
         result = call(x).detach().double().flatten()
         step = max(1, result.numel() // RESULT_VALUES)
         if self.device.type == "cuda" and traffic:
+            gc.collect()  # free the graphs of the previous call
             torch.cuda.empty_cache()
             inputs = [x, *(x.clone() for _ in range(harness.buffers_needed(self.device, traffic) - 1))]
             sampler = harness.CudaSampler(call, inputs)
@@ -71,7 +73,7 @@ class Worker:
 
 def main() -> int:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing that is printed gets between the replies
+    os.dup2(2, 1)  # send other output to standard error, apart from the replies
     worker = Worker()
     with harness.tf32(False):
         for line in sys.stdin:
