@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ROOT, compare, network_calls, subjects, trees
+from benchmarks import ROOT, base, compare, network_calls, subjects, trees
 from benchmarks import __main__ as command
 
 SUBJECT = subjects.Subject("bias_act", "toRGB 16", "float32", "nchw", 1)
@@ -77,6 +77,46 @@ def test_only_what_is_slower_again_is_marked():
     assert "beyond noise, twice (the base against itself: 0.0 % in 19 of 20 cases)\n  none" in compare.text(
         [once], "", ""
     )
+
+
+class _Worker:
+    """Answers as a process does; an exception among its answers is raised."""
+
+    def __init__(self, values=(1.0, 2.0), clocks=("graph", "launches"), sample=1.0):
+        self.answers = {"prepare": {"values": values, "clocks": clocks}, "sample": sample}
+
+    def ask(self, request, **more):
+        answer = self.answers[request]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _measured(**workers):
+    measure = base._Measure(None, None, torch.device("cpu"), None, base.QUICK)
+    processes = {compare.BASE: _Worker(), compare.HERE: _Worker(), compare.AGAIN: _Worker()}
+    return measure._compare(SUBJECT, {**processes, **workers}), measure.disagreements
+
+
+def test_each_clock_that_both_trees_have_is_compared():
+    rows, disagreements = _measured(here=_Worker(sample=2.0))
+    assert [(row.clock, row.ratio, row.status) for row in rows] == [("graph", 2.0, ""), ("launches", 2.0, "")]
+    assert disagreements == []
+    rows, _ = _measured(base=_Worker(clocks=("events", "launches")))
+    assert [row.clock for row in rows] == ["launches"]
+
+
+@pytest.mark.parametrize("values", [(1.0, 2.001), (1.0, float("nan")), (1.0,)])
+def test_trees_that_compute_something_else_disagree(values):
+    _, disagreements = _measured(here=_Worker(values))
+    assert len(disagreements) == 1 and disagreements[0].startswith("bias_act toRGB 16, float32, nchw: relative L2")
+
+
+@pytest.mark.parametrize("name, status", [(compare.HERE, "fails"), (compare.BASE, "new"), (compare.AGAIN, "new")])
+def test_a_tree_that_fails_is_named_by_its_case(name, status):
+    error = base._Failed(name, "RuntimeError: no memory")
+    (row,), _ = _measured(**{name: _Worker(sample=error)})
+    assert (row.status, row.note, row.timed) == (status, "RuntimeError: no memory", False)
 
 
 @pytest.fixture
