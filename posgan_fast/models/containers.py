@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .convert import SIGNATURES, check_weight, family_of
+from .conversion import SIGNATURES, check_weight, family_of
 from .opcodes import Unread
 from .pickles import PickledModule
 from .report import CheckpointError

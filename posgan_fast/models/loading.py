@@ -10,7 +10,8 @@ from typing import Any
 from ..ops.common import checks
 from ..ops.common.activations import ACTIVATIONS
 from .containers import Found, find
-from .convert import State, convert_discriminator, convert_generator, positive
+from .conversion import State, positive
+from .convert import convert_discriminator, convert_generator
 from .families import MAX_LOG2
 from .files import read_checkpoint
 from .opcodes import Unread
