@@ -42,6 +42,13 @@ def convert_generator(
     Raises:
         CheckpointError: names are missing or unknown, or shapes contradict each other or an argument.
         TypeError, ValueError: an argument that ``Generator`` would not take.
+
+    Example:
+        >>> from posgan_fast.models import Generator
+        >>> weights = Generator(8, w_dim=16, channel_max=8, mapping_layers=1).state_dict()
+        >>> state, report = convert_generator(weights, "nvlabs")
+        >>> report.settings["w_dim"], state["mapping.w_avg"].shape
+        (16, torch.Size([16]))
     """
     if head is not None:
         checks.choice(head, "head", HEADS)
@@ -78,6 +85,12 @@ def convert_discriminator(
     Raises:
         CheckpointError: names are missing or unknown, or shapes contradict each other or an argument.
         TypeError, ValueError: an argument that ``Discriminator`` would not take.
+
+    Example:
+        >>> from posgan_fast.models import Discriminator
+        >>> state, report = convert_discriminator(Discriminator(8, channel_max=8).state_dict())
+        >>> report.family, report.settings["architecture"]
+        ('nvlabs', 'resnet')
     """
     if head_size is not None:
         head_size = checks.size(head_size, "head_size")

@@ -19,7 +19,7 @@ Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
 
 
 class HeadConfig(NamedTuple):
-    """What the first convolution reads; the fields are arguments of :class:`posgan_fast.models.Generator`."""
+    """The input of the first convolution; the fields are arguments of :class:`posgan_fast.models.Generator`."""
 
     head: str
     head_size: tuple[int, int]
