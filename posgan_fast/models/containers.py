@@ -256,7 +256,7 @@ def _no_average(place: _Place, others: list[str]) -> list[str]:
 
 
 def _holds_weights(data: Any) -> bool:
-    """Whether ``data`` is or contains a tensor other than a counter."""
+    """Tell whether ``data`` is or contains a tensor other than a counter."""
     seen, level = set(), [data]
     for _ in range(_LEVELS):
         below: list[Any] = []

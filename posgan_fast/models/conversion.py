@@ -1,4 +1,4 @@
-"""One state dictionary on its way from the names of its family to those of NVlabs, with every tensor accounted for."""
+"""Converting one state dictionary from its family's names to NVlabs', with an account of every tensor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExpectedTensors(Protocol):
         """Shape of the tensor ``name``, unless it is a filter."""
 
     def wants(self, name: str) -> bool:
-        """Whether the network has a tensor of this name."""
+        """Tell whether the network has a tensor of this name."""
 
 
 def family_of(state: Mapping[str, Any], network: str) -> str | None:
@@ -96,7 +96,7 @@ class Conversion:
             sources = expand(table, self.network, log2, 0)
             blocks = [[sources[f"{prefix}b{r}.{part}"] for part in _BLOCK] for r in (8, 2**log2)]
             fc = self.state.get(sources["b4.fc.weight"]) if self.network == "discriminator" else None
-            dense = self.network == "generator" or (fc is not None and fc.ndim <= 2)  # 4: a convolution of this name
+            dense = self.network == "generator" or (fc is not None and fc.ndim <= 2)  # not a convolution of this name
             if dense and all(any(source in self.state for source in block) for block in blocks):
                 return log2
         raise CheckpointError(f"state: the blocks of a {self.report.family} {self.network} are not all there")
@@ -105,7 +105,7 @@ class Conversion:
         return self.sources.get(name) in self.state
 
     def has_any(self, part: str, outside: str = " ") -> bool:
-        """Whether the state holds a tensor whose name contains ``part`` and not ``outside``."""
+        """Tell whether the state holds a tensor whose name contains ``part`` and not ``outside``."""
         return any(
             part in name and outside not in name and source in self.state for name, source in self.sources.items()
         )
@@ -244,7 +244,7 @@ def positive(value: Any, name: str) -> float:
 
 
 def _is_counter(value: Any) -> bool:
-    """Whether ``value`` is a single integer, such as the step of an average: no weight here is."""
+    """Tell whether ``value`` is a single integer, such as the step of an average; no weight is one."""
     return isinstance(value, torch.Tensor) and value.dtype in _INTEGERS and value.numel() == 1
 
 
@@ -252,8 +252,8 @@ _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torc
 
 
 def _is_hammers(state: Mapping[str, Any]) -> bool:
-    """Whether a name tells Hammer from genforce, which shares the others but stores mirrored kernels and other biases
-    of styles."""
+    """Recognise Hammer by names that genforce lacks. Under the shared names genforce stores other values: mirrored
+    kernels, and biases of styles without the 1 that it adds at run time."""
     return any(name in state for name in ("w_avg", "synthesis.filter", "synthesis.layer1.filter", _RESIDUAL)) or any(
         name.startswith("mapping.embedding.") for name in state
     )

@@ -102,14 +102,14 @@ def convert_discriminator(
 
 
 class GeneratorTensors(NamedTuple):
-    """The sizes behind the shapes of a generator's tensors; ``border`` is the rows that an unpadded network adds."""
+    """Sizes that determine the shapes of a generator's tensors."""
 
     side: int
     channels: dict[int, int]  # at each side
     head: str
-    head_channels: int  # that the first convolution reads
+    head_channels: int  # input of the first convolution
     head_size: tuple[int, int]
-    border: int
+    border: int  # rows and columns that a network without padding adds to the head
     z_dim: int
     w_dim: int
     c_dim: int
@@ -119,7 +119,7 @@ class GeneratorTensors(NamedTuple):
 
     @property
     def rebuilt(self) -> tuple[str, ...]:
-        return ("noise_const",) if self.c_dim else ("noise_const", "w_avg")  # labels shift w, and none are at hand
+        return ("noise_const",) if self.c_dim else ("noise_const", "w_avg")  # labels move w, and a file has none
 
     def shape(self, name: str) -> tuple[int, ...]:
         module, _, part = name.rpartition(".")
@@ -191,12 +191,12 @@ def _generator_tensors(
 
 
 class DiscriminatorTensors(NamedTuple):
-    """The sizes behind the shapes of a discriminator's tensors."""
+    """Sizes that determine the shapes of a discriminator's tensors."""
 
     side: int
     channels: dict[int, int]  # at each side
     mbstd_channels: int
-    features: int  # that the first dense layer reads
+    features: int  # input of the first dense layer
     c_dim: int
     embedded: int  # size of the label's embedding
     img_channels: int

@@ -55,11 +55,11 @@ class LoadReport:
     network: str
     settings: dict[str, Any] = field(default_factory=dict)  # constructor arguments
     assumed: dict[str, str] = field(default_factory=dict)  # argument that no tensor tells: its value, or why
-    renamed: dict[str, str] = field(default_factory=dict)  # name there: names here, joined by ", "
-    reshaped: dict[str, str] = field(default_factory=dict)  # name here: "[1, 3] -> [3]"
-    changed: dict[str, str] = field(default_factory=dict)  # name here: change of the values
-    filled: dict[str, str] = field(default_factory=dict)  # name here: source of values that the file lacks
-    left: dict[str, str] = field(default_factory=dict)  # name there: reason why the tensor is not used
+    renamed: dict[str, str] = field(default_factory=dict)  # name in the file: names in the model, joined by ", "
+    reshaped: dict[str, str] = field(default_factory=dict)  # name in the model: "[1, 3] -> [3]"
+    changed: dict[str, str] = field(default_factory=dict)  # name in the model: change of the values
+    filled: dict[str, str] = field(default_factory=dict)  # name in the model: source of values that the file lacks
+    left: dict[str, str] = field(default_factory=dict)  # name in the file: reason why the tensor is not used
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:

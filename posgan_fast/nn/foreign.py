@@ -9,7 +9,7 @@ differ as follows:
     NVlabs           names and values are those of this library
     Hammer, PadInv   scales are attributes; noise is constant [1, 1, H, W] unless the call asks for another
 
-Where the layer here has no such scale, the parameter is multiplied by it.
+Scales that the layers here do not have are multiplied into the parameters.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def expect(module: Any, name: str, expected: Any, got: Any) -> None:
 
 
 def _equalises(hook: Any) -> bool:
-    """Whether ``hook`` is mmgeneration's, which computes ``weight`` from ``weight_orig`` ahead of each call."""
+    """Tell whether ``hook`` is mmgeneration's, which computes ``weight`` from ``weight_orig`` ahead of each call."""
     return all(hasattr(hook, name) for name in ("name", "gain", "mode", "lr_mul"))
 
 

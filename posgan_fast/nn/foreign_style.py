@@ -25,7 +25,7 @@ from .foreign import (
 
 
 class _Modulated(NamedTuple):
-    arguments: dict[str, Any]  # that ModulatedConv2d and StyleConv share
+    arguments: dict[str, Any]  # shared by ModulatedConv2d and StyleConv
     state: dict[str, torch.Tensor]
     up: int
     down: int
