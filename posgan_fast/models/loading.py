@@ -55,10 +55,10 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
     found = find(_read(source), "generator", ema)
     facts, notes = _facts(found.module, "generator")
     known = facts | overrides
-    told: dict[str, Any] = {name: overrides.get(name) for name in ("head", "head_size", "no_pad")}
-    told["lr_multiplier"] = known.get("lr_multiplier", 0.01)
-    told["mapping_activation"] = known.get("mapping_activation") or known.get("activation", "lrelu")
-    state, report = convert_generator(found.state, family, **told)
+    arguments: dict[str, Any] = {name: overrides.get(name) for name in ("head", "head_size", "no_pad")}
+    arguments["lr_multiplier"] = known.get("lr_multiplier", 0.01)
+    arguments["mapping_activation"] = known.get("mapping_activation") or known.get("activation", "lrelu")
+    state, report = convert_generator(found.state, family, **arguments)
     report.notes += notes
     return _build(state, report, found, facts, overrides)
 
@@ -79,8 +79,8 @@ def load_discriminator(source: Source, family: str | None = None, **overrides: A
     _check_overrides(overrides, Discriminator)
     found = find(_read(source), "discriminator", ema=False)
     facts, notes = _facts(found.module, "discriminator")
-    told = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
-    state, report = convert_discriminator(found.state, family, **told)
+    arguments = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
+    state, report = convert_discriminator(found.state, family, **arguments)
     report.notes += notes
     return _build(state, report, found, facts, overrides)
 
@@ -108,7 +108,7 @@ def _build(
     report.notes += found.notes
     for name, value in _untold(report).items() if found.module is None else ():
         report.assumed.setdefault(name, f"{value}; a state dictionary does not tell")
-    told = {name: value for name, value in report.settings.items() if name not in report.assumed}
+    inferred = {name: value for name, value in report.settings.items() if name not in report.assumed}
     report.settings |= {**facts, **overrides}
     report.assumed = {name: why for name, why in report.assumed.items() if name not in overrides}
     network = Generator if report.network == "generator" else Discriminator
@@ -116,9 +116,9 @@ def _build(
         return _fill(network(**report.settings), state, report)
     except RuntimeError as error:
         against = [
-            f"{name}: expected {told[name]!r}, which the tensors tell, got {value!r}"
+            f"{name}: expected {inferred[name]!r}, which the tensors tell, got {value!r}"
             for name, value in overrides.items()
-            if name in told and told[name] != value
+            if name in inferred and inferred[name] != value
         ]
         why = "; ".join(against) or f"the {report.network} does not fit into {network.__name__}: {error}"
         raise CheckpointError(why) from None

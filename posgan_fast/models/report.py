@@ -73,8 +73,8 @@ class LoadReport:
     def table(self) -> str:
         """Return the summary and a line for every renamed and every reshaped tensor."""
         lines = [str(self)]
-        lines += [f"  renamed {there} -> {here}" for there, here in self.renamed.items()]
-        return "\n".join(lines + [f"  reshaped {here}: {shapes}" for here, shapes in self.reshaped.items()])
+        lines += [f"  renamed {source} -> {name}" for source, name in self.renamed.items()]
+        return "\n".join(lines + [f"  reshaped {name}: {shapes}" for name, shapes in self.reshaped.items()])
 
 
 def _grouped(title: str, entries: dict[str, str]) -> list[str]:

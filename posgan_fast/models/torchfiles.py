@@ -100,9 +100,9 @@ def read_legacy(file: BinaryIO) -> Any:
     if not isinstance(keys, list) or set(map(str, keys)) != set(known) or len(keys) != len(known):
         raise CheckpointError(f"damaged: other storages than the tensors have; {DOWNLOAD_AGAIN}")
     for key in map(str, keys):
-        values, told = known[key], file.read(8)
-        if len(told) == 8 and told != struct.pack("<q", counts[key]):
-            count = struct.unpack("<q", told)[0]
+        values, announced = known[key], file.read(8)
+        if len(announced) == 8 and announced != struct.pack("<q", counts[key]):
+            count = struct.unpack("<q", announced)[0]
             raise CheckpointError(
                 f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}; {DOWNLOAD_AGAIN}"
             )

@@ -56,8 +56,8 @@ class Convertible(torch.nn.Module):
         if missing:
             raise TypeError(f"module: expected tensors for {', '.join(missing)}, got none in {type(module).__name__}")
         for name, value in state.items():
-            owner, _, leaf = name.rpartition(".")
-            _assign(layer.get_submodule(owner), leaf, value)
+            owner, _, attribute = name.rpartition(".")
+            _assign(layer.get_submodule(owner), attribute, value)
         return layer.train(module.training)
 
 

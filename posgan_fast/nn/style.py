@@ -248,10 +248,10 @@ class StyleConv(Convertible):
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result for an input of this size."""
-        shrink = 2 * self.padding - self.weight.shape[2] + 1
+        added = 2 * self.padding - self.weight.shape[2] + 1  # rows and columns that the convolution adds
         if self.up_after_conv:
-            return (height + shrink) * self.up + self.interp_pad, (width + shrink) * self.up + self.interp_pad
-        return height * self.up + self.interp_pad + shrink, width * self.up + self.interp_pad + shrink
+            return (height + added) * self.up + self.interp_pad, (width + added) * self.up + self.interp_pad
+        return height * self.up + self.interp_pad + added, width * self.up + self.interp_pad + added
 
     def pad_map_size(self, height: int, width: int) -> tuple[int, int, int] | None:
         """Channels and least height and width of ``pad_map`` for an input of this size; None: the layer takes none."""
