@@ -29,45 +29,11 @@ def read_zip(file: BinaryIO) -> Any:
     Raises:
         UnsafeFileError, CheckpointError: as for ``read_pickle``.
     """
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"damaged: no complete zip archive ({error}); {DOWNLOAD_AGAIN}") from None
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    size = file.seek(0, io.SEEK_END)
-    if sum(entry.file_size for entry in archive.infolist()) > size:
-        raise CheckpointError(f"announces more bytes than the file has; {DOWNLOAD_AGAIN}")
-    if any(name.endswith("/constants.pkl") for name in entries):
-        raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
-    pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise CheckpointError(_other_archive(list(entries)))
-    folder = pickles[0].removesuffix("data.pkl")
-
-    def entry(name: str) -> bytes:
-        if folder + name not in entries:
-            raise CheckpointError(f"damaged: {name[:80]} is not in the archive; {DOWNLOAD_AGAIN}")
-        try:
-            return archive.read(folder + name)  # read() compares the checksum
-        except Exception as error:  # zipfile lets the errors of its parsers through
-            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}; {DOWNLOAD_AGAIN}") from None
-
-    if folder + "byteorder" in entries and entry("byteorder").strip() != b"little":
+    archive = _Archive(file)
+    if "byteorder" in archive and archive.read("byteorder").strip() != b"little":
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
-    known: dict[str, torch.Tensor] = {}
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
-        if key not in known:
-            known[key] = _numbers(bytearray(entry(f"data/{key}")), torch.uint8)
-        raw = known[key]
-        if raw.numel() != count * dtype.itemsize:
-            raise CheckpointError(
-                f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}; {DOWNLOAD_AGAIN}"
-            )
-        return raw.view(dtype)
-
-    data = entry("data.pkl")
-    return _read(io.BytesIO(data), len(data), storage)
+    data = archive.read("data.pkl")
+    return _read(io.BytesIO(data), len(data), archive.storage)
 
 
 def read_legacy(file: BinaryIO) -> Any:
@@ -111,6 +77,48 @@ def read_legacy(file: BinaryIO) -> Any:
                 f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes; {DOWNLOAD_AGAIN}"
             )
     return data
+
+
+class _Archive:
+    """The entries of a zip of ``torch.save``, which share one folder."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        try:
+            self.zip = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise CheckpointError(f"damaged: no complete zip archive ({error}); {DOWNLOAD_AGAIN}") from None
+        size = file.seek(0, io.SEEK_END)
+        if sum(entry.file_size for entry in self.zip.infolist()) > size:
+            raise CheckpointError(f"announces more bytes than the file has; {DOWNLOAD_AGAIN}")
+        self.names = {entry.filename for entry in self.zip.infolist()}
+        if any(name.endswith("/constants.pkl") for name in self.names):
+            raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
+        pickles = [name for name in self.names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise CheckpointError(_other_archive(list(dict.fromkeys(self.zip.namelist()))))
+        self.folder = pickles[0].removesuffix("data.pkl")
+        self.storages: dict[str, torch.Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return self.folder + name in self.names
+
+    def read(self, name: str) -> bytes:
+        if name not in self:
+            raise CheckpointError(f"damaged: {name[:80]} is not in the archive; {DOWNLOAD_AGAIN}")
+        try:
+            return self.zip.read(self.folder + name)  # read() also compares the checksum
+        except Exception as error:  # zipfile lets the errors of its parsers through
+            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}; {DOWNLOAD_AGAIN}") from None
+
+    def storage(self, dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
+        if key not in self.storages:
+            self.storages[key] = _numbers(bytearray(self.read(f"data/{key}")), torch.uint8)
+        raw = self.storages[key]
+        if raw.numel() != count * dtype.itemsize:
+            raise CheckpointError(
+                f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}; {DOWNLOAD_AGAIN}"
+            )
+        return raw.view(dtype)
 
 
 def _read(file: BinaryIO, size: int, storage: Storages) -> Any:
