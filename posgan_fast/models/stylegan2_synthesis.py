@@ -83,9 +83,9 @@ class Synthesis(torch.nn.Module):
             ws: [N, num_ws, w_dim].
             pad_maps: the maps of PadInv, in the sizes that :meth:`pad_map_sizes` tells. The centre of entry 0 replaces
                 the head. Entry l + 1 replaces the zero padding of convolution l, as in
-                :func:`posgan_fast.functional.modulated_conv2d`; a convolution that upsamples with the filter pads its
-                upsampled output. Where an entry is None, or the list is short, nothing is replaced. Entries beyond the
-                last convolution are ignored, and no map is written to.
+                :func:`posgan_fast.functional.modulated_conv2d`: it surrounds the input or, where the convolution
+                upsamples with the filter, the upsampled output. Where an entry is None, or the list is short, nothing
+                is replaced. Entries beyond the last convolution are ignored, and no map is written to.
             noise_mode: "const", "random" or "none", as in :class:`posgan_fast.nn.StyleConv`. None: "random" in training
                 mode, "const" in evaluation mode.
             noises: tensors that replace the noise of ``noise_mode``, one for each convolution: [height, width] or
@@ -217,7 +217,7 @@ class Block(torch.nn.Module):
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
     def forward(self, x, image, ws, pad_maps, noise_mode, noises):
-        """Turn features [N, I, h, w] and the last block's image into [N, O, 2 * h, 2 * w] and an image or None."""
+        """Turn features [N, I, h, w] and the previous image into [N, O, 2 * h, 2 * w] and an image or None."""
         skip = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
         gain = 1.0 if skip is None else math.sqrt(0.5)
         x = self.conv0(x, ws[:, 0], pad_map=pad_maps[0], noise_mode=noise_mode, noise=noises[0])
