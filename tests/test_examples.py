@@ -28,7 +28,9 @@ PUBLIC = {
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_example_runs(name):
-    (test,) = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name)
+    value = PUBLIC[name]
+    names = vars(sys.modules[value.__module__]) | _public(functional)
+    (test,) = doctest.DocTestFinder(recurse=False).find(value, name, globs=names)
     assert test.examples, f"{name} has no example in its docstring"
     output: list[str] = []
     with torch.random.fork_rng(devices=[]):
