@@ -28,13 +28,13 @@ LIB_DIR = Path(__file__).parent / "lib"
 _SCHEMAS = (
     "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0,"
     " bool flip, float gain) -> ()",
-    "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int order, int act, float alpha,"
+    "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int grad, int act, float alpha,"
     " float gain, float clamp) -> ()",
-    "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? scale, Tensor(b!) out, Tensor(c!)? odd, float eps,"
+    "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? dcoefs, Tensor(b!) out, Tensor(c!)? odd_rows, float eps,"
     " bool fold, bool transposed, bool flip) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
-    "epilogue2d(Tensor x, Tensor? odd, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
+    "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
     " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
     " float gain, float clamp) -> ()",
 )
