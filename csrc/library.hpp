@@ -1,4 +1,4 @@
-// What the CPU entries of the native ops (<op>_library.cpp) share: the kernels of this machine, torch's threads, the
+// Shared by the native ops of the CPU library (<op>_library.cpp): the kernels of this machine, torch's threads, the
 // memory of results.
 #pragma once
 

@@ -15,7 +15,7 @@ namespace posgan_fast {
 // The tap of a 3-tap kernel at position d of its even or odd phase; -1 for a zero.
 PF_HD int polyphase_tap(int odd, int d) { return odd == 0 ? 2 - 2 * d : d == 0 ? -1 : 1; }
 
-// Where one tap of all filters goes: channels side by side, filters `stride` elements apart. Tap -1 writes zeros.
+// The memory for one tap of all filters: channels side by side, filters `stride` elements apart. Tap -1 writes zeros.
 struct TapDestination {
   int tap;
   void* data;

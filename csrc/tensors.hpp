@@ -14,7 +14,7 @@ namespace posgan_fast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The dtype of factors and sums, acc_t of the storage type.
+// The dtype of acc_t, which factors have.
 inline ScalarType acc_dtype(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

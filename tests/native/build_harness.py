@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,18 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
+def digest_of(made_by: object, *sources: Path) -> str:
+    """Digest how a build is made, its sources and the files of csrc/ and tests/native/ that these include."""
+    digest, files = hashlib.sha256(repr(made_by).encode()), list(sources)
+    for file in files:
+        content = file.read_bytes()
+        digest.update(content)
+        for name in re.findall(r'^ *#include "(.+)"', content.decode(), re.MULTILINE):
+            included = [folder / name for folder in (ROOT / "csrc", NATIVE)]
+            files += [path for path in included if path.exists() and path not in files]
+    return digest.hexdigest()[:16]
+
+
 @functools.cache
 def build(variant: str) -> Path:
     """Build the module `harness` unless it exists, and return its folder."""
@@ -46,16 +59,13 @@ def build(variant: str) -> Path:
     assert cxx is not None, "no C++ compiler"
     includes = [NATIVE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     command = [cxx, *FLAGS, *VARIANTS[variant][0], *(f"-I{path}" for path in includes)]
-    digest = hashlib.sha256("\0".join(command).encode())
-    for folder, pattern in ((NATIVE, "*.cpp"), (NATIVE, "*.h"), (ROOT / "csrc", "*.h"), (ROOT / "csrc", "*.cuh")):
-        for source in sorted(folder.glob(pattern)):
-            digest.update(source.read_bytes())
-    folder = ROOT / "build" / "cuda_host" / f"{variant}-{digest.hexdigest()[:16]}"
+    source = NATIVE / "harness.cpp"
+    folder = ROOT / "build" / "cuda_host" / f"{variant}-{digest_of(command, source)}"
     module = folder / f"harness{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not module.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{os.getpid()}.so"
-        subprocess.run([*command, str(NATIVE / "harness.cpp"), "-o", str(partial)], check=True)
+        subprocess.run([*command, str(source), "-o", str(partial)], check=True)
         partial.replace(module)
     return folder
 

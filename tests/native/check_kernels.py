@@ -348,8 +348,8 @@ BARRIERS = {"fir4": 6, "separable": 2, "two_dimensional": 2}
 
 
 def barriers(rng, quick):
-    """Leave out each barrier of each kernel in a process of its own: ThreadSanitizer must report all of them, and nothing
-    where none is left out. fir4 has a barrier for each of its five stages here, and one before it goes to other planes."""
+    """Leave out each barrier of each kernel in a process of its own. ThreadSanitizer must report every one, and nothing
+    where none is left out. Here fir4 has a barrier for each of five stages and one before it goes to other planes."""
     for kernel, count in BARRIERS.items():
         for index in range(-1, count):
             code, output = forked(lambda kernel=kernel, index=index: run_without_barrier(rng, kernel, index))
