@@ -36,6 +36,66 @@ PF_DEVICE TilePhase tile_phase(const Axis& a, int start, int o) {
   return {in, in * a.up - base};
 }
 
+// The tile of a block: shared memory, and the phases of its first output.
+template <typename A>
+struct Tile {
+  A *taps, *in, *rows;  // in is the input, rows the input after the row pass of a separable filter
+  int in_pitch, out_pitch;
+  Phase x, y;
+};
+
+// Copies the input under a tile to shared memory; channels_left channels exist from the first one of the tile on.
+template <typename T>
+PF_DEVICE void load_tile(const Tile<acc_t<T>>& tile, const T* in, int64_t channels_left, const Upfirdn2dParams& p,
+                         const TileConfig& s) {
+  using A = acc_t<T>;
+  for (int r = int(threadIdx.y); r < s.in_h; r += int(blockDim.y)) {
+    const int64_t iy = tile.y.first_in + r;
+    for (int e = int(threadIdx.x); e < tile.in_pitch; e += int(blockDim.x)) {
+      const int column = e / s.inner, channel = e - column * s.inner;
+      const int64_t ix = tile.x.first_in + column;
+      const bool exists = iy >= 0 && iy < p.y.in && ix >= 0 && ix < p.x.in && channel < channels_left;
+      tile.in[r * tile.in_pitch + e] =
+          exists ? to_acc(in[iy * p.in_stride_h + ix * p.in_stride_w + channel * p.in_stride_c]) : A(0);
+    }
+  }
+}
+
+template <typename A>
+PF_DEVICE void filter_tile_rows(const Tile<A>& tile, const Upfirdn2dParams& p, const TileConfig& s) {
+  for (int e = int(threadIdx.x); e < tile.out_pitch; e += int(blockDim.x)) {
+    const int column = e / s.inner, channel = e - column * s.inner;
+    const TilePhase at = tile_phase(p.x, -tile.x.first_tap, column);
+    for (int r = int(threadIdx.y); r < s.in_h; r += int(blockDim.y)) {
+      const A* sample = tile.in + r * tile.in_pitch + at.in * s.inner + channel;
+      A sum = 0;
+      for (int k = at.tap; k < p.x.taps; k += p.x.up, sample += s.inner) sum += tile.taps[k] * *sample;
+      tile.rows[r * tile.out_pitch + e] = sum;
+    }
+  }
+}
+
+// The sum over all taps of output e of a row, or over the vertical ones after the row pass.
+template <bool kSeparable, typename A>
+PF_DEVICE A filter_tile(const Tile<A>& tile, const TilePhase& at_y, int e, int column, int channel,
+                        const Upfirdn2dParams& p, const TileConfig& s) {
+  A sum = 0;
+  if constexpr (kSeparable) {
+    const A* sample = tile.rows + at_y.in * tile.out_pitch + e;
+    for (int k = at_y.tap; k < p.y.taps; k += p.y.up, sample += tile.out_pitch) sum += tile.taps[k] * *sample;
+  } else {
+    const TilePhase at_x = tile_phase(p.x, -tile.x.first_tap, column);
+    const A* row = tile.in + at_y.in * tile.in_pitch + at_x.in * s.inner + channel;
+    for (int ky = at_y.tap; ky < p.y.taps; ky += p.y.up, row += tile.in_pitch) {
+      const A* sample = row;
+      for (int kx = at_x.tap; kx < p.x.taps; kx += p.x.up, sample += s.inner) {
+        sum += tile.taps[ky * p.x.taps + kx] * *sample;
+      }
+    }
+  }
+  return sum;
+}
+
 // Each block copies its input tile to shared memory. A separable filter is applied along the rows, into shared memory,
 // then along the columns; others are applied at once.
 template <typename T, bool kSeparable>
@@ -43,15 +103,14 @@ __global__ void __launch_bounds__(kMaxThreads)
     upfirdn2d_tiled(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, TileConfig s) {
   using A = acc_t<T>;
   PF_DYNAMIC_SHARED(raw);
-  const int in_pitch = s.in_w * s.inner, out_pitch = s.tile_w * s.inner;
-  A* const taps = reinterpret_cast<A*>(raw);
-  A* const tile = taps + s.taps;
-  A* const across = tile + s.in_h * in_pitch;
-
   const int tile_y = int(blockIdx.x) / s.tiles_x;
   const int tile_x = int(blockIdx.x) - tile_y * s.tiles_x;
   const int64_t ox = int64_t(tile_x) * s.tile_w, oy = int64_t(tile_y) * s.tile_h;
-  const Phase phase_x = phase_of(p.x, ox), phase_y = phase_of(p.y, oy);
+  const int in_pitch = s.in_w * s.inner;
+  A* const taps = reinterpret_cast<A*>(raw);
+  A* const samples = taps + s.taps;
+  const Tile<A> tile = {
+      taps, samples, samples + s.in_h * in_pitch, in_pitch, s.tile_w * s.inner, phase_of(p.x, ox), phase_of(p.y, oy)};
 
   for (int k = int(threadIdx.y * blockDim.x + threadIdx.x); k < s.taps; k += int(blockDim.x * blockDim.y)) {
     taps[k] = f[tap_index(k, s.taps, p.flip)];
@@ -60,56 +119,20 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int64_t plane = blockIdx.y; plane < p.n * s.channel_groups; plane += gridDim.y) {
     const int64_t n = plane / s.channel_groups;
     const int64_t first_channel = (plane - n * s.channel_groups) * s.inner;
-    const T* const in = x + n * p.in_stride_n + first_channel * p.in_stride_c;
     T* const out = y + n * p.out_stride_n + first_channel * p.out_stride_c;
-
-    for (int r = int(threadIdx.y); r < s.in_h; r += int(blockDim.y)) {
-      const int64_t iy = phase_y.first_in + r;
-      for (int e = int(threadIdx.x); e < in_pitch; e += int(blockDim.x)) {
-        const int column = e / s.inner, channel = e - column * s.inner;
-        const int64_t ix = phase_x.first_in + column;
-        const bool exists = iy >= 0 && iy < p.y.in && ix >= 0 && ix < p.x.in && first_channel + channel < p.c;
-        tile[r * in_pitch + e] =
-            exists ? to_acc(in[iy * p.in_stride_h + ix * p.in_stride_w + channel * p.in_stride_c]) : A(0);
-      }
-    }
+    load_tile(tile, x + n * p.in_stride_n + first_channel * p.in_stride_c, p.c - first_channel, p, s);
     __syncthreads();
-
     if constexpr (kSeparable) {
-      for (int e = int(threadIdx.x); e < out_pitch; e += int(blockDim.x)) {
-        const int column = e / s.inner, channel = e - column * s.inner;
-        const TilePhase at = tile_phase(p.x, -phase_x.first_tap, column);
-        for (int r = int(threadIdx.y); r < s.in_h; r += int(blockDim.y)) {
-          const A* sample = tile + r * in_pitch + at.in * s.inner + channel;
-          A sum = 0;
-          for (int k = at.tap; k < p.x.taps; k += p.x.up, sample += s.inner) sum += taps[k] * *sample;
-          across[r * out_pitch + e] = sum;
-        }
-      }
+      filter_tile_rows(tile, p, s);
       __syncthreads();
     }
-
     for (int r = int(threadIdx.y); r < s.tile_h; r += int(blockDim.y)) {
-      const TilePhase at_y = tile_phase(p.y, -phase_y.first_tap, r);
-      for (int e = int(threadIdx.x); e < out_pitch; e += int(blockDim.x)) {
+      const TilePhase at_y = tile_phase(p.y, -tile.y.first_tap, r);
+      for (int e = int(threadIdx.x); e < tile.out_pitch; e += int(blockDim.x)) {
         const int column = e / s.inner, channel = e - column * s.inner;
         if (oy + r >= p.y.out || ox + column >= p.x.out || first_channel + channel >= p.c) continue;
-        A sum = 0;
-        if constexpr (kSeparable) {
-          const A* sample = across + at_y.in * out_pitch + e;
-          for (int k = at_y.tap; k < p.y.taps; k += p.y.up, sample += out_pitch) sum += taps[k] * *sample;
-        } else {
-          const TilePhase at_x = tile_phase(p.x, -phase_x.first_tap, column);
-          const A* row = tile + at_y.in * in_pitch + at_x.in * s.inner + channel;
-          for (int ky = at_y.tap; ky < p.y.taps; ky += p.y.up, row += in_pitch) {
-            const A* sample = row;
-            for (int kx = at_x.tap; kx < p.x.taps; kx += p.x.up, sample += s.inner) {
-              sum += taps[ky * p.x.taps + kx] * *sample;
-            }
-          }
-        }
         T* const to = out + (oy + r) * p.out_stride_h + (ox + column) * p.out_stride_w + channel * p.out_stride_c;
-        from_acc(to, A(p.gain) * sum);
+        from_acc(to, A(p.gain) * filter_tile<kSeparable>(tile, at_y, e, column, channel, p, s));
       }
     }
     if (!kSeparable && plane + gridDim.y < p.n * s.channel_groups) __syncthreads();  // the next tile replaces this one

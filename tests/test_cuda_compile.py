@@ -1,7 +1,7 @@
 """nvcc compiles csrc/*.cu, warnings as errors; registers, spills and shared memory of each kernel are read from ptxas
 and checked; the library links against a torch without CUDA and registers its ops.
 
-Without --slow, one architecture is compiled. No source asks for its architecture, which a test keeps true, so the others
+Without --slow, one architecture is compiled. No source asks for its architecture, as a test makes sure, so the others
 add their registers and spills only; --slow compiles all, which takes five times as long. A compilation is kept under
 build/cuda_compile by a digest of the files that it read. resources.txt there lists the kernels for people.
 """
