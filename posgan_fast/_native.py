@@ -46,7 +46,7 @@ _INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a native library is usable, and otherwise why not and what mends it."""
+    """Tells whether a native library is usable, and otherwise why not and what mends it."""
 
     loaded: bool
     reason: str = ""
@@ -157,7 +157,7 @@ def _missing_ops(library: str) -> list[str]:
 
 
 def _is_truncated(path: Path) -> bool:
-    """Whether an ELF file ends before its table of sections, which linkers write last: mapping it kills the process."""
+    """Tell whether an ELF file ends before its table of sections, which linkers write last. Mapping it kills Python."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
