@@ -70,9 +70,7 @@ def on_cpu(device: Any) -> Any:
 
 def _make_on_cpu(changes: Changes) -> None:
     """Make tensors and generators on the CPU where a program asks for CUDA, by argument or by default."""
-    builtins = (
-        jit_builtins._get_builtin_table()
-    )  # by id of the function, for torch.jit.script: ours have to count as torch's
+    builtins = jit_builtins._get_builtin_table()  # torch.jit.script looks up torch's functions here, by id
     for holder, name, factory in _factories():
         ours = _factory(factory)
         builtins[id(ours)] = builtins.get(id(factory))
