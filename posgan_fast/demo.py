@@ -122,8 +122,10 @@ def _generate(
 
 
 class _Call(NamedTuple):
+    """The arguments of an op's call, of ``x`` only the shape."""
+
     op: str
-    shape: tuple[int, ...]  # of x
+    shape: tuple[int, ...]
     second: torch.Tensor | None  # the filter or the bias
     arguments: list[Any]  # all others but the backend
 

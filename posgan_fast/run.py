@@ -67,12 +67,12 @@ def main(argv: Sequence[str]) -> int:
         # Print the traceback here, from the program's first frame on; the interpreter would begin with our frames.
         error.__traceback__ = _from_program(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
-        _say(program, died=True)
+        _print_report(program, died=True)
         return 1
     except BaseException as error:
-        _say(program, died=not (isinstance(error, SystemExit) and error.code in (None, 0)))
+        _print_report(program, died=not (isinstance(error, SystemExit) and error.code in (None, 0)))
         raise
-    _say(program, died=False)
+    _print_report(program, died=False)
     return 0
 
 
@@ -152,7 +152,7 @@ def run(program: Program) -> None:
         _run_path(os.path.abspath(program.name))
 
 
-def _say(program: Program, died: bool) -> None:
+def _print_report(program: Program, died: bool) -> None:
     """Print the report in one paragraph; after an error, only if the hooks did anything."""
     done = report()
     nothing = not (done.patched or done.left_alone or done.plugins or done.standins)

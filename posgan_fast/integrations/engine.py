@@ -76,7 +76,7 @@ class Target:
 
 
 class Engine:
-    """Patches the modules of some families while it is in force, and restores them.
+    """Patches the modules of some families from :meth:`patch` to :meth:`unpatch`, where it restores them.
 
     Args:
         families: the targets of each family.

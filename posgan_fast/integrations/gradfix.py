@@ -21,26 +21,28 @@ from torch.nn import functional as F
 from .calls import supports, transformed
 
 
-def gated_weight(weight: torch.Tensor, enabled: Callable[[], bool], off: Callable[[], bool]) -> torch.Tensor:
-    """Return ``weight``, which gets no gradient from a backward pass during which ``off()`` is true.
+def gated_weight(weight: torch.Tensor, enabled: Callable[[], bool], suppressed: Callable[[], bool]) -> torch.Tensor:
+    """Return ``weight``, which gets no gradient from a backward pass during which ``suppressed()`` is true.
 
     Args:
         enabled: whether to install the gate at all, read now.
-        off: whether to suppress the gradient, read by each backward pass.
+        suppressed: whether to suppress the gradient, read by each backward pass.
     """
     if enabled() and torch.is_grad_enabled() and weight.requires_grad and not transformed():
-        return _Gate.apply(weight, off)
+        return _Gate.apply(weight, suppressed)
     return weight
 
 
-def convolutions(enabled: Callable[[], bool], off: Callable[[], bool]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def convolutions(
+    enabled: Callable[[], bool], suppressed: Callable[[], bool]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make a conv2d and a conv_transpose2d that have torch's arguments and gate their weight."""
 
     def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return F.conv2d(input, gated_weight(weight, enabled, off), bias, stride, padding, dilation, groups)
+        return F.conv2d(input, gated_weight(weight, enabled, suppressed), bias, stride, padding, dilation, groups)
 
     def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        weight = gated_weight(weight, enabled, off)
+        weight = gated_weight(weight, enabled, suppressed)
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
     return conv2d, conv_transpose2d
@@ -50,7 +52,7 @@ def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Sample images or volumes linearly, with zeros outside, ``align_corners=False`` and two derivatives.
 
     Torch's own op serves the call if its backward is differentiable on this device, as it is for images on the CPU
-    since torch 2.13 or earlier; one small call per process finds out.
+    since torch 2.13 or earlier; a small call, once per kind of device, finds out.
     """
     tracked = supports(input, grid) and torch.is_grad_enabled() and (input.requires_grad or grid.requires_grad)
     if not tracked or torch_differentiates_twice(input.device.type, input.ndim - 2):
@@ -96,21 +98,21 @@ class GridSample(torch.autograd.Function):
 
 
 class _Gate(torch.autograd.Function):
-    """An identity whose backward returns no gradient while ``off()`` is true."""
+    """An identity whose backward returns no gradient while ``suppressed()`` is true."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight, off):
+    def forward(weight, suppressed):
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.off = inputs[1]
+        ctx.suppressed = inputs[1]
 
     @staticmethod
     def backward(ctx, g):
-        return None if ctx.off() else g, None
+        return None if ctx.suppressed() else g, None
 
 
 def _torch_grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Incompatible changes of the platform for which ``posgan-fast run`` makes up.
+"""Workarounds for incompatible changes of the platform, in force under ``posgan-fast run``.
 
 Newer versions of torch, torchvision, Pillow, numpy and scikit-image removed names and arguments that the families'
-programs still use. :data:`BREAKS` lists all of them, and so does docs/running-scripts.md. A module is mended when it is
-imported, and only if its installed version needs it.
+programs still use. :data:`BREAKS` lists all that have a workaround, and so does docs/running-scripts.md. A workaround
+is applied when its module is imported, and only if the installed version needs it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .reports import Report
 
 
 class Break(NamedTuple):
-    """One incompatible change, as docs/running-scripts.md shows it, and the function that makes up for it.
+    """One incompatible change, as docs/running-scripts.md shows it, and its workaround.
 
     Attributes:
         what: the name or argument that programs use.
         since: the version since which that fails.
         answer: what the program gets instead.
         used_by: programs that use it.
-        module: the module to mend.
-        apply: ``apply(changes, module, report_use)`` mends the module and calls ``report_use`` whenever a program needs
-            that; None if the module itself is missing, which ``standins.STANDINS`` makes.
+        module: the module that changed.
+        apply: ``apply(changes, module, report_use)`` applies the workaround, which calls ``report_use`` when a program
+            uses it; None if the module itself is missing, which ``standins.STANDINS`` makes.
     """
 
     what: str
@@ -43,16 +43,16 @@ class Break(NamedTuple):
 
 
 def stand_in(changes: Changes) -> None:
-    """Make up for all of :data:`BREAKS`, in the modules imported already and in those imported later."""
+    """Apply the workarounds of :data:`BREAKS`, in the modules imported already and in those imported later."""
 
-    def mend(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
+    def work_around(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
         for row in BREAKS:
             if row.apply is not None and row.module == module.__name__:
-                row.apply(changes, module, functools.partial(_report, row.what))
+                row.apply(changes, module, functools.partial(_add_to_report, row.what))
         return {}
 
     modules = dict.fromkeys(row.module for row in BREAKS if row.apply is not None)
-    targets = [Target("platform", module, {}, mend) for module in modules]
+    targets = [Target("platform", module, {}, work_around) for module in modules]
     engine = Engine({"platform": targets}, {})
     engine.patch(["platform"])
     changes.on_undo(engine.unpatch)
@@ -69,8 +69,8 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*rows, *(row[:4] for row in BREAKS)))
 
 
-def _report(what: str) -> None:
-    """Add a break that a program met to the report of the hooks, once."""
+def _add_to_report(what: str) -> None:
+    """Add a break whose workaround a program uses to the report of the hooks, once."""
     names, name = hooks_report().standins, what.replace("`", "")
     if name not in names:
         names.append(name)

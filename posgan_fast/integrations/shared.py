@@ -61,7 +61,7 @@ def convolution_replacements(conv2d: Any, conv_transpose2d: Any, prefix: str = "
 
 
 def conv2d_gradfix(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    """Replace the convolutions of a gradfix module, whose own flags they read at each use."""
+    """Replace the convolutions of a gradfix module; the new ones read the module's flags at each call."""
     flags = vars(module)
     conv2d, transposed = gradfix.convolutions(lambda: flags["enabled"], lambda: flags["weight_gradients_disabled"])
     return convolution_replacements(conv2d, transposed)
