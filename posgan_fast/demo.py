@@ -294,16 +294,17 @@ def _conclude(
     record |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     record |= {"processor": platform.processor() or platform.machine(), "posgan_fast": posgan_fast.__version__}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_picture(folder / "demo.png", *images)
+    _write_picture(folder / "demo.png", images)
     (folder / "demo.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"\nwritten: {folder / 'demo.png'}, {folder / 'demo.json'}\nverdict: {verdict}")
     return 1 if wrong else 0
 
 
-def _write_picture(path: Path, reference: torch.Tensor, ours: torch.Tensor) -> None:
+def _write_picture(path: Path, images: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Draw the images of the reference, those of the fast backend, and their difference, 10000 times amplified."""
     from PIL import Image
 
+    reference, ours = images
     strips = [reference, ours, (ours - reference) * 1e4]
     picture = torch.cat([torch.cat(list(s[:, 0].clamp(-1, 1)), dim=1) for s in strips], dim=0)  # [3 * H, N * W]
     Image.fromarray(((picture + 1) * 127.5).round().byte().numpy()).save(path)

@@ -83,7 +83,7 @@ def _environment_is_valid() -> bool:
     if forced := os.environ.get("POSGAN_FAST_BACKEND"):
         print(f"POSGAN_FAST_BACKEND={forced} is set; to let every op choose: unset POSGAN_FAST_BACKEND")
         if forced not in BACKENDS:
-            print(f"{forced} is no backend; there are {', '.join(sorted(BACKENDS))}")
+            print(f"which is no backend; there are {', '.join(sorted(BACKENDS))}")
             return False
     try:
         _native.instruction_set()
@@ -102,7 +102,7 @@ def _print_libraries() -> dict[str, str]:
         if not status.loaded and status.remedy and (library == _native.CPU or torch.cuda.is_available()):
             remedies[f"the {library} library is missing ({status.reason})"] = status.remedy
     prepacks = onednn.usable(torch.float32, transposed=False)
-    layout = "oneDNN" if prepacks else "torch, since its operators for oneDNN's layout do not work here"
+    layout = "oneDNN" if prepacks else "torch, whose operators for oneDNN's refuse"
     print(f"prepacked weights: in the layout of {layout}")
     return remedies
 
