@@ -43,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     part_of(config)
     # Results in float32 are held to float64: no product on a GPU may round its factors.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # Fresh memory is filled with NaN, which the results then show where a kernel left an element unwritten.
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
