@@ -83,7 +83,7 @@ ODD = [
 @pytest.mark.parametrize("shape,taps,up,down,padding", ODD)
 def test_upfirdn2d_odd_sizes(shape, taps, up, down, padding, flip, large, layout, monkeypatch):
     if large:
-        monkeypatch.setattr(upfirdn2d_kernel, "LARGE", 0)
+        monkeypatch.setattr(upfirdn2d_kernel, "INT32_LIMIT", 0)
     x = _random(shape, torch.float32).contiguous(memory_format=layout)
     f = _random(taps, torch.float32, 1)
     y = PF.upfirdn2d(x, f, up, down, padding, flip, backend="triton")
@@ -195,7 +195,7 @@ def test_bias_act_extremes(dtype):
 
 
 def test_bias_act_64_bit(monkeypatch):
-    monkeypatch.setattr(bias_act_kernel, "LARGE", 0)
+    monkeypatch.setattr(bias_act_kernel, "INT32_LIMIT", 0)
     x, b = _random((2, 3, 7, 5), torch.float32), _random((3,), torch.float32, 1)
     for layout in LAYOUTS:
         y = PF.bias_act(x.contiguous(memory_format=layout), b, act="swish", backend="triton")

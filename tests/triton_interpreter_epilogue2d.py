@@ -61,7 +61,7 @@ def test_behind_a_filter(name, layout):
 @each_layout
 @pytest.mark.parametrize("noises", [1, 2])
 def test_64_bit(noises, layout, monkeypatch):
-    monkeypatch.setattr(epilogue2d_kernel, "LARGE", 0)
+    monkeypatch.setattr(epilogue2d_kernel, "INT32_LIMIT", 0)
     x, call = operands((2, 3, 7, 5), torch.float32, layout, {}, noises=noises)
     y = PF.epilogue2d(x, **call, act="swish", backend="triton")
     assert_close(y, answer(x, "swish", **call), "epilogue2d", x.dtype)

@@ -73,7 +73,7 @@ def test_layers(layer, n, noises, flip, dtype, calls):
 )
 def test_ragged_sizes(n, i, o, h, w, layer, large, calls, monkeypatch):
     if large:
-        monkeypatch.setattr(kernel, "LARGE", 0)
+        monkeypatch.setattr(kernel, "INT32_LIMIT", 0)
     check(layer, *definition.tensors(layer, n, i, o, h, w, torch.float16))
     assert len(calls) == 1
 

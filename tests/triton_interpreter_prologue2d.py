@@ -56,7 +56,7 @@ def test_prologue2d(form, encode, join, dtype, layout):
 @pytest.mark.parametrize("shape", [(1, 3, 5, 7), (3, 4, 2, 9), (2, 0, 3, 2), (0, 4, 3, 3), (1, 1, 6, 2)])
 def test_ragged_sizes(shape, form, large, monkeypatch):
     if large:
-        monkeypatch.setattr(kernel, "LARGE", 0)
+        monkeypatch.setattr(kernel, "INT32_LIMIT", 0)
     for layout in definition.LAYOUTS:
         x, arguments = definition.make(shape, form, "spe", "concat", True, True, torch.float32)
         check(x.contiguous(memory_format=layout), arguments)
