@@ -12,7 +12,7 @@ from tolerances import TOLERANCES
 
 from posgan_fast import backend, integrations
 from posgan_fast import functional as PF
-from posgan_fast.models.convert import SIGNATURES
+from posgan_fast.models.conversion import SIGNATURES
 from posgan_fast.models.families import FAMILIES as CHECKPOINTS
 from posgan_fast.ops.common import checks
 
@@ -136,5 +136,5 @@ def test_no_other_file_has_a_line_for_each_family():
         return sum(f'"{family}"' in text or f"``{family}``" in text for family in CHECKPOINTS) >= 4
 
     files = [file for file, text in sources().items() if has_lines(text)]
-    assert {"posgan_fast/models/families.py", "posgan_fast/models/convert.py"} <= set(files)
+    assert {"posgan_fast/models/families.py", "posgan_fast/models/conversion.py"} <= set(files)
     assert unnamed(files, "Add a family of checkpoints") == []
