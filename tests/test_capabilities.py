@@ -209,18 +209,19 @@ def test_everything_works_that_applies():
 
 _INTRODUCTION = """# What works with what
 
-`python tests/test_capabilities.py` wrote this table: each cell is decided by running it, on the CPU, and
-`tests/test_capabilities.py` fails when a cell is not true any more. The columns "ONNX Runtime" and "AOTInductor" are
-checked with `pytest --slow`.
+`python tests/test_capabilities.py` decides each cell by running it on the CPU, and writes this file.
+`tests/test_capabilities.py` fails when a cell is not true any more; with `pytest --slow` it also checks the columns
+"ONNX Runtime" and "AOTInductor".
 
-- torch.func: `vjp`, `grad`, `jacrev`, and `vmap` of these and under them, in float64 to 1e-12; forward mode: `jvp`,
-  `jacfwd`, `hessian`, dual tensors; batched gradients: `is_grads_batched=True` and `jacobian(vectorize=True)`.
+- torch.func: `vjp`, `grad`, `jacrev`, and `vmap` of these and under them, agree in float64 to 1e-12. Forward mode means
+  `jvp`, `jacfwd`, `hessian` and dual tensors; batched gradients are `is_grads_batched=True` and
+  `jacobian(vectorize=True)`.
 - torch.export: the graph keeps the kernels, and `run_decompositions()` leaves none. A saved program with kernels needs
   `import posgan_fast` before `torch.export.load`, a decomposed one does not.
-- ONNX Runtime: `torch.onnx.export(dynamo=True)`; networks with batches of several sizes.
-- AOTInductor: of the program as exported, with the kernels. torch.compile: `fullgraph=True`, with gradients.
-- autocast: bfloat16, values and gradients within 10 % of float32. DDP, FSDP2: gradients as of the plain module; with
-  FSDP2 the scalar parameters stay whole, as `help(posgan_fast.models.Generator)` shows.
+- ONNX Runtime runs what `torch.onnx.export(dynamo=True)` writes, networks with batches of several sizes.
+- AOTInductor compiles the exported program with its kernels. torch.compile runs with `fullgraph=True` and gradients.
+- autocast: in bfloat16, values and gradients lie within 10 % of float32. DDP and FSDP2 give the gradients of the plain
+  module; with FSDP2 the scalar parameters stay whole, as `help(posgan_fast.models.Generator)` shows.
 - `bias_act_` under `vmap`: torch writes over no tensor that lacks the mapped dimension; map `x` too, or use `bias_act`.
 
 """

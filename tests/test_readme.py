@@ -1,0 +1,105 @@
+"""README.md and docs/ are true: their Python runs, their commands and links lead somewhere, their lists are whole."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from posgan_fast import cli, integrations, models, nn
+from posgan_fast import functional as PF
+from posgan_fast.models import Generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md")}
+PAGES |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md")}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON = {page: [body for kind, body in FENCE.findall(text) if kind == "python"] for page, text in PAGES.items()}
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for page, text in PAGES.items()
+    for kind, body in FENCE.findall(text)
+    for line in body.splitlines()
+    if not kind and line and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in PYTHON.items() if blocks])
+def test_python_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page run one after the other, as a reader would paste them, beside the file that README loads."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(Generator(16, channel_max=8).state_dict(), "ffhq.pkl")
+    if page == "docs/export.md":  # each layer takes the exporters a second
+        monkeypatch.setattr(models, "Generator", lambda *_, **__: Generator(8, channel_max=8, mapping_layers=1))
+    names: dict[str, object] = {}
+    for block in PYTHON[page]:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_ten_lines_are_ten_and_do_what_they_say(capsys):
+    names: dict[str, object] = {}
+    first = PYTHON["README.md"][0]
+    exec(first, names)
+    assert len([line for line in first.splitlines() if line]) <= 10
+    assert names["y"].shape == (1, 64, 256, 256) and names["g"].shape == names["x"].shape
+    assert "upsample2d: " in capsys.readouterr().out
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(COMMANDS) > 10
+    for command in COMMANDS:
+        words = [word for word in shlex.split(command) if "=" not in word or word.startswith("-")]
+        program, first = words[0], words[1]
+        if program == "make":
+            assert re.search(rf"^{first}:", makefile, re.MULTILINE), command
+        elif program == "posgan-fast":
+            assert f"\n  {first} " in cli.USAGE, command
+        elif program == "python":
+            assert_module_takes(words[2:], command)
+        else:
+            assert program == "torchrun" and "posgan_fast" in words, command
+
+
+def assert_module_takes(words: list[str], command: str) -> None:
+    """``python -m MODULE OPTIONS``: there is the module, and its package defines each of the options."""
+    parts = words[0].split(".")
+    module = ROOT.joinpath(*parts)
+    assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), command
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / parts[0]).glob("*.py"))
+    options = [word for word in words if word.startswith("--")]
+    assert [option for option in options if f'"{option}"' not in source] == [], command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = PAGES[page]
+    anchors = {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in re.findall(r"^#+ (.*)$", text, re.M)}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        assert not target or ((ROOT / page).parent / target).exists(), link
+        assert target or anchor in anchors, link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_exist(page):
+    """Paths in backquotes, unless they stand for several or are made by a command."""
+    quoted = re.findall(r"`((?:csrc|kernels|posgan_fast|tests|benchmarks|docs)/[\w./-]*)`", PAGES[page])
+    assert [path for path in quoted if not (ROOT / path).exists()] == []
+
+
+def test_the_picture_needs_nothing_from_elsewhere():
+    picture = (ROOT / re.search(r"!\[[^]]*\]\(([^)]+)\)", PAGES["README.md"])[1]).read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://[^\"\s]+", picture)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<(script|image|foreignObject|style)|url\(|@import", picture)
+
+
+def test_lists_are_complete():
+    text = PAGES["README.md"]
+    modules = [name for name in nn.__all__ if isinstance(getattr(nn, name), type)]
+    assert [name for name in (*PF.OPS, *modules, *integrations.FAMILIES) if not re.search(rf"\b{name}\b", text)] == []
