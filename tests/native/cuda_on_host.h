@@ -28,16 +28,24 @@ struct FreeDeleter {
   void operator()(unsigned char* p) const { std::free(p); }
 };
 
-// The waiting threads of std::barrier spin, which costs many times the work where other processes want the cores.
+inline thread_local unsigned barrier_phase;
+
+// Threads that wait for a std::barrier spin, which costs many times the work where other processes want the cores.
+// There are two barriers in turn: ThreadSanitizer orders whoever leaves a pthread_barrier late after those that have
+// reached it again, and would miss races.
 class Barrier {
  public:
-  explicit Barrier(unsigned threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
-  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  explicit Barrier(unsigned threads) {
+    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_init(&barrier, nullptr, threads);
+  }
+  ~Barrier() {
+    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
+  }
   Barrier(const Barrier&) = delete;
-  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+  void arrive_and_wait() { pthread_barrier_wait(&barriers_[barrier_phase++ % 2]); }
 
  private:
-  pthread_barrier_t barrier_;
+  pthread_barrier_t barriers_[2];
 };
 
 // The block that runs.
@@ -101,6 +109,7 @@ void launch(dim3 grid, dim3 size, size_t shared_bytes, Kernel kernel, const Args
   b.shared.reset(static_cast<unsigned char*>(std::aligned_alloc(16, aligned_bytes == 0 ? 16 : aligned_bytes)));
   b.barrier = std::make_unique<Barrier>(threads);
   auto run = [&](unsigned t) {
+    barrier_phase = 0;
     thread_index = {t % size.x, t / size.x % size.y, t / (size.x * size.y)};
     const unsigned blocks = grid.x * grid.y * grid.z;
     for (unsigned i = 0; i < blocks; ++i) {
