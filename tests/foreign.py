@@ -1,4 +1,4 @@
-"""What the tests of foreign code share."""
+"""Helpers of the tests of foreign code: fixture folders, and programs started plain or under the hooks."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 
 
 def rezipped(value: Any, old: bytes, new: bytes) -> io.BytesIO:
-    """What ``torch.save(value)`` writes, with ``old`` replaced by ``new`` in the pickle, which must hold it."""
+    """Save ``value`` with torch and replace ``old``, which the pickle must hold, by ``new``."""
     saved, changed = io.BytesIO(), io.BytesIO()
     torch.save(value, saved)
     with zipfile.ZipFile(saved) as before, zipfile.ZipFile(changed, "w", zipfile.ZIP_STORED) as after:

@@ -49,7 +49,7 @@ def test_missing_noise(family, keep):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(4, 6), (7, 3), (6, 6), (2, 2), (8, 8)])
 def test_another_aspect_ratio(family, shape):
-    """Where only the constant changed."""
+    """The learned constant alone has the other shape."""
     state = in_family(generator(), family)
     (const,) = [name for name in state if name.endswith(("input.input", "const"))] if family != "nvlabs" else [CONST]
     state[const] = torch.randn(*state[const].shape[:-2], *shape)

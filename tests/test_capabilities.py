@@ -164,7 +164,7 @@ SLOW = ("ONNX Runtime", "AOTInductor")
 
 
 def cell(row: str, column: str) -> str:
-    """What running it shows: "yes", "no" (the reason is printed) or, where there is nothing to run, a dash."""
+    """Run the cell: "yes" if it works, "no" if not (the reason is printed), a dash where there is nothing to run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""What explain() tells of whole modules, and a backend that is refused also where there is nothing to do."""
+"""explain() of whole modules, and a refused backend even where an op has nothing to do."""
 
 from __future__ import annotations
 

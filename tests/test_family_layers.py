@@ -101,7 +101,7 @@ def test_style_layers(family, n, size, backend):
 @pytest.mark.parametrize("n", LAYERS)
 @each_family
 def test_style_layers_in_float32(family, n, backend):
-    """With the family's own eps: beside weights of unit variance float32 does not see where it stands."""
+    """The family's own eps stands in the right place; beside weights of unit variance float32 would not show it."""
     state = random_state(family)
     x, w = layer_inputs(n)
     expected = FAMILIES[family].layer(doubled(state), n, x.double(), w.double())

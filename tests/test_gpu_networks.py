@@ -1,4 +1,4 @@
-"""What users run, a generator with padding maps and a discriminator, in three dtypes, against float64 on the device.
+"""Whole networks, a generator with padding maps and a discriminator, in three dtypes, against float64 on the device.
 
 Values, gradients of everything, R1, and on a GPU the replay of a CUDA graph. The CPU runs what needs no GPU.
 """

@@ -135,7 +135,7 @@ def test_grid_sample_is_torchs_where_that_has_a_double_backward(nv, monkeypatch)
 
 
 class _Once(torch.autograd.Function):
-    """As on a device where torch has no second derivative."""
+    """Stands for a device on which torch has no second derivative."""
 
     @staticmethod
     def forward(ctx, image, grid):

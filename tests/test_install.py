@@ -19,7 +19,7 @@ import torch
 from setup_script import ROOT, load
 
 SOURCES = ["csrc", "kernels", "posgan_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
-# What no checkout tracks, and what building leaves behind.
+# Files that no checkout tracks or that building leaves behind.
 UNTRACKED = (
     ".git", ".venv", "build", "dist", "out", "lib", "__pycache__", "*.egg-info", ".coverage*", ".hypothesis",
     ".*_cache", ".benchmarks",
@@ -166,7 +166,7 @@ def test_architectures_that_cannot_be_compiled_for(wish, offered, reason):
 
 
 def test_the_cuda_build_records_what_it_needs(tmp_path, monkeypatch):
-    """With an nvcc that only notes how it is called."""
+    """The nvcc here is a script that notes how it is called."""
     nvcc = tmp_path / "nvcc"
     nvcc.write_text(
         f"""#!{sys.executable}

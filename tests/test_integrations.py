@@ -21,7 +21,7 @@ from posgan_fast import integrations, run
 from posgan_fast.integrations import standins
 from posgan_fast.integrations.engine import Engine
 
-# What is recognised, and how
+# Recognition
 
 
 def test_modules_are_patched_as_they_are_imported(package):

@@ -1,4 +1,4 @@
-"""What the hooks put in place of the ops of NVlabs and rosinality."""
+"""The replacements that the hooks put in place of the ops of NVlabs and rosinality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch records or transforms is left to the foreign code's own ops."""
+"""Calls that torch records or transforms are left to the foreign code's own ops."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_own_op_serves_what_is_transformed(package, transform):
             if (transform, name) in WITHOUT or ("export" in transform and name not in EXPORTED):
                 continue
             found[name] = TRANSFORMS[transform](function, x), function
-            # What dynamo traces leaves no trace in a list; the graph was looked at instead.
+            # Code that dynamo traces appends to no list; the graph was looked at instead.
             assert calls is None or calls or transform == "strict export", name
         hooked_results = {name: result for name, (result, _) in found.items()}
     for name, (_, function) in found.items():  # the hooks are gone, and the same lambdas reach the own functions

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Where a module may import from, besides itself and outside packages.
+# The rooms that a module may import from, besides itself and outside packages.
 ALLOWED = {
     "_native": set(),
     "_allocator": set(),

@@ -1,4 +1,4 @@
-"""What a state dictionary tells of its network, what is assumed, and what the caller says."""
+"""Arguments of a network: read off its state dictionary, assumed, or given by the caller."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DISCRIMINATORS: list[dict] = [
     + [(Discriminator, load_discriminator, given) for given in DISCRIMINATORS],
 )
 def test_what_is_not_told_is_assumed(network, load, given):
-    """Of every argument the state tells the value, or does not depend on it, or the report says what was assumed."""
+    """The state tells every argument, or does not depend on it, or the report says what was assumed."""
     model = network(**SMALL, **given)
     head = {"head": "spe"} if given.get("head") == "spe" else {}
     loaded = load(model.state_dict(), **head)

@@ -237,7 +237,7 @@ def ms_pie(name: str, size: int):
 @pytest.mark.parametrize("size", BATCH)
 @pytest.mark.parametrize("name", ["f", "k"])
 def test_positional_generators(peers, z, name, size):
-    """With zero padding and without, in the published width, on every backend."""
+    """Networks of the published width agree with and without zero padding, on every backend."""
     path, z = peers["mmgeneration"], z[: BATCH[size]]
     with checkout(path, mmcv(path)):
         generator = ms_pie(name, size)

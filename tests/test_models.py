@@ -279,7 +279,7 @@ def test_compiles_without_a_graph_break(backend):
 
 
 def test_features_are_channels_last():
-    """In which convolutions and filters run fastest; whatever the format of the image."""
+    """Convolutions and filters run fastest in this format, which the format of the image does not change."""
     found = []
     look = lambda module, inputs, y: found.append(y.is_contiguous(memory_format=torch.channels_last))  # noqa: E731
     G, D = generator(16), discriminator(16)
@@ -379,6 +379,6 @@ def test_refusals_name_the_argument(call, error, message):
 
 
 def test_a_label_without_values_is_none():
-    """As NVlabs' code passes it to networks without labels."""
+    """NVlabs' code passes a label of no columns to networks without labels."""
     G, D, z, image = generator(), discriminator(), randn(2, 8), randn(2, 3, 16, 16)
     assert torch.equal(G(z, torch.zeros(2, 0)), G(z)) and torch.equal(D(image, torch.zeros(2, 0)), D(image))

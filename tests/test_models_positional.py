@@ -1,4 +1,4 @@
-"""What grew out of StyleGAN2: positional heads at any scale (MS-PIE) and padding maps (PadInv)."""
+"""Networks that grew out of StyleGAN2: positional heads at any scale (MS-PIE) and padding maps (PadInv)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every layer must survive: copies, pickles, dtypes, devices, autocast, compilation, two derivatives."""
+"""Every layer survives copies, pickles, dtypes, devices, autocast and compilation, and has two derivatives."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def values(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def equalised(module: torch.nn.Module, gain: float = 1.0, lr_mul: float = 1.0) -> torch.nn.Module:
-    """With the hook of mmgeneration, as far as it is read."""
+    """Give the module as much of mmgeneration's hook as is read."""
 
     def hook(*_):
         pass
@@ -261,7 +261,7 @@ def test_scales_that_the_layer_does_not_have_go_into_the_parameters():
     close(layer(images), torch.nn.functional.conv2d(images, 0.7 * conv.weight, padding=1))
 
 
-# What is kept and what is refused
+# Kept and refused
 
 
 def test_parameters_are_copied_with_all_that_belongs_to_them():

@@ -1,4 +1,4 @@
-"""What each layer computes, against float64 oracles, and what it refuses."""
+"""The results of each layer against float64 oracles, and the arguments that it refuses."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_padding_space_conv2d_refuses(conv, message):
 
 
 def test_padding_space_conv2d_takes_plain_convolutions_only():
-    """Of a subclass, and of what hooks and parametrizations do, it would not know."""
+    """The new layer would not know what a subclass, a hook or a parametrization does."""
     spectral = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(3, 4, 3, padding=1))
     for conv in (torch.nn.Linear(3, 4), type("Scaled", (torch.nn.Conv2d,), {})(3, 4, 3, padding=1), spectral):
         with pytest.raises(TypeError, match="^conv: expected a plain torch.nn.Conv2d, got"):

@@ -91,7 +91,7 @@ def test_keys_of_one_hash(kind):
 
 
 def test_long_names():
-    """Of each store, under short and under long prefixes; every module that holds one would copy it."""
+    """Each store is tried under short and long prefixes; every module that holds one would copy it."""
     tree = persistent("G", {})
     for _ in range(4):
         tree = persistent("G", {"_modules": {"a" * 300: tree}})

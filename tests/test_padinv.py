@@ -1,4 +1,4 @@
-"""What PadInv's encoder hands over, and what the published generators take: latents and maps by number and size.
+"""PadInv's encoder hands over the latents and maps, in number and size, that the published generators take.
 
 The encoder itself is not here. For ``pad_layer_num`` = p it makes maps of side 2^(p+1) + 2 at the indices 0 and 1, 3,
 ... 2p - 1 of a list as long as the latents; published: p = 4, side 34, 18 latents for 1024 pixels.

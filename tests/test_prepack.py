@@ -250,7 +250,7 @@ def test_they_can_be_forgotten(packing):
 
 
 def test_swapped_parameters_are_refused_until_the_copies_are_forgotten():
-    """As the docstring says: the table of copies refers to weights weakly, and torch swaps no such tensors."""
+    """The table of copies refers to weights weakly, and torch swaps no such tensors, as the docstring says."""
     module = nn.prepack(_layer())
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:

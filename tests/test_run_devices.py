@@ -208,7 +208,7 @@ def test_everything_can_be_undone():
 
 
 def test_a_script_with_cuda_in_it_runs(tmp_path):
-    """With processes that it spawns, threads, NCCL and DistributedDataParallel."""
+    """The script spawns processes and uses threads, NCCL and DistributedDataParallel."""
     done = hooked("--device", "cpu", SCRIPTS / "hard_coded.py", tmp_path / "rendezvous", tmp_path / "saved.pt")
     assert done.stdout.strip() == "[[3.0, 2.0], [1.0, 0.0], [1.0]] gloo True 0", done.stderr
     assert "torch.utils.data.Sampler.__init__(data_source)" in done.stderr
