@@ -51,8 +51,7 @@ def prologue2d(
     [N, C', ring] and the tables of ``encoding`` have any strides."""
     if y.numel() == 0:
         return
-    _, c, h, w = x.shape
-    out_c, out_h, out_w = y.shape[1:]
+    (_, c, h, w), (_, out_c, out_h, out_w) = x.shape, y.shape
     channels_last = has_channels_last_strides(y)
     read = [t for t in (x, residual) if t is not None and t.numel()]
     outer = (0, 2, 3) if channels_last else (0, 1, 2)  # n, h, w or n, c, h

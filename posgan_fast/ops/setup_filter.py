@@ -37,17 +37,7 @@ def setup_filter(
         tensor([[0.0625, 0.1875],
                 [0.1875, 0.5625]])
     """
-    try:
-        here = f.device if isinstance(f, torch.Tensor) else "cpu"  # not the default device, which may hold no values
-        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=here).detach().clone()
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
-    if taps.ndim > 2 or taps.numel() == 0:
-        raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(taps.shape)}")
-    if taps.is_meta:
-        raise ValueError("f: expected taps that can be read, got some on the device meta")
-    if not taps.isfinite().all():
-        raise ValueError("f: expected finite taps, got NaN or infinity")
+    taps = _read(f)
     gain, normalize = checks.real(gain, "gain"), checks.flag(normalize, "normalize")
     checks.flag(flip_filter, "flip_filter")
     checks.device(device)
@@ -73,3 +63,19 @@ def setup_filter(
     if device is None and not isinstance(f, torch.Tensor):
         device = torch.get_default_device()
     return (taps * gain ** (taps.ndim / 2)).contiguous().to(device)
+
+
+def _read(f: Any) -> torch.Tensor:
+    """Copy the taps that a user gives as numbers, an array or a tensor, once they are checked."""
+    try:
+        here = f.device if isinstance(f, torch.Tensor) else "cpu"  # not the default device, which may hold no values
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=here).detach().clone()
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(taps.shape)}")
+    if taps.is_meta:
+        raise ValueError("f: expected taps that can be read, got some on the device meta")
+    if not taps.isfinite().all():
+        raise ValueError("f: expected finite taps, got NaN or infinity")
+    return taps
