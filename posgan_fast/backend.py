@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, and why.
+"""Chooses the implementation that runs an op, and says why.
 
 Every op lists its implementations in order of preference, one :class:`Impl` each. A choice is made, in this order, by
 the ``backend=`` argument, by :func:`use_backend`, by the environment variable ``POSGAN_FAST_BACKEND``, and last by the
@@ -27,7 +27,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Why an implementation cannot serve a call. ``remedy`` is set when the machine, not the call, is the obstacle."""
+    """The reason why an implementation cannot serve a call, with a remedy if the machine, not the call, is at fault."""
 
     reason: str
     remedy: str | None = None
@@ -52,7 +52,7 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Choice:
-    """Answer of :func:`posgan_fast.explain`: the backend a call would use and the reason for or against each."""
+    """The answer of :func:`posgan_fast.explain`: the backend of a call, and the reason for or against each."""
 
     op: str
     backend: str | None
@@ -67,7 +67,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """Answer of :func:`posgan_fast.explain` for a module: the choices behind its calls, and how many are alike."""
+    """The answer of :func:`posgan_fast.explain` for a module: each choice with the number of calls that make it."""
 
     counts: tuple[tuple[Choice, int], ...]
 
@@ -76,10 +76,10 @@ class Choices:
 
 
 def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
-    """``with use_backend(name):`` runs every op in the block on that backend.
+    """Run every op in the block ``with use_backend(name):`` on that backend.
 
-    ``name`` is "reference", "cpu", "triton" or "cuda"; None chooses freely. Nothing changes before the
-    block is entered. Backward passes run where their forward ran, whatever is set when they are called.
+    ``name`` is "reference", "cpu", "triton" or "cuda"; None chooses freely. Nothing changes before the block
+    is entered. A backward pass runs on the backend of its forward, whatever is set when it is called.
 
     Raises:
         TypeError, ValueError: ``name`` is no backend.
@@ -88,10 +88,10 @@ def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
 
 
 def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:
-    """The backend that serves this call; see the module's docstring for the order of choice.
+    """Return the backend that serves this call; the module's docstring has the order of choice.
 
-    While a graph is being compiled an unforced choice stays :data:`AUTO`, to be made when the compiled code runs; an op
-    made of others hands it on to them.
+    While torch compiles a graph, a free choice stays :data:`AUTO` and is made when the compiled code runs. An op made
+    of others hands it on to them.
     """
     if torch.compiler.is_compiling():
         return AUTO if backend in (None, AUTO) else check_name(backend, "backend")
@@ -112,7 +112,7 @@ def choices_asked_for() -> Iterator[list[Choice]]:
 
 
 def unlisted(run: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """``run()``, the calls that an op is made of: their backend is the op's, and not a choice of theirs."""
+    """Return ``run()``, without listing its calls for explain: the parts of an op make no choice of their own."""
     if torch.compiler.is_compiling() or _asked.get() is None:
         return run()
     token = _asked.set(None)
@@ -123,12 +123,12 @@ def unlisted(run: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 def resolve_auto(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> str:
-    """The backend in the arguments of an op; :data:`AUTO`, left by a compiled or exported graph, is chosen now."""
+    """Return the backend in the arguments of an op, or choose now if a compiled or exported graph left :data:`AUTO`."""
     return _choose(op, impls, x, None) if backend == AUTO else backend
 
 
 def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str) -> Callable[..., Any]:
-    """The function behind a backend name; a call that did not come through :func:`resolve` is checked here."""
+    """Return the function behind a backend's name. Check that it can run: not all calls passed :func:`resolve`."""
     name = resolve_auto(op, impls, x, backend)
     for impl in impls:
         if impl.backend == name:
@@ -140,7 +140,7 @@ def implementation(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str
 
 
 def choice(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> Choice:
-    """Every implementation with its reason, without running or warning."""
+    """List every implementation with its reason, without running or warning."""
     wanted, source = _wanted(backend)
     rows, chosen = [], None
     for impl in impls:
@@ -246,7 +246,7 @@ def _unavailable(library: str) -> Unsupported | None:
 
 @functools.cache
 def _driver_too_old() -> Unsupported | None:
-    """The CUDA runtime linked into the library needs a driver of its own major version or a later one.
+    """Refuse a driver older than the major version of the CUDA runtime that is linked into the library.
 
     torch's runtime may be of another version: a torch built for CUDA 12 runs on drivers that are too old for CUDA 13.
     """
@@ -261,7 +261,8 @@ def _driver_too_old() -> Unsupported | None:
 
 @functools.cache
 def _not_built_for(device: int) -> Unsupported | None:
-    """Machine code runs on later devices of its own generation, PTX on all later devices."""
+    """Refuse a device that the library has no code for. Machine code runs on later devices of its own generation, PTX
+    on all later devices."""
     record = _native.build_record().get(_native.CUDA, {})
     built = _architectures(record.get("architectures"))
     if not built:
@@ -287,14 +288,14 @@ def _not_built_for(device: int) -> Unsupported | None:
 
 
 def _architectures(recorded: Any) -> list[str]:
-    """Recorded architectures in order; those that are none are left out."""
+    """Return the recorded architectures in order, without entries that name none."""
     listed = recorded if isinstance(recorded, list) else ()
     known = {str(arch) for arch in listed if re.fullmatch(r"\d{2,3}[af]?", str(arch))}
     return sorted(known, key=lambda arch: (int(arch.rstrip("af")), arch))
 
 
 def _serves(arch: str, sm: int, ptx: bool = False) -> bool:
-    """Whether code for an architecture runs on a device: code for 90a on 9.0 alone, code for 100f within 10.x."""
+    """Tell whether code for an architecture runs on a device: code for 90a only on 9.0, code for 100f only on 10.x."""
     built = int(arch.rstrip("af"))
     if arch.endswith("a"):
         return sm == built

@@ -26,11 +26,13 @@ from .ops import upfirdn2d as _upfirdn2d
 from .ops.bias_act import bias_act, bias_act_
 from .ops.cartesian_grid2d import cartesian_grid2d
 from .ops.common import checks
+from .ops.common.ring import map_from_ring, ring_from_map
 from .ops.epilogue2d import epilogue2d
 from .ops.modulated_conv2d import modulated_conv2d
-from .ops.prologue2d import instance_pad2d, map_from_ring, prologue2d, ring_from_map
+from .ops.prologue2d import instance_pad2d, prologue2d
+from .ops.setup_filter import setup_filter
 from .ops.sinusoidal_encoding2d import sinusoidal_encoding2d
-from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from .ops.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 
 __all__ = [
     "bias_act", "bias_act_", "cartesian_grid2d", "downsample2d", "epilogue2d", "explain", "filter2d", "instance_pad2d",
@@ -62,9 +64,9 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     """Tell which backend a call would run on, and the reason for or against each.
 
     Args:
-        target: the name of an op, or a module, whose every call of an op is told.
-        args, kwargs: of the op or the module. The module's forward runs on fake tensors, which have shapes and no
-            values: nothing is computed, and the module and its arguments stay as they are.
+        target: the name of an op, or a module; for a module, every call of an op in its forward is listed.
+        args, kwargs: the arguments of the op or the module. The module's forward runs on fake tensors, which have
+            shapes and no values: nothing is computed, and the module and its arguments stay as they are.
 
     Raises:
         ValueError: ``target`` is no op of this library, or a module whose forward reads values or whose parameters have
@@ -83,19 +85,19 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
         raise ValueError(f"target: expected one of {sorted(OPS)}, got {target!r}")
     function, impls = OPS[target]
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
-    x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding reads no tensor
+    x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding takes no tensor
     return _backend.choice(target, impls, checks.tensor(x, "x"), bound.get("backend"))
 
 
 def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_backend.Choice]:
-    """The choices of one forward pass of a copy of ``module`` that holds fake tensors in place of its own."""
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    """List the choices of one forward pass of a copy of ``module`` that holds fake tensors."""
+    module = getattr(module, "_orig_mod", module)  # look inside a wrapper of torch.compile
     tensors = [*module.parameters(), *module.buffers()]
     if any(is_lazy(t) for t in tensors):
         raise ValueError("target: expected parameters with a shape, got a lazy module that has not run yet")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
         fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors}
-        copied = copy.deepcopy(module, fakes)  # which takes them for copies that it made already
+        copied = copy.deepcopy(module, fakes)  # the memo makes deepcopy use the fakes as its copies
         fake_args, fake_kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
         try:
             copied(*fake_args, **fake_kwargs)

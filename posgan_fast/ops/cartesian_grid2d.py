@@ -43,6 +43,10 @@ def cartesian_grid2d(
         TypeError: an argument of the wrong type.
         ValueError: a size < 1 or an unknown layout.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> cartesian_grid2d(1, 3)[0, 0]
+        tensor([[-1.,  0.,  1.]])
     """
     checks.device(device)
     encoding = encodings.tables("csg", height, width, 2, layout, False, base_size, dtype, device)

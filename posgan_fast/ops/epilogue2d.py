@@ -1,6 +1,6 @@
-r"""epilogue2d: what happens to the output of a convolution, in one pass: resample, scale, add noise and bias, activate.
+r"""epilogue2d: finishes the output of a convolution in one pass: resamples, scales, adds noise and bias, activates.
 
-With the optional parts left out where they are not given::
+Parts that are not given are left out::
 
     z = upfirdn2d(x, f, up, down, padding, flip_filter, filter_gain)
     y = clamp(gain * act(z * scale[n, c] + noise + b[c]), -clamp, +clamp)
@@ -12,7 +12,7 @@ Dtypes: float16 and bfloat16 compute in float32 (CUDA and Triton round the resam
 float32 beside them (float64 beside float64). Under autocast the op runs in the dtype of ``x``.
 Derivatives: as bias_act, in ``x``, ``scale``, ``noise`` and ``b``; none in ``f``.
 
-Source: the synthesis layer of StyleGAN2 (NVlabs stylegan2-ada), whose steps from the FIR on this is.
+Source: the synthesis layer of StyleGAN2 (NVlabs stylegan2-ada); the op is that layer from its FIR filter on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 from .. import backend as _backend
 from . import bias_act, upfirdn2d
+from .bias_act import passes
 from .common import activations, checks, layout
 from .common.op import Op, define_inplace, restore, save
 from .common.records import Activation, Resample
@@ -53,12 +54,12 @@ def epilogue2d(
 
     Args:
         x: input [N, C, H, W], NCHW or channels_last (kept).
-        f, up, down, padding, flip_filter, filter_gain: of :func:`upfirdn2d`; without ``f`` there is no resampling and
-            the others must be left alone.
+        f, up, down, padding, flip_filter, filter_gain: as in :func:`upfirdn2d`. Without ``f`` the op does not resample
+            and accepts only the defaults of the others.
         scale: [N, C], float32 or the dtype of ``x``.
         noise: [N, 1, H', W'] or [1, 1, H', W'], any floating dtype.
         b: [C], any floating dtype.
-        act, alpha, gain, clamp: of :func:`bias_act`.
+        act, alpha, gain, clamp: as in :func:`bias_act`.
         backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
 
     Returns:
@@ -69,6 +70,11 @@ def epilogue2d(
         ValueError: a wrong shape, size or device.
         BackendError: the chosen backend cannot run this call.
         NotImplementedError: in backward, a third derivative of a smooth activation.
+
+    Example:
+        >>> x, noise = torch.zeros(2, 8, 16, 16), torch.randn(2, 1, 16, 16)
+        >>> epilogue2d(x, scale=torch.rand(2, 8), noise=noise, b=torch.zeros(8), act="lrelu").shape
+        torch.Size([2, 8, 16, 16])
     """
     resampling, activation = (up, down, padding, flip_filter, filter_gain), (act, alpha, gain, clamp)
     return OP(check(x, f, scale, noise, b, resampling, activation, backend))
@@ -142,15 +148,15 @@ def write_over(
     activation: Activation,
     backend: str,
 ) -> torch.Tensor:
-    """Run the op on checked arguments, without resampling or derivatives, and return ``x`` with the result in it."""
+    """Run the op on checked arguments, without resampling, and return ``x``, which holds the result. No derivatives."""
     _WRITE_OVER(InPlaceCall(x, scale, noise, b, *activation, backend))
     return x
 
 
 def check(x, f, scale, noise, b, resampling, activation, backend) -> Call:
-    """Validate what a user passes, with ``resampling`` and ``activation`` as tuples in the order of their records.
+    """Validate the arguments of a user; return the complete call, factors in the arithmetic type, with its backend.
 
-    Returns the call in full: the factors in the dtype of the arithmetic, the backend chosen.
+    ``resampling`` and ``activation`` are tuples in the order of their records.
     """
     checks.tensor(x, "x", ndim=4)
     (n, c), acc = x.shape[:2], checks.arithmetic(x.dtype)
@@ -180,7 +186,7 @@ def check(x, f, scale, noise, b, resampling, activation, backend) -> Call:
 
 
 def _check_absent(up, down, padding, flip_filter, filter_gain) -> Resample:
-    """Refuse a resampling without a filter."""
+    """Raise if any argument asks for a resampling, which needs a filter."""
     checks.flag(flip_filter, "flip_filter")
     filter_gain = checks.real(filter_gain, "filter_gain")
     up, down = checks.resampling(up, down)
@@ -208,7 +214,7 @@ def _define(upfirdn, call):
     z = z if call.scale is None else z * call.scale[:, :, None, None]
     z = z if call.noise is None else z + call.noise
     b = None if call.b is None else call.b.to(z.dtype)
-    return bias_act.reference(bias_act.Pass(z, b, 1, call.activation))
+    return passes.reference(passes.Pass(z, b, 1, call.activation))
 
 
 def _setup_context(ctx, call, result):
@@ -218,14 +224,14 @@ def _setup_context(ctx, call, result):
     if ctx.reads == "input":
         save(ctx, call, "x", "f", "scale", "noise", "b")
         return
-    kept = ("f",) if call.scale is None else ("x", "f", "scale")  # the gradient of scale reads x
+    kept = ("f",) if call.scale is None else ("x", "f", "scale")  # the gradient of the scale reads x
     save(ctx, call, *kept, result=result if ctx.reads == "output" else None)
 
 
 def _backward(ctx, dy, wanted):
     call, ref = restore(ctx)
     f, scale, x = call.f, call.scale, call.x
-    if ctx.reads == "input":  # of the activation, but for its bias
+    if ctx.reads == "input":  # recompute what the activation read, except for the bias
         ref = run(x, f, scale, call.noise, None, call.resample, Activation(), call.backend)
     g = bias_act.gradient(dy, ref, call.b, 1, call.activation, call.backend)  # of z * scale + noise + b
     found = {}
@@ -255,7 +261,7 @@ def _run_cpu(call, y):
 
 
 def _run_cuda(call: Call, y: torch.Tensor) -> None:
-    """Resample with one kernel and finish with the other, in place."""
+    """Resample with one kernel; let the other write over the result."""
     if call.f is None:
         _run_cpu(call._replace(x=_dense(call.x, y)), y)
         return
@@ -273,7 +279,7 @@ def _run_triton(call, y):
 
 
 def _dense(x, y):
-    """``x`` if it has the strides of ``y``, else ``y`` with the values of ``x``, to be written over."""
+    """Return ``x`` if it has the strides of ``y``, else ``y`` with the values of ``x``, to be written over."""
     return x if x.stride() == y.stride() else y.copy_(x)
 
 
@@ -300,12 +306,12 @@ def _kernel(call):
 
 
 def _write(call: Call, y: torch.Tensor) -> None:
-    """Run a call into ``y``. An exported graph under autocast brings other dtypes than the public function."""
+    """Write the result to ``y``. Exported graphs under autocast hold factors of other dtypes than the op expects."""
     if y.numel() == 0:
         return
     x, acc = call.x, checks.arithmetic(call.x.dtype)
     scale, noise = layout.contiguous_as(acc, call.scale), layout.contiguous_as(acc, call.noise)
-    b, activation = layout.contiguous_as(x.dtype, call.b), bias_act.rounded(call.activation, x.dtype)
+    b, activation = layout.contiguous_as(x.dtype, call.b), passes.rounded(call.activation, x.dtype)
     call = Call(layout.readable(x), call.f, scale, noise, b, *call.resample, *activation, call.backend)
     _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
 

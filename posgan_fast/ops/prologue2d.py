@@ -1,6 +1,6 @@
-r"""prologue2d: what happens to the input of a convolution, in one pass: encode, scale, add, pad.
+r"""prologue2d: prepares the input of a convolution in one pass: encodes, scales, adds and pads.
 
-With the optional parts left out where they are not given::
+Parts that are not given are left out::
 
     z = x + E  or  concatenate(x, E)             E: a positional encoding, never held as a grid
     z = z * styles[n, c] + residual
@@ -9,14 +9,14 @@ With the optional parts left out where they are not given::
 Shapes: ``x`` [N, C, H, W], ``styles`` [N, C'], ``residual`` [N, C', H, W] with C' the channels after the encoding;
 result [N, C', H + top + bottom, W + left + right] in the dtype and memory format of ``x``. The border is read from a
 map [N, C', h, w] with h >= H + 2 and w >= W + 2 (the ring of its centre crop) or a compact ring
-[N, C', 2 * (H + W) + 4]: top row (W + 2), bottom row (W + 2), left column (H), right column (H). It is taken as it is,
-after scaling.
+[N, C', 2 * (H + W) + 4]: top row (W + 2), bottom row (W + 2), left column (H), right column (H). The styles do not
+scale it.
 Dtypes: float16 and bfloat16 compute in float32 and round once; ``styles`` may be float32 beside them.
 Under autocast the op runs in the dtype of ``x``.
-Derivatives: any order in ``x``, ``styles``, ``residual`` and the border; that of a map is zero off its ring.
+Derivatives: any order in ``x``, ``styles``, ``residual`` and the border. The gradient of a map is zero off its ring.
 
-Source: PadInv ("High-fidelity GAN Inversion with Padding Space", ECCV 2022) for the border, which its code writes into
-the caller's tensor and this does not; SPE and CSG: :mod:`posgan_fast.ops.common.encodings`.
+Source: PadInv ("High-fidelity GAN Inversion with Padding Space", ECCV 2022) for the border; its code writes the border
+into the caller's tensor, this op does not. :mod:`posgan_fast.ops.common.encodings` has the source of SPE and CSG.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import backend as _backend
-from .common import checks, encodings, layout
+from .common import checks, encodings, layout, ring
 from .common.op import Op, restore, save, wanted_of
 from .common.records import Encoding
 
@@ -64,7 +64,7 @@ def prologue2d(
         pad_map: the map or the compact ring of the mode "instance".
         encode: "spe", "csg" or None.
         join: "add" the encoding (C' = C) or "concat" it behind x.
-        channels: of a concatenated "spe"; None: C. What is added has those of x, "csg" two.
+        channels: the channels of a concatenated "spe"; None: C. An added encoding has C channels, "csg" has two.
         layout, div_half_dim, base_size: as in :func:`sinusoidal_encoding2d` and :func:`cartesian_grid2d`.
         backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
 
@@ -75,6 +75,11 @@ def prologue2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, size, mode or device.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> x, styles = torch.zeros(2, 8, 4, 4), torch.ones(2, 10)
+        >>> prologue2d(x, styles, encode="csg", join="concat", padding=1).shape
+        torch.Size([2, 10, 6, 6])
     """
     encoding = _encoding(x, encode, join, channels, layout, div_half_dim, base_size)
     call = check(x, residual, styles, padding, mode, pad_map, encoding, backend)
@@ -84,7 +89,7 @@ def prologue2d(
 
 
 def grid(encoding: Encoding, dtype: torch.dtype, op: str, backend: str | None) -> torch.Tensor:
-    """The encoding that two tables stand for, [1, 2 * d, H, W]: concatenated to an input without channels."""
+    """Return an encoding as a tensor [1, 2 * d, H, W]: the op concatenates it to an input without channels."""
     columns, rows = encoding.columns, encoding.rows
     x = columns.new_empty((1, 0, rows.shape[1], columns.shape[1]), dtype=dtype)
     name = _backend.resolve(op, IMPLS, x, backend)
@@ -97,50 +102,14 @@ def instance_pad2d(x: torch.Tensor, pad_map: torch.Tensor, *, backend: str | Non
 
     Raises:
         TypeError, ValueError, BackendError: as :func:`prologue2d`.
+
+    Example:
+        >>> instance_pad2d(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 4, 5))[0, 0]
+        tensor([[1., 1., 1., 1.],
+                [1., 0., 0., 1.],
+                [1., 1., 1., 1.]])
     """
     return prologue2d(x, padding=1, mode="instance", pad_map=pad_map, backend=backend)
-
-
-def ring_from_map(pad_map: torch.Tensor, height: int | None = None, width: int | None = None) -> torch.Tensor:
-    """The ring around the ``height`` x ``width`` centre of a map [N, C, h, w] as [N, C, 2 * (height + width) + 4].
-
-    Order: top row, bottom row (both with corners), left column, right column. The offset of the centre is rounded
-    down. None: h - 2 and w - 2, the outermost ring. Differentiable to any order.
-
-    Raises:
-        TypeError: not a tensor, or a size that is no int.
-        ValueError: the map does not hold such a ring.
-    """
-    checks.tensor(pad_map, "pad_map", ndim=4)
-    h = pad_map.shape[2] - 2 if height is None else checks.integer(height, "height", minimum=1)
-    w = pad_map.shape[3] - 2 if width is None else checks.integer(width, "width", minimum=1)
-    if not (1 <= h <= pad_map.shape[2] - 2 and 1 <= w <= pad_map.shape[3] - 2):
-        least = f"{max(h, 1) + 2} x {max(w, 1) + 2}"
-        raise ValueError(f"pad_map: expected at least {least} pixels, got shape {tuple(pad_map.shape)}")
-    y, x = _offsets(pad_map.shape, h, w)
-    crop = pad_map.narrow(2, y, h + 2).narrow(3, x, w + 2)  # [N, C, H + 2, W + 2]
-    return torch.cat([crop[:, :, 0], crop[:, :, -1], crop[:, :, 1:-1, 0], crop[:, :, 1:-1, -1]], dim=2)
-
-
-def map_from_ring(ring: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The map [N, C, height + 2, width + 2] whose ring is ``ring`` [N, C, 2 * (height + width) + 4], zero inside.
-
-    Raises:
-        TypeError: not a tensor, or a size that is no int.
-        ValueError: a ring of another length.
-    """
-    checks.tensor(ring, "ring", ndim=3)
-    h, w = checks.integer(height, "height", minimum=1), checks.integer(width, "width", minimum=1)
-    if ring.shape[2] != 2 * (h + w) + 4:
-        raise ValueError(f"ring: expected {2 * (h + w) + 4} values around {h} x {w}, got shape {tuple(ring.shape)}")
-    top, bottom, left, right = ring.split([w + 2, w + 2, h, h], dim=2)
-    middle = torch.cat([left[..., None], ring.new_zeros(*ring.shape[:2], h, w), right[..., None]], dim=3)
-    return torch.cat([top[:, :, None], middle, bottom[:, :, None]], dim=2)
-
-
-def _offsets(shape, h, w):
-    """Where in a map [N, C, h', w'] the ring around h x w pixels begins."""
-    return (shape[2] - h - 2) // 2, (shape[3] - w - 2) // 2
 
 
 class Call(NamedTuple):
@@ -166,7 +135,7 @@ class Call(NamedTuple):
 
 
 def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None, backend) -> Call:
-    """Validate what a user passes, but for the encoding; returns the call in full, the backend chosen."""
+    """Validate the arguments of a user, except for the encoding; return the complete call with its backend."""
     n, c, h, w = x.shape
     if encoding is not None and encoding.concat:
         c += 2 * encoding.columns.shape[0]
@@ -182,31 +151,15 @@ def check(x, residual, styles, padding, mode, pad_map, encoding: Encoding | None
         residual = residual.to(x.dtype)
     border = None
     if pad_map is not None:
-        check_border(pad_map, x, c, h, w)
+        ring.check(pad_map, x, c, h, w)
         border = pad_map.to(x.dtype)
     columns, rows, concat, height_first = (None, None, False, False) if encoding is None else encoding
     name = _backend.resolve(NAME, IMPLS, x, backend)
     return Call(x, residual, styles, border, columns, rows, pad, mode, concat, height_first, name)
 
 
-def check_border(border: Any, x: torch.Tensor, c: int, h: int, w: int) -> None:
-    """Validate a map or ring around ``h`` x ``w`` pixels of ``c`` channels."""
-    checks.tensor(border, "pad_map")
-    checks.same_device(border, "pad_map", x)
-    ring = 2 * (h + w) + 4
-    if border.ndim not in (3, 4) or border.shape[:2] != (x.shape[0], c):
-        raise ValueError(
-            f"pad_map: expected a map [{x.shape[0]}, {c}, h, w] or a ring [{x.shape[0]}, {c}, {ring}],"
-            f" got shape {tuple(border.shape)}"
-        )
-    if border.ndim == 3 and border.shape[2] != ring:
-        raise ValueError(f"pad_map: expected a ring of {ring} values around {h} x {w}, got shape {tuple(border.shape)}")
-    if border.ndim == 4 and (border.shape[2] < h + 2 or border.shape[3] < w + 2):
-        raise ValueError(f"pad_map: expected at least {h + 2} x {w + 2} pixels, got shape {tuple(border.shape)}")
-
-
 def _encoding(x, encode, join, channels, layout, div_half_dim, base_size) -> Encoding | None:
-    """The encoding that a user asks for, once it and ``x`` are checked."""
+    """Validate ``x`` and the arguments of an encoding; return the encoding, or None if the user asks for none."""
     checks.tensor(x, "x", ndim=4)
     _, c, h, w = x.shape
     if h == 0 or w == 0:
@@ -241,7 +194,7 @@ def _check_padding(padding: Any, mode: str, h: int, w: int) -> tuple[int, int, i
 
 
 def _check_styles(styles: Any, x: torch.Tensor, c: int) -> torch.Tensor | None:
-    """Factors [N, C'] in the arithmetic type."""
+    """Validate the styles; return them as [N, C'] in the arithmetic type."""
     if styles is None:
         return None
     checks.tensor(styles, "styles", ndim=2)
@@ -261,12 +214,12 @@ def reference(call: Call) -> torch.Tensor:
     if call.border is None:
         return F.pad(z, list(call.padding), "constant" if call.mode == "zeros" else "reflect")
     h, w = call.x.shape[2:]
-    ring = call.border if call.border.ndim == 3 else ring_from_map(call.border, h, w)
-    return F.pad(z, (1, 1, 1, 1)) + map_from_ring(ring, h, w)
+    border = call.border if call.border.ndim == 3 else ring.ring_from_map(call.border, h, w)
+    return F.pad(z, (1, 1, 1, 1)) + ring.map_from_ring(border, h, w)
 
 
 def _encoded(x, encoding):
-    """x with its encoding added or behind it; the encoding takes no gradient."""
+    """Add the encoding to ``x``, or concatenate it behind. Encodings take no gradient."""
     if encoding is None:
         return x
     h, w = x.shape[2:]
@@ -303,11 +256,11 @@ def _backward(ctx, dy, wanted):
 
 
 def _border_gradient(dy, shape, h, w):
-    ring = ring_from_map(dy, h, w)
+    border = ring.ring_from_map(dy, h, w)
     if len(shape) == 3:
-        return ring
-    y, x = _offsets(shape, h, w)
-    return F.pad(map_from_ring(ring, h, w), (x, shape[3] - w - 2 - x, y, shape[2] - h - 2 - y))
+        return border
+    y, x = ring.offsets(shape, h, w)
+    return F.pad(ring.map_from_ring(border, h, w), (x, shape[3] - w - 2 - x, y, shape[2] - h - 2 - y))
 
 
 def _run_native(call, y):
@@ -352,7 +305,7 @@ def _kernel(call):
 
 
 def _prepared(call: Call) -> Call:
-    """The call as kernels read it. An exported graph under autocast brings other dtypes than the public function."""
+    """Bring the tensors into the dtypes and strides that kernels read; exported graphs under autocast hold others."""
     x, residual, styles, border, columns, rows = call[:6]
     return Call(
         layout.readable(x),
@@ -366,7 +319,7 @@ def _prepared(call: Call) -> Call:
 
 
 def _table(table, x):
-    """A table of the encoding, dense along the innermost dimension of ``x``."""
+    """Make a table of an encoding dense along the dimension that is innermost in ``x``."""
     channels_last = layout.memory_format(x) == torch.channels_last
     return table.t().contiguous().t() if channels_last else table.contiguous()
 

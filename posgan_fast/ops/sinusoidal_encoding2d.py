@@ -48,6 +48,10 @@ def sinusoidal_encoding2d(
         ValueError: a size < 1, an unknown layout, or channels that are no multiple of 4 (or 4, where the one frequency
             of the layout "mmgen" is undefined).
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> sinusoidal_encoding2d(4, 6, channels=32).shape
+        torch.Size([1, 32, 4, 6])
     """
     checks.device(device)
     encoding = encodings.tables("spe", height, width, channels, layout, div_half_dim, base_size, dtype, device)

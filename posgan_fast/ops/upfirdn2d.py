@@ -64,6 +64,11 @@ def upfirdn2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, factor or device, a filter that requires a gradient, or an empty result.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> f = setup_filter([1, 3, 3, 1])
+        >>> upfirdn2d(torch.zeros(1, 8, 16, 16), f, up=2, padding=[2, 1, 2, 1], gain=4).shape
+        torch.Size([1, 8, 32, 32])
     """
     resample = check(x, f, (up, down, padding, flip_filter, gain))
     return run(x, taps_of(f, x), resample, _backend.resolve(NAME, IMPLS, x, backend))
@@ -78,7 +83,12 @@ def filter2d(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Filter without changing the size: :func:`upfirdn2d` with (fw // 2, (fw - 1) // 2) added to ``padding``."""
+    """Filter without changing the size: :func:`upfirdn2d` with (fw // 2, (fw - 1) // 2) added to ``padding``.
+
+    Example:
+        >>> filter2d(torch.ones(1, 1, 5, 5), setup_filter([1, 2, 1]))[0, 0, 0]
+        tensor([0.5625, 0.7500, 0.7500, 0.7500, 0.5625])
+    """
     return _resample(x, f, 1, 1, padding, flip_filter, gain, backend)
 
 
@@ -93,7 +103,12 @@ def upsample2d(
     backend: str | None = None,
 ) -> torch.Tensor:
     """Enlarge by ``up``: :func:`upfirdn2d` with ((fw + up - 1) // 2, (fw - up) // 2) added to ``padding`` and the gain
-    multiplied by the factor of both axes, which makes up for the inserted zeros."""
+    multiplied by the factor of both axes, which makes up for the inserted zeros.
+
+    Example:
+        >>> upsample2d(torch.zeros(1, 8, 16, 16), setup_filter([1, 3, 3, 1])).shape
+        torch.Size([1, 8, 32, 32])
+    """
     return _resample(x, f, up, 1, padding, flip_filter, gain, backend)
 
 
@@ -107,69 +122,13 @@ def downsample2d(
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Shrink by ``down``: :func:`upfirdn2d` with ((fw - down + 1) // 2, (fw - down) // 2) added to ``padding``."""
-    return _resample(x, f, 1, down, padding, flip_filter, gain, backend)
+    """Shrink by ``down``: :func:`upfirdn2d` with ((fw - down + 1) // 2, (fw - down) // 2) added to ``padding``.
 
-
-def setup_filter(
-    f: Any,
-    device: torch.device | str | None = None,
-    normalize: bool = True,
-    flip_filter: bool = False,
-    gain: float = 1.0,
-    separable: bool | None = None,
-) -> torch.Tensor:
-    """Prepare a float32 filter for the ops of this module; the argument is never modified.
-
-    Args:
-        f: numbers, array or tensor of shape [taps], [fh, fw] or []; None stands for the identity.
-        device: where the result goes; None: where a tensor is, else the default device.
-        normalize: divide by the sum.
-        flip_filter: reverse every axis.
-        gain: factor on the whole filter (its square root on each axis of a separable one).
-        separable: keep rank 1 (True) or expand to the outer product (False); None keeps 8 taps and more.
-
-    Raises:
-        TypeError: ``f`` is not numeric, or another argument of the wrong type.
-        ValueError: ``f`` has more than two axes, is empty or not finite, sums to zero under ``normalize``, or is
-            two-dimensional with ``separable=True``; ``gain`` is negative for a separable filter.
+    Example:
+        >>> downsample2d(torch.zeros(1, 8, 16, 16), setup_filter([1, 3, 3, 1])).shape
+        torch.Size([1, 8, 8, 8])
     """
-    try:
-        here = f.device if isinstance(f, torch.Tensor) else "cpu"  # the sum is read, whatever the default device
-        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=here).detach().clone()
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise TypeError(f"f: expected numbers, an array or a tensor, got {type(f).__name__} ({error})") from None
-    if taps.ndim > 2 or taps.numel() == 0:
-        raise ValueError(f"f: expected a non-empty filter [taps] or [fh, fw], got shape {tuple(taps.shape)}")
-    if taps.is_meta:
-        raise ValueError("f: expected taps that can be read, got some on the device meta")
-    if not taps.isfinite().all():
-        raise ValueError("f: expected finite taps, got NaN or infinity")
-    gain, normalize = checks.real(gain, "gain"), checks.flag(normalize, "normalize")
-    checks.flag(flip_filter, "flip_filter")
-    checks.device(device)
-    if separable is not None:
-        checks.flag(separable, "separable")
-    if taps.ndim == 0:
-        taps = taps[None]
-    if separable is None:
-        separable = taps.ndim == 1 and taps.numel() >= 8
-    if separable and taps.ndim == 2:
-        raise ValueError(f"separable: expected False or None for a filter of shape {tuple(taps.shape)}, got True")
-    if separable and gain < 0:
-        raise ValueError(f"gain: expected a number >= 0 for a separable filter, got {gain}")
-    if taps.ndim == 1 and not separable:
-        taps = torch.outer(taps, taps)
-    if normalize:
-        total = taps.sum()
-        if total == 0:
-            raise ValueError("f: expected taps with a non-zero sum to normalise, got a sum of 0")
-        taps = taps / total
-    if flip_filter:
-        taps = taps.flip(list(range(taps.ndim)))
-    if device is None and not isinstance(f, torch.Tensor):
-        device = torch.get_default_device()
-    return (taps * gain ** (taps.ndim / 2)).contiguous().to(device)
+    return _resample(x, f, 1, down, padding, flip_filter, gain, backend)
 
 
 class Call(NamedTuple):
@@ -195,10 +154,11 @@ def run(x: torch.Tensor, f: torch.Tensor, resample: Resample, backend: str) -> t
 
 
 def check(x: Any, f: Any, resampling: tuple[Any, Any, Any, Any, Any], gain: str = "gain") -> Resample:
-    """Validate what a user passes, of it ``resampling`` in the order of the record; returns that with pairs and sides.
+    """Validate the arguments of a user; return the resampling with pairs and with paddings for every side.
 
     Args:
-        gain: what the caller's argument for the factor on the result is called.
+        resampling: up, down, padding, flip_filter and gain.
+        gain: the name of the caller's argument for the gain.
     """
     _check_tensors(x, f)
     up, down = checks.resampling(*resampling[:2])
@@ -246,7 +206,7 @@ def reference(x: torch.Tensor, f: torch.Tensor, resample: Resample) -> torch.Ten
 
 
 def decomposition(x: torch.Tensor, f: torch.Tensor, resample: Resample) -> torch.Tensor:
-    """The definition with a convolution for each channel: one operator in a graph, where a sum over taps is sixteen."""
+    """The definition with a grouped convolution: one operator in a graph, where the sum over taps takes many."""
     with torch.autocast(x.device.type, enabled=False):
         return _define(_convolve, x, f, resample)
 
@@ -260,7 +220,7 @@ def _define(correlate, x, f, resample):
         u = F.pad(u[:, :, :, None, :, None], [0, up[0] - 1, 0, 0, 0, up[1] - 1])  # [N, C, H, up, W, up]
         u = u.reshape(x.shape[0], c, h * up[1], w * up[0])
     u = F.pad(u, [max(p, 0) for p in padding])
-    if min(padding) < 0:  # apart, since more may be cropped on a side than there was before padding
+    if min(padding) < 0:  # crop after padding: a side may lose more than it had before
         u = F.pad(u, [min(p, 0) for p in padding])
     if g.ndim == 2:
         u = correlate(u, resample.gain * g, down)
@@ -270,7 +230,7 @@ def _define(correlate, x, f, resample):
 
 
 def _correlate(u, g, down):
-    """``u`` [N, C, H, W] correlated with ``g`` [kh, kw] where it lies inside, every ``down``-th [x, y] result."""
+    """Correlate ``u`` [N, C, H, W] with ``g`` [kh, kw], unpadded, and keep every ``down``-th [x, y] result."""
     kh, kw = g.shape
     y = 0
     for i in range(kh):
@@ -281,7 +241,7 @@ def _correlate(u, g, down):
 
 
 def _convolve(u, g, down):
-    """:func:`_correlate` as a convolution with one group for each channel."""
+    """Compute :func:`_correlate` as a convolution with one group for each channel."""
     (c,) = static(u.shape[1:2])
     return F.conv2d(u, g.expand(c, 1, *g.shape), stride=(down[1], down[0]), groups=c)
 
@@ -297,7 +257,7 @@ def _backward(ctx, dy, wanted):
 
 
 def run_native(x: torch.Tensor, f: torch.Tensor, resample: Resample, y: torch.Tensor) -> None:
-    """Write the result to ``y``."""
+    """Write the result of the native op to ``y``."""
     (upx, upy), (downx, downy), pad, flip, gain = resample
     torch.ops.posgan_fast_native.upfirdn2d(x, f, y, upx, upy, downx, downy, pad[0], pad[2], flip, gain)
 
@@ -356,13 +316,13 @@ def _resample(x, f, up, down, padding, flip_filter, gain, backend):
     px0, px1, py0, py1 = checks.padding(padding)
     gain = checks.real(gain, "gain")
     fw, fh = _filter_size(f)
-    px0, px1 = px0 + (fw + ux - dx) // 2, px1 + (fw - ux * dx) // 2  # up or down is 1
+    px0, px1 = px0 + (fw + ux - dx) // 2, px1 + (fw - ux * dx) // 2  # one of up and down is 1
     py0, py1 = py0 + (fh + uy - dy) // 2, py1 + (fh - uy * dy) // 2
     return upfirdn2d(x, f, (ux, uy), (dx, dy), (px0, px1, py0, py1), flip_filter, gain * ux * uy, backend=backend)
 
 
 def taps_of(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """``f`` as the op takes it: dense, in the arithmetic type; None is the identity."""
+    """Return ``f`` as the op takes it: dense, in the arithmetic type. None becomes the identity."""
     dtype = checks.arithmetic(x.dtype)
     if f is None:
         return torch.ones(1, 1, dtype=dtype, device=x.device)
@@ -374,7 +334,7 @@ def _filter_size(f: torch.Tensor | None) -> tuple[int, int]:
 
 
 def out_size(x: torch.Tensor, f: torch.Tensor | None, resample: Resample) -> tuple[int, int]:
-    """Height and width of the result."""
+    """Return the height and width of the result."""
     fw, fh = _filter_size(f)
     up, down, (left, right, top, bottom) = resample.up, resample.down, resample.padding
     height = (x.shape[2] * up[1] + top + bottom - fh) // down[1] + 1
@@ -382,7 +342,7 @@ def out_size(x: torch.Tensor, f: torch.Tensor | None, resample: Resample) -> tup
 
 
 def transposed(resample: Resample, f: torch.Tensor, in_size: Sequence[int], out_size: Sequence[int]) -> Resample:
-    """The resampling whose upfirdn2d is the transpose of this one; sizes are (height, width)."""
+    """Return the resampling of the transposed operator, which maps ``out_size`` to ``in_size`` (height, width)."""
     fw, fh = _filter_size(f)
     up, down, (left, _, top, _) = resample.up, resample.down, resample.padding
     (ih, iw), (oh, ow) = in_size, out_size
@@ -394,5 +354,5 @@ def transposed(resample: Resample, f: torch.Tensor, in_size: Sequence[int], out_
 
 
 def empty_output(x: torch.Tensor, f: torch.Tensor | None, resample: Resample) -> torch.Tensor:
-    """An empty result in the dtype and memory format of ``x``."""
+    """Return an empty result in the dtype and memory format of ``x``."""
     return layout.empty(x, (*x.shape[:2], *out_size(x, f, resample)))

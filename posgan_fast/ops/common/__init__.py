@@ -1,1 +1,1 @@
-"""What the ops share: argument checks, memory formats, autocast, activations, encodings, registration."""
+"""Shared by all ops: argument checks, records, memory formats, activations, encodings, autocast, registration."""

@@ -1,4 +1,4 @@
-"""The activations of bias_act and epilogue2d: the table, and each with its derivatives in plain torch."""
+"""The activations of bias_act and epilogue2d: their table, and their values and derivatives in plain torch."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 
 
 def derivative_reads(activation: Activation) -> str | None:
-    """What the first derivative is computed from: the "output", the "input", or nothing, for a mere scaling."""
+    """Return what the first derivative reads: the "output", the "input", or None if it is a mere scaling."""
     if activation.act == "linear" and activation.clamp < 0:
         return None
     return "output" if reads_output(activation.act, activation.alpha) else "input"
 
 
 def reads_output(act: str, alpha: float) -> bool:
-    """Whether the first derivative is read off the output; a negative slope would hide the sign of the input."""
+    """Tell whether the first derivative reads the output. A negative slope would hide the sign of the input."""
     return act == "relu" or (act == "lrelu" and alpha >= 0)
 
 
 def derivative_from_output(y, alpha, gain):
-    """The first derivative of relu and lrelu, without its gain, from their result."""
+    """Return the first derivative of relu or lrelu, without the gain, from the result ``y``."""
     return torch.where(y > 0 if gain > 0 else y < 0, torch.ones_like(y), alpha)
 
 
 def value(act, v, alpha):
-    """The activation's value, without its gain."""
+    """Return ``act(v)`` without gain."""
     if act == "linear":
         return v
     if act == "lrelu":
@@ -75,7 +75,7 @@ _FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def derivative(act, v, alpha):
-    """The first derivative."""
+    """Return ``act'(v)`` without gain."""
     s, c = torch.sigmoid(v), torch.sigmoid(-v)  # c = 1 - s without cancellation
     if act == "linear":
         return torch.ones_like(v)
@@ -94,7 +94,7 @@ def derivative(act, v, alpha):
 
 
 def second_derivative(act, v, alpha):
-    """The second derivative."""
+    """Return ``act''(v)`` without gain."""
     s, c = torch.sigmoid(v), torch.sigmoid(-v)
     if act == "tanh":
         return -2 * torch.tanh(v) * torch.cosh(v).square().reciprocal()

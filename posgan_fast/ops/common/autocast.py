@@ -1,4 +1,4 @@
-"""Autocast, on the devices that it knows; "meta" is none of them, and torch raises when asked."""
+"""Autocast, asked only about devices that it knows: torch raises when it is asked about "meta"."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def is_enabled(x: torch.Tensor) -> bool:
-    """Whether autocast is on for the device of ``x``."""
-    device = x.device.type  # asking torch which devices it knows is more than the compiler of torch 2.10 can trace
+    """Tell whether autocast is on for the device of ``x``."""
+    device = x.device.type  # no call that lists devices: torch 2.10 cannot compile one
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def disabled(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """``with disabled(x):`` autocast leaves the device of ``x`` alone."""
+    """Return a context in which autocast is off for the device of ``x``."""
     return torch.autocast(x.device.type, enabled=False) if is_enabled(x) else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Argument checks shared by the rooms. Each names the argument, what was expected and what came."""
+"""Argument checks of all ops and modules. An error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-MAX_FACTOR, MAX_PADDING = 2**24 - 1, 2**30 - 1  # what the kernels take; they count within a row in 32 bits
-MAX_SIZE = 2**31 - 1  # of a side or of channels that are asked for
+MAX_FACTOR, MAX_PADDING = 2**24 - 1, 2**30 - 1  # kernels index a row with 32 bits
+MAX_SIZE = 2**31 - 1  # the most pixels of a side, and the most channels
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-    """A strided floating-point tensor of a supported dtype, of ``ndim`` dimensions or of ``shape`` if given."""
+    """Require a strided tensor of a supported dtype, with ``ndim`` dimensions or ``shape`` if given."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -30,7 +30,7 @@ def tensor(value: Any, name: str, *, ndim: int | None = None, shape: tuple[int, 
 
 
 def features(value: Any, name: str, channels: int, weight: torch.Tensor) -> torch.Tensor:
-    """A tensor [N, ``channels``, H, W] on the device of ``weight``."""
+    """Require a tensor [N, ``channels``, H, W] on the device of ``weight``."""
     if tensor(value, name, ndim=4).shape[1] != channels:
         raise ValueError(f"{name}: expected {channels} channels, got shape {tuple(value.shape)}")
     same_device(value, name, weight, like="weight")
@@ -38,14 +38,14 @@ def features(value: Any, name: str, channels: int, weight: torch.Tensor) -> torc
 
 
 def arithmetic(dtype: Any) -> torch.dtype:
-    """The dtype that sums and activations of a supported dtype run in."""
+    """Return the dtype in which kernels sum and activate values of a supported dtype."""
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {dtype}")
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def parameter_dtype(dtype: Any) -> None:
-    """Of the parameters of a module; None: torch's default."""
+    """Require a dtype that the parameters of a module can have; None is torch's default."""
     if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in FLOATS):
         raise TypeError(f"dtype: expected one of {', '.join(map(str, FLOATS))} or None, got {dtype!r}")
 
@@ -58,12 +58,12 @@ def same_device(value: torch.Tensor, name: str, x: torch.Tensor, like: str = "x"
 def integer(value: Any, name: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
     if type(value) is int:  # the common case, without the slow look at abstract base classes
         pass
-    elif isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # as TorchScript's tracer hands out sizes
+    elif isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # TorchScript's tracer hands out sizes so
         value = int(value)
     elif isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     elif not isinstance(value, torch.SymInt):
-        value = int(value)  # numpy's wrap around
+        value = int(value)  # numpy's integers wrap around
     if minimum is not None and value < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
     if maximum is not None and value > maximum:
@@ -91,12 +91,17 @@ def device(value: Any) -> None:
         raise TypeError(f"device: expected a torch.device, a str or None, got {type(value).__name__}")
     try:
         torch.empty(0, device=value)
-    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:  # as torch says that it lacks one
+    except (
+        AssertionError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # torch raises any
         raise ValueError(f"device: expected one that torch can use here, got {value!r} ({error})") from None
 
 
 def bound(value: Any, name: str) -> float | None:
-    """A clamp: a number >= 0, or None for none."""
+    """Require a number >= 0, or None for no clamp."""
     return None if value is None else real(value, name, minimum=0)
 
 
@@ -115,7 +120,7 @@ def flag(value: Any, name: str) -> bool:
 
 
 def factors(up: Any, down: Any) -> tuple[int, int]:
-    """Factors of resampling, at most one of which differs from 1."""
+    """Require two factors of resampling, at most one of which differs from 1."""
     up, down = (integer(v, name, minimum=1, maximum=MAX_FACTOR) for v, name in ((up, "up"), (down, "down")))
     if up > 1 and down > 1:
         raise ValueError(f"down: expected 1 beside up={up}, got {down}")
@@ -123,7 +128,7 @@ def factors(up: Any, down: Any) -> tuple[int, int]:
 
 
 def pair(value: Any, name: str, *, minimum: int, maximum: int | None = None, axes: str = "[x, y]") -> tuple[int, int]:
-    """An int for both axes, or one for each of ``axes``."""
+    """Require an int for both axes, or a pair with one for each of ``axes``; return the pair."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
         both = integer(value, name, minimum=minimum, maximum=maximum)
         return both, both
@@ -134,12 +139,12 @@ def pair(value: Any, name: str, *, minimum: int, maximum: int | None = None, axe
 
 
 def resampling(up: Any, down: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Factors of resampling [x, y]."""
+    """Require factors of resampling; return each as [x, y]."""
     return pair(up, "up", minimum=1, maximum=MAX_FACTOR), pair(down, "down", minimum=1, maximum=MAX_FACTOR)
 
 
 def size(value: Any, name: str) -> tuple[int, int]:
-    """[height, width], each >= 1."""
+    """Require [height, width], each >= 1."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name}: expected [height, width], got {type(value).__name__}")
     if len(value) != 2:
@@ -148,7 +153,7 @@ def size(value: Any, name: str) -> tuple[int, int]:
 
 
 def padding(value: Any) -> tuple[int, int, int, int]:
-    """An int for every side, [x, y], or [x_before, x_after, y_before, y_after]."""
+    """Require an int for every side, [x, y], or one int for each side; return [x0, x1, y0, y1]."""
     if type(value) is int or not isinstance(value, Sequence) or isinstance(value, str):
         p = integer(value, "padding", minimum=-MAX_PADDING, maximum=MAX_PADDING)
         return p, p, p, p

@@ -1,4 +1,4 @@
-r"""Positional encodings, each the sum of what its row and its column contribute: two small tables instead of a grid.
+r"""Positional encodings as two small tables instead of a grid: one value per column, one value per row.
 
 Half of the channels depends on the column alone and half on the row alone. With ``d`` channels per half,
 ``n = d / 2`` frequencies ``w_k`` and 0-based row i and column j of [H, W]:
@@ -57,7 +57,7 @@ def tables(
     dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> Encoding:
-    """The tables [d, width] and [d, height] of an encoding, in the arithmetic type of ``dtype``; not concatenated.
+    """Return an encoding's tables [d, width] and [d, height] in the arithmetic type of ``dtype``, to be added to x.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -71,7 +71,7 @@ def tables(
     given = check_base(base_size)
     base = size if given is None else [given[1], given[0]]
     if kind == "csg":
-        base = size if layout == "mmgen" else base  # linear between its ends at any size
+        base = size if layout == "mmgen" else base  # resizing a linear ramp changes nothing
         sides = [_coordinates(b, layout, device) for b in base]
     else:
         w = _frequencies(channels, layout, div_half_dim, device)
@@ -83,12 +83,12 @@ def tables(
 
 
 def check_base(base_size: Any) -> tuple[int, int] | None:
-    """A base size [height, width], or None."""
+    """Require a base size [height, width], or None."""
     return None if base_size is None else checks.size(base_size, "base_size")
 
 
 def check_channels(channels: Any, layout: str, div_half_dim: bool, name: str = "channels") -> int:
-    """Channels that a "spe" can have."""
+    """Require a number of channels that a "spe" can have."""
     channels = checks.integer(channels, name, minimum=4, maximum=checks.MAX_SIZE)
     if channels % 4:
         raise ValueError(f"{name}: expected a multiple of 4, got {channels}")
@@ -120,7 +120,7 @@ def _waves(positions: torch.Tensor, w: torch.Tensor, layout: str) -> torch.Tenso
 
 
 def _resize(side: torch.Tensor, size: int) -> torch.Tensor:
-    """Linear interpolation with the ends kept, [d, base] to [d, size]."""
+    """Interpolate [d, base] linearly to [d, size], keeping both ends."""
     base = side.shape[1]
     if base == size:
         return side

@@ -69,7 +69,7 @@ class Op:
 
         @op.py_impl(DispatchKey.CompositeImplicitAutograd)
         def decompose(*args: Any) -> Any:
-            """Serve torch.export, which lends the op kernels while it works; torch.compile and the like keep the op."""
+            """Decompose for torch.export, which lends the op Python kernels; keep the op for torch.compile."""
             if DispatchKey.CPU in op.py_kernels:
                 return decomposition(record(*args))
             _keep_in_inductor(op)
@@ -85,7 +85,7 @@ class Op:
         return self._function.apply(*call)
 
     def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[torch.Tensor, int]:
-        """One call for the batch, or one for each entry where an argument that all samples share differs."""
+        """Serve the batch with one call, or entry by entry if an argument differs that all samples share."""
         size, call = info.batch_size, list(args)
         mapped = [i for i, t in enumerate(args) if isinstance(t, torch.Tensor) and in_dims[i] is not None]
         for i in mapped:
@@ -99,7 +99,7 @@ class Op:
         return torch.stack([self(self._record(*entry)) for entry in entries]), 0
 
     def _merged(self, size: int, call: list[Any]) -> torch.Tensor:
-        """The results [size, ...] of one call, whose samples have the batch as a dimension in front."""
+        """Make one call of arguments whose samples have the batch in front; return its results [size, ...]."""
         n = call[self._samples[0]].shape[1]
         for i in self._samples:
             if call[i] is not None:
@@ -108,15 +108,15 @@ class Op:
 
 
 def define_inplace(schema: str, record: Any, kernel: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Register an op that writes over an argument and returns nothing; it has no derivative. Returns a function of its
-    record."""
+    """Register an op that writes over an argument and has neither result nor derivative; return a function that takes
+    its record."""
     name = _define(schema, record, lambda call: None, kernel)
     op = getattr(torch.ops.posgan_fast, name).default
     return lambda call: op(*call)
 
 
 def _define(schema: str, record: Any, fake: Callable[[Any], Any], kernel: Callable[[Any], Any]) -> str:
-    """Define the schema with its fake and its kernel; returns the op's name."""
+    """Define the schema with its fake and its kernel; return the op's name."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     torch.library.register_fake(f"posgan_fast::{name}", lambda *args: fake(record(*args)), lib=_LIBRARY)
@@ -135,8 +135,8 @@ def _define(schema: str, record: Any, fake: Callable[[Any], Any], kernel: Callab
 
 
 def _keep_in_inductor(op: Any) -> None:
-    """Take ``op`` off Inductor's own list of decompositions, which torch fills with every op that has one: Inductor
-    refuses to compile a graph that still holds an op of that list."""
+    """Remove ``op`` from Inductor's table of decompositions. Torch puts every op that has one into the table, and
+    Inductor refuses to compile a graph that still holds an op of the table."""
     module = sys.modules.get("torch._inductor.decomposition")
     selected = getattr(module, "select_decomp_table", dict)  # neither name is public
     for table in (getattr(module, "decompositions", {}), selected()):
@@ -144,20 +144,20 @@ def _keep_in_inductor(op: Any) -> None:
 
 
 def wanted_of(ctx: Any, record: Any) -> set[str]:
-    """The fields of a call whose gradients are asked for."""
-    needs = ctx.needs_input_grad  # longer than the record by an argument of torch's own
+    """Return the fields of a call whose gradients autograd asks for."""
+    needs = ctx.needs_input_grad  # may hold an entry more, for an argument that torch adds
     return {field for field, needed in zip(record._fields, needs, strict=False) if needed}
 
 
 def save(ctx: Any, call: Any, *fields: str, result: torch.Tensor | None = None) -> None:
-    """Keep a call for its backward: these of its tensors, every argument that is none, and the result if given."""
+    """Keep a call for its backward: the named tensors, all arguments that are no tensors, and ``result`` if given."""
     ctx.fields = fields
     ctx.call = call._replace(**{k: None for k, v in call._asdict().items() if isinstance(v, torch.Tensor)})
     ctx.save_for_backward(*(getattr(call, field) for field in fields), result)
 
 
 def restore(ctx: Any) -> tuple[Any, torch.Tensor | None]:
-    """The call that :func:`save` kept, the other tensors None, and the result."""
+    """Return the call that :func:`save` kept, with None for the other tensors, and the result."""
     *tensors, result = ctx.saved_tensors
     return ctx.call._replace(**dict(zip(ctx.fields, tensors, strict=True))), result
 
@@ -165,17 +165,17 @@ def restore(ctx: Any) -> tuple[Any, torch.Tensor | None]:
 def _may_be_dual(args: Sequence[Any]) -> bool:
     try:
         return differentiates_forward(*args)
-    except RuntimeError:  # inside a compiled graph torch does not tell
+    except RuntimeError:  # torch refuses to look at tangents inside a compiled graph
         return True
 
 
 def transforms_active() -> bool:
-    """Whether a transform of torch.func, or a batched gradient, is under way."""
+    """Tell whether a transform of torch.func, or a batched gradient, is under way."""
     return torch._C._are_functorch_transforms_active()
 
 
 def differentiates_forward(*args: Any) -> bool:
-    """Whether the caller asks for a forward-mode derivative with respect to one of these arguments."""
+    """Tell whether the caller asks for a forward-mode derivative with respect to one of these arguments."""
     if forward_ad._current_level < 0:
         return False
     tensors = (t for t in args if isinstance(t, torch.Tensor))
@@ -183,23 +183,23 @@ def differentiates_forward(*args: Any) -> bool:
 
 
 def _functionalizes() -> bool:
-    """Whether torch.func.functionalize is among the transforms: it has no rule for an autograd.Function."""
+    """Tell whether torch.func.functionalize, which cannot run an autograd.Function, is among the transforms."""
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     return any(transform.key() == torch._C._functorch.TransformType.Functionalize for transform in transforms)
 
 
 def is_transformed(*args: Any) -> bool:
-    """Whether something other than the kernels may have to serve a call with these arguments."""
+    """Tell whether a decomposition, not the kernels, may have to serve a call with these arguments."""
     if torch.compiler.is_exporting():
         return True
     return torch.jit.is_tracing() or transforms_active() or differentiates_forward(*args)
 
 
 def is_watched() -> bool:
-    """Whether a dispatch mode, such as FlopCounterMode, looks at the operators that run."""
+    """Tell whether a dispatch mode, such as FlopCounterMode, looks at the operators that run."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
 def static(sizes: Sequence[Any]) -> list[Any]:
-    """Sizes as plain numbers for TorchScript's tracer, which hands out tensors; else as they are."""
+    """Return sizes as a list, of plain numbers also under TorchScript's tracer, which hands out tensors."""
     return [int(size) for size in sizes] if torch.jit.is_tracing() else list(sizes)

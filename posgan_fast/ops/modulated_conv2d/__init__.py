@@ -16,11 +16,11 @@ not convolved. With ``down`` the filter precedes a convolution of that stride. P
 
 Shapes: ``x`` [N, I, H, W], ``weight`` [O, I, kh, kw], ``styles`` [N, I]; result [N, O, H', W'] in the dtype and memory
 format of ``x``, H' = (H * up + 2 * padding - kh) // down + 1 for the filters of StyleGAN2, of an even number of taps.
-Where a derivative is asked for, the memory format is that of torch's convolution. Under autocast the layer runs in
+If a derivative is asked for, the memory format is that of torch's convolution. Under autocast the layer runs in
 autocast's dtype, unless ``x`` is float64.
-Dtypes: of ``x``; the factors are computed in float32 (float64). float16 activations are kept in range by scaling the
-weight per filter, the styles and the map per sample, which the coefficients undo: the result is that of float32, surely
-while features stay below 6e4 / sqrt(I * kh * kw).
+Dtypes: the convolution runs in the dtype of ``x``, the factors are computed in float32 (float64). To keep float16
+activations in range the layer scales the weight per filter, and the styles and the map per sample; the coefficients
+undo it. The result is that of float32, at least while features stay below 6e4 / sqrt(I * kh * kw).
 Derivatives: as epilogue2d, in ``x``, ``weight``, ``styles``, ``pad_map``, ``noise`` and ``bias``.
 
 Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy/padinv for the map.
@@ -33,8 +33,8 @@ from typing import Any
 import torch
 
 from ... import backend as _backend
-from .. import bias_act, prologue2d, upfirdn2d
-from ..common import autocast, checks, layout
+from .. import bias_act, upfirdn2d
+from ..common import autocast, checks, layout, ring
 from ..common.op import Op, differentiates_forward, is_transformed, is_watched, restore, save, transforms_active
 from . import conv2d_resample, cpu, triton
 from .call import Call, empty_output
@@ -64,7 +64,7 @@ def modulated_conv2d(
     eps: float = 1e-8,
     backend: str | None = None,
 ) -> torch.Tensor:
-    r"""The style layer of StyleGAN2; the module's docstring has the formula.
+    r"""Run the style layer of StyleGAN2; the module's docstring has the formula.
 
     Args:
         x: input [N, I, H, W], NCHW or channels_last (kept).
@@ -75,12 +75,12 @@ def modulated_conv2d(
         pad_map: replaces the zeros of ``padding=1``. Without resampling a map [N, I, h, w], h >= H + 2 and w >= W + 2,
             whose centre crop gives the ring, or a ring [N, I, 2 * (H + W) + 4]. With ``up`` the same around the output
             of the transposed convolution, with O channels. Never written.
-        resample_filter: of :func:`setup_filter`, for ``up`` and ``down``; None: the identity.
+        resample_filter: filter for ``up`` and ``down`` from :func:`setup_filter`; None: the identity.
         demodulate: normalise by the expected magnitude of the output.
         flip_weight: True correlates as torch does, False convolves.
         noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], its strength included.
-        bias, act, alpha, gain, clamp: of :func:`bias_act`.
-        eps: under the root of the coefficients.
+        bias, act, alpha, gain, clamp: as in :func:`bias_act`.
+        eps: added under the root of the coefficients.
         backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
 
     Returns:
@@ -90,6 +90,11 @@ def modulated_conv2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, factor, size or device.
         BackendError: the chosen backend cannot run this call.
+
+    Example:
+        >>> x, weight, styles = torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), torch.ones(2, 8)
+        >>> modulated_conv2d(x, weight, styles, padding=1, bias=torch.zeros(4), act="lrelu").shape
+        torch.Size([2, 4, 16, 16])
     """
     call = Call(
         x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise, bias, act,
@@ -105,7 +110,7 @@ def modulated_conv2d(
 
 
 def check(call: Call) -> Call:
-    """Validate what a user passes, as far as the stages would not; returns the call in full, the backend chosen."""
+    """Validate the arguments of a user that the stages do not check; return the complete call with its backend."""
     x, weight, styles, pad_map, f, noise = call.x, call.weight, call.styles, call.pad_map, call.f, call.noise
     checks.tensor(x, "x", ndim=4)
     checks.tensor(weight, "weight", ndim=4)
@@ -127,7 +132,7 @@ def check(call: Call) -> Call:
     _check_size(size, up, down, padding, x, weight)
     if pad_map is not None:
         surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
-        prologue2d.check_border(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
+        ring.check(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
     noise = None if noise is None else _checked_noise(noise, x, size)
     if call.bias is not None:
         checks.tensor(call.bias, "bias", shape=(weight.shape[0],))
@@ -163,11 +168,11 @@ def _check_size(size: Any, up: int, down: int, padding: int, x: torch.Tensor, we
 
 
 def _checked_noise(noise: Any, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The noise as [1 or N, 1, H', W']."""
+    """Validate the noise; return it as [1 or N, 1, H', W']."""
     n = x.shape[0]
     checks.tensor(noise, "noise")
     checks.same_device(noise, "noise", x)
-    # By rank first: a symbolic batch compared with a height would not be that height in an exported graph.
+    # Look at the rank first: comparing a symbolic batch with a height would make an exported graph fix the batch.
     shapes = (size,) if noise.ndim == 2 else ((n, 1, *size), (1, 1, *size))
     if tuple(noise.shape) not in shapes:
         raise ValueError(f"noise: expected shape {size}, {(1, 1, *size)} or {(n, 1, *size)}, got {tuple(noise.shape)}")
@@ -175,8 +180,8 @@ def _checked_noise(noise: Any, x: torch.Tensor, size: tuple[int, int]) -> torch.
 
 
 def _run(call: Call) -> torch.Tensor:
-    """Run the op, which may write over what it allocates; or its stages, where the caller can ask for a derivative or
-    looks at the operators."""
+    """Run the op, which may overwrite its intermediate results, or the stages if the caller can ask for a derivative or
+    watches the operators."""
     if _needs_stages(call):
         return _backend.unlisted(lambda: run_stages(call))
     return OP(call)
@@ -185,7 +190,7 @@ def _run(call: Call) -> torch.Tensor:
 def _needs_stages(call: Call) -> bool:
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call):
         return True
-    if torch.compiler.is_compiling():  # which works under dispatch modes of its own
+    if torch.compiler.is_compiling():  # the compiler's own dispatch modes do not count as watching
         return transforms_active() or differentiates_forward(*call)
     return is_transformed(*call) or is_watched()
 
@@ -195,11 +200,11 @@ def _setup_context(ctx, call, result):
 
 
 def _backward(ctx, dy, wanted):
-    """Rerun the differentiable stages and differentiate them; only exported graphs hold the op with a derivative."""
+    """Backward of the fused op in exported graphs: rerun the differentiable stages and differentiate them."""
     call, _ = restore(ctx)
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), autocast.disabled(dy):
-        # Views, so that an argument does not count for another that was computed from it.
+        # Views cut the graph between arguments: the gradient of one must not flow through another computed from it.
         call = call._replace(**{field: getattr(call, field).view_as(getattr(call, field)) for field in ctx.fields})
         y = run_stages(call._replace(backend=_backend.resolve_auto(NAME, IMPLS, call.x, call.backend)))
         fields = [field for field in ctx.fields if field in wanted]
@@ -216,7 +221,7 @@ IMPLS = (
 
 
 def _kernel(call):
-    with autocast.disabled(call.x):  # in an exported graph; the public function leaves it off
+    with autocast.disabled(call.x):  # may be on in an exported graph
         name = _backend.resolve_auto(NAME, IMPLS, call.x, call.backend)
         y = _backend.implementation(NAME, IMPLS, call.x, name)(call._replace(backend=name))
     expected = empty_output(call, "meta")

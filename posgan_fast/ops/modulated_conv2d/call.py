@@ -39,6 +39,6 @@ class Call(NamedTuple):
 
 
 def empty_output(call: Call, device: str | None = None) -> torch.Tensor:
-    """An empty result in the dtype and memory format of ``x``."""
+    """Return an empty result in the dtype and memory format of ``x``."""
     size = conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
     return layout.empty(call.x, (call.x.shape[0], call.weight.shape[0], *size), device)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from .. import prologue2d
 from ..common import checks
+from ..common.ring import ring_from_map
 from . import conv2d_resample
 from .call import Call
 
@@ -22,7 +22,7 @@ class Factors(NamedTuple):
 
 
 def factors(call: Call, dtype: torch.dtype) -> Factors:
-    """The factors for activations of a dtype, in its range."""
+    """Compute the factors for activations of a dtype, scaled into its range."""
     acc = checks.arithmetic(dtype)
     weight, styles, pad_map = call.weight.to(acc), call.styles.to(acc), call.pad_map
     dcoefs = demodulation(weight, styles, call.eps) if call.demodulate else None
@@ -33,15 +33,15 @@ def factors(call: Call, dtype: torch.dtype) -> Factors:
 
 
 def _ring(call: Call, acc: torch.dtype) -> torch.Tensor | None:
-    """The ring of the padding map: values off the ring must not count for the range."""
+    """Return the ring of the padding map, since values off the ring must not count for the range."""
     if call.pad_map is None or call.pad_map.ndim == 3:
         return None if call.pad_map is None else call.pad_map.to(acc)
     surrounded = conv2d_resample.surrounded_size(call.x.shape[2:], call.weight, call.up, call.padding, call.f)
-    return prologue2d.ring_from_map(call.pad_map.to(acc), *surrounded)
+    return ring_from_map(call.pad_map.to(acc), *surrounded)
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """The coefficients ``rsqrt(sum_{i, k} (weight[o, i, k] * styles[n, i])^2 + eps)``, [N, O], as one matrix product.
+    """Compute the coefficients ``rsqrt(sum_{i, k} (weight[o, i, k] * styles[n, i])^2 + eps)``, [N, O].
 
     ``weight`` [O, I, kh, kw] and ``styles`` [N, I] are float32 or float64.
     """
@@ -49,12 +49,12 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor, eps: float = 1e-8) 
 
 
 def squares(weight: torch.Tensor) -> torch.Tensor:
-    """The sum of squares over each kernel of ``weight`` [O, I, kh, kw], as [I, O]."""
+    """Return the sum of squares over each kernel of ``weight`` [O, I, kh, kw], as [I, O]."""
     return weight.square().sum((2, 3)).t()
 
 
 def from_squares(squares: torch.Tensor, styles: torch.Tensor, eps: float) -> torch.Tensor:
-    """The demodulation coefficients [N, O] from the :func:`squares` of a weight."""
+    """Compute the demodulation coefficients [N, O] from the :func:`squares` of a weight."""
     return (styles.square() @ squares + eps).rsqrt()
 
 
@@ -65,7 +65,7 @@ def _in_range(weight, styles, dcoefs, ring, up):
     per_filter = weight.detach().abs().amax((1, 2, 3)) * spread  # [O]
     per_sample = styles.detach().abs().amax(1)  # [N]
     largest = None
-    if ring is not None:  # summed up, every sign alike, it must stay below 65504
+    if ring is not None:  # the sum of a window of the ring, if all signs are alike, must stay below 65504
         largest = ring.detach().abs().amax(2) * (spread / 6e4)  # [N, C]
         per_sample = torch.maximum(per_sample, largest.amax(1))
     per_sample = _or_one(per_sample)
@@ -79,5 +79,5 @@ def _in_range(weight, styles, dcoefs, ring, up):
 
 
 def _or_one(t):
-    """``t``, but 1 where it is no divisor: zero, infinite or NaN."""
+    """Replace what is no divisor - zero, infinity, NaN - by 1."""
     return torch.where((t > 0) & t.isfinite(), t, 1)

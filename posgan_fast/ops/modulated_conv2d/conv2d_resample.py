@@ -13,7 +13,7 @@ from .onednn import conv2d, conv_transpose2d
 
 def downsample_conv2d(x, w, styles, down, padding, pad_map, f, backend):
     """Scale by the styles unless they are None, pad or filter, convolve with w [O, I, kh, kw] by stride ``down``."""
-    if down > 1:  # a 1x1 kernel commutes with the decimation
+    if down > 1:  # a 1x1 kernel commutes with the decimation, which then comes first
         fw, fh = f.shape[-1], f.shape[0]
         pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
         early = down if w.shape[2:] == (1, 1) else 1
@@ -45,7 +45,7 @@ def upsample_conv2d(z, w, up, padding, pad_map, f, backend):
 
 
 def up_padding(w, up, padding, f):
-    """Paddings of the filter [x0, x1, y0, y1] and of the transposed convolution [height, width]; the latter crops."""
+    """Return the padding of the filter [x0, x1, y0, y1] and what the transposed convolution crops [height, width]."""
     (fw, fh), (kh, kw) = (f.shape[-1], f.shape[0]), w.shape[2:]
     pad = [padding + p for t in (fw, fh) for p in ((t + up - 1) // 2, (t - up) // 2)]
     if (kh, kw) == (1, 1):
@@ -56,7 +56,7 @@ def up_padding(w, up, padding, f):
 
 
 def surrounded_size(size, w, up, padding, f):
-    """Height and width inside a padding map: of the input, or with ``up`` of the transposed convolution's output."""
+    """Return the size that a padding map surrounds: that of the input, or with ``up`` of the transposed convolution."""
     if up == 1:
         return list(size)
     _, cut = up_padding(w, up, padding, f)
@@ -64,9 +64,9 @@ def surrounded_size(size, w, up, padding, f):
 
 
 def out_size(x, weight, up, down, padding, f):
-    """Height and width of the result."""
+    """Return the height and width of the result."""
     kernel, taps = weight.shape[2:], (1, 1) if f is None else (f.shape[0], f.shape[-1])
-    # upsampled, padded, filtered, convolved; up or down is 1
+    # the upsampled image, padded and filtered; one of up and down is 1
     grow = [2 * padding + (t + up - down) // 2 + (t - up * down) // 2 - (t - 1) for t in taps]
     h, w = ((s * up + g - k) // down + 1 for s, g, k in zip(x.shape[2:], grow, kernel, strict=True))
     return h, w

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import bias_act, epilogue2d, prologue2d
+from .. import epilogue2d, prologue2d
+from ..bias_act import passes
 from ..common import checks, layout
+from ..common.activations import ACTIVATIONS
 from . import coefs, conv2d_resample, onednn, weight_cache
 from .call import Call
 from .stages import run_stages
@@ -20,12 +22,12 @@ class Form(NamedTuple):
     dtype: torch.dtype
     up: bool
     polyphase: bool  # even and odd rows of the result each by a plain convolution, instead of a transposed one
-    flip: bool  # from the stored kernel to the one that torch correlates with, or transposes
+    flip: bool  # reverse the stored kernel
 
 
 def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
-    if call.x.dtype == torch.float16:  # its range needs care, and no CPU is fast in it
+    if call.x.dtype == torch.float16:  # needs care with its range, and no CPU is fast in it
         return run_stages(call, inplace=True)
     x, acc = call.x.contiguous(memory_format=torch.channels_last), checks.arithmetic(call.x.dtype)
     call = call._replace(
@@ -34,7 +36,7 @@ def infer(call: Call) -> torch.Tensor:
         noise=layout.contiguous_as(acc, call.noise),
         bias=layout.contiguous_as(x.dtype, call.bias),
     )
-    fold = x.shape[0] == 1 and (call.pad_map is None or call.up > 1)  # the styles of the only sample into the weight
+    fold = x.shape[0] == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
     if not fold and _has_few_filters(call):
         return _multiply(call)
     form = _form_of(call)
@@ -51,13 +53,13 @@ def infer(call: Call) -> torch.Tensor:
 
 
 def _has_few_filters(call: Call) -> bool:
-    """Whether the layer turns features into an image: the weights of all samples are smaller than scaled features."""
+    """Tell whether a weight for each sample is smaller than scaled features, as in layers that make an image."""
     o, i, kh, kw = call.weight.shape
     return (kh, kw) == (1, 1) and 4 * o <= i and call.up * call.down == 1 and call.padding == 0
 
 
 def _multiply(call: Call) -> torch.Tensor:
-    """A 1x1 convolution as one matrix product with a weight for each sample."""
+    """Compute a 1x1 convolution as one matrix product with a weight for each sample."""
     x, weight = call.x, call.weight.to(call.styles.dtype)
     dcoefs = coefs.demodulation(weight, call.styles, call.eps) if call.demodulate else None
     per_sample = (weight[:, :, 0, 0] * call.styles[:, None]).to(x.dtype)  # [N, O, I]
@@ -74,9 +76,9 @@ def _form_of(call: Call) -> Form:
 
 
 def _arguments(call: Call, form: Form, fold: bool) -> tuple[Any, ...]:
-    """The coefficients, the weight, that of the odd rows of a polyphase form, and the styles left to scale x with."""
+    """Return the coefficients, the weight, the weight of odd rows (polyphase) and the styles that are to scale x."""
     x, weight, styles, kept = call.x, call.weight, call.styles, None
-    if x.shape[0] and (not fold or weight.numel() > x.numel()):  # folding into a small weight is cheaper than scaling x
+    if x.shape[0] and (not fold or weight.numel() > x.numel()):  # folding is cheaper than scaling x
         kept = weight_cache.packed(weight, form, lambda: _packed(call, form))
     if kept is None:
         return *_prepared(weight.to(styles.dtype), styles, call, form, fold), None if fold else styles
@@ -86,8 +88,7 @@ def _arguments(call: Call, form: Form, fold: bool) -> tuple[Any, ...]:
 
 
 def _packed(call: Call, form: Form) -> tuple[torch.Tensor | None, ...]:
-    """What the cache keeps of a weight: the sums of squares [I, O] over each kernel, and the weights in oneDNN's
-    layout."""
+    """Prepare a weight for the cache: return the squares [I, O] of its kernels, and the weights in oneDNN's layout."""
     weight, shape = call.weight.detach().to(call.styles.dtype), call.x.shape
     unmodulated = call._replace(demodulate=False, eps=0.0)
     _, w, odd_rows = _prepared(weight, weight.new_ones((1, weight.shape[1])), unmodulated, form, False)
@@ -102,8 +103,8 @@ def _packed(call: Call, form: Form) -> tuple[torch.Tensor | None, ...]:
 def _prepared(
     weight: torch.Tensor, styles: torch.Tensor, call: Call, form: Form, fold: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-    """The demodulation coefficients [N, O], the weight as torch's plain or transposed convolution of channels_last
-    tensors reads it fastest, and that of the odd rows of a polyphase form."""
+    """Prepare a weight in one pass: return the demodulation coefficients [N, O], the weight in the strides that torch's
+    convolution of channels_last tensors reads fastest, and the weight of odd rows (polyphase)."""
     o, i, kh, kw = weight.shape
 
     def empty(n, c, kh, kw):
@@ -122,13 +123,13 @@ def _prepared(
 
 
 def _filter_polyphase(even: torch.Tensor, odd: torch.Tensor, dcoefs: torch.Tensor | None, call: Call) -> torch.Tensor:
-    """The epilogue of an upsampled image whose even and odd rows lie apart."""
+    """Run the epilogue on an upsampled image whose even and odd rows lie apart."""
     pad, _ = conv2d_resample.up_padding(call.weight, call.up, call.padding, call.f)
     n, _, h, w = call.x.shape
     y = call.x.new_empty((n, h * call.up, w * call.up, call.weight.shape[0])).permute(0, 3, 1, 2)
-    act, alpha, gain, clamp = bias_act.rounded(call.activation, call.x.dtype)
+    act, alpha, gain, clamp = passes.rounded(call.activation, call.x.dtype)
     torch.ops.posgan_fast_native.epilogue2d(
         even, odd, call.f, dcoefs, call.noise, call.bias, y, 1, 1, 1, 1, pad[0], pad[2], False, call.up**2,
-        bias_act.ACTIVATIONS[act].index, alpha, gain, clamp,
+        ACTIVATIONS[act].index, alpha, gain, clamp,
     )  # fmt: skip
     return y

@@ -1,7 +1,8 @@
-"""Convolutions on the CPU whose weight is kept in oneDNN's own layout.
+"""Convolutions on the CPU with a weight in oneDNN's own layout.
 
-A weight in torch's layout is brought into it anew at every call. The operators that take it otherwise serve torch's
-compiler and are not public: what they do here is tried out once, and where they do not, the weight stays as it is.
+Torch's public convolutions reorder a weight into that layout at every call. The operators that take a reordered weight
+belong to torch's compiler and are not public. So this module tries them once and, if they fail, leaves weights as they
+are.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch.nn import functional as F
 def blocked(
     w: torch.Tensor, x_shape: Sequence[int], stride: int, padding: Sequence[int], transposed: bool
 ) -> torch.Tensor:
-    """``w`` in the layout for such a convolution of inputs like [N, C, H, W], or as it is."""
+    """Return ``w`` reordered for a convolution of inputs of a shape, or unchanged if torch lacks the operators."""
     return _reordered(w, x_shape, stride, padding, transposed) if usable(w.dtype, transposed) else w
 
 
 def conv2d(x: torch.Tensor, w: torch.Tensor, *, stride: int = 1, padding: Sequence[int] = (0, 0)) -> torch.Tensor:
-    """:func:`torch.nn.functional.conv2d` with ``w`` in either layout."""
+    """Compute :func:`torch.nn.functional.conv2d` with ``w`` in either layout."""
     if not w.is_mkldnn:
         return F.conv2d(x, w, stride=stride, padding=tuple(padding))
     return torch.ops.mkldnn._convolution_pointwise(x, w, None, padding, [stride] * 2, [1, 1], 1, "none", [], None)
@@ -30,7 +31,7 @@ def conv2d(x: torch.Tensor, w: torch.Tensor, *, stride: int = 1, padding: Sequen
 def conv_transpose2d(
     x: torch.Tensor, w: torch.Tensor, *, stride: int = 1, padding: Sequence[int] = (0, 0)
 ) -> torch.Tensor:
-    """:func:`torch.nn.functional.conv_transpose2d` with ``w`` in either layout."""
+    """Compute :func:`torch.nn.functional.conv_transpose2d` with ``w`` in either layout."""
     if not w.is_mkldnn:
         return F.conv_transpose2d(x, w, stride=stride, padding=tuple(padding))
     return torch.ops.mkldnn._convolution_transpose_pointwise(
@@ -40,14 +41,19 @@ def conv_transpose2d(
 
 @functools.cache
 def usable(dtype: torch.dtype, transposed: bool) -> bool:
-    """Whether this torch has these operators, and they do what is expected of them."""
+    """Tell whether this torch has these operators and they compute the same as the public ones."""
     x = torch.ones((1, 16, 4, 4), dtype=dtype).contiguous(memory_format=torch.channels_last)
     w = torch.ones((16, 16, 3, 3), dtype=dtype)
     conv = conv_transpose2d if transposed else conv2d
     try:
         y = conv(x, _reordered(w, x.shape, 2, (0, 0), transposed), stride=2)
         return torch.equal(y, conv(x, w, stride=2)) and y.is_contiguous(memory_format=torch.channels_last)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # missing, of another form, or refusing
+    except (
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+    ):  # torch has none, or others
         return False
 
 

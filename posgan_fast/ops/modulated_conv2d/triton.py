@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .. import bias_act
+from ..bias_act import passes
 from ..common import checks, layout
 from . import coefs
 from .call import Call, empty_output
@@ -29,6 +29,6 @@ def infer(call: Call) -> torch.Tensor:
         layout.contiguous_as(x.dtype, call.bias),
         y,
         call.flip_weight,
-        bias_act.rounded(call.activation, x.dtype),
+        passes.rounded(call.activation, x.dtype),
     )
     return y

@@ -1,4 +1,4 @@
-"""Weights kept in the form in which the CPU's convolutions read them."""
+"""Keeps what the CPU path prepares from a weight, for as long as the weight has the same values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
 
 def keep(weight: torch.Tensor) -> None:
-    """From now on keep what :func:`packed` makes of this weight, beginning with nothing."""
+    """Let :func:`packed` keep what it makes of this weight from now on; drop what it kept before."""
     _KEPT[weight] = {}
 
 
@@ -22,8 +22,8 @@ def forget(weight: torch.Tensor) -> None:
 
 
 def packed(weight: torch.Tensor, form: Hashable, make: Callable[[], Any]) -> Any:
-    """Return what ``make()`` made for this form, anew once the values of the weight changed; None for a weight that is
-    not to be kept."""
+    """Return ``make()``, called once per form and again after the values of the weight changed; None for a weight that
+    :func:`keep` was not called with."""
     entries = _KEPT.get(weight) if _KEPT else None
     if entries is None:
         return None
@@ -34,11 +34,11 @@ def packed(weight: torch.Tensor, form: Hashable, make: Callable[[], Any]) -> Any
 
 
 def _fingerprint(weight: torch.Tensor) -> torch.Tensor:
-    """The sums of the bits of [O, ...] over all filters, and the first bits of each filter.
+    """Return the sums of the bits of a weight [O, ...] over its filters, and the first bits of each filter.
 
-    The values themselves are read, in one pass at the speed of memory, since writes through ``.data`` change neither
-    the version nor the address of a tensor. Any write to a single value shows, and so does any new order of the filters
-    or of what is in them.
+    Writes through ``.data`` change neither the version nor the address of a tensor, so the values themselves are read,
+    in one pass at the speed of memory. The fingerprint changes with any single value, with the order of the filters and
+    with the order of the values in them.
     """
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.permute(0, 2, 3, 1)
