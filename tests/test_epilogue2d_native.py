@@ -21,7 +21,7 @@ from posgan_fast import functional as PF
 @each_dtype
 @pytest.mark.parametrize("c", [1, 3, 16, 200])
 def test_rows_in_two_tensors(c, dtype):
-    """A transposed convolution of stride 2 with a 3x3 kernel, as two plain ones and the native op on even and odd rows."""
+    """A transposed 3x3 convolution of stride 2, as two plain ones and the native op on even and odd rows."""
     generator = torch.manual_seed(6)
     x = torch.randn(2, 4, 5, 6, generator=generator)
     weight = torch.randn(4, c, 3, 3, generator=generator)

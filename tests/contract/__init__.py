@@ -8,5 +8,8 @@ import pytest
 
 # Only test files get pytest's readable assertions by themselves.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{name}" for name in ("common", "bias_act", "upfirdn2d", "epilogue2d", "prologue2d"))
+    *(
+        f"{__name__}.{name}"
+        for name in ("common", "bias_act", "upfirdn2d", "epilogue2d", "prologue2d", "modulated_conv2d")
+    )
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import cases
 import pytest
 import torch
 
 from posgan_fast import functional as PF
 
-from .common import LAYOUTS, check_derivatives, each_dtype, each_layout, each_view, oracle, random
+from .common import DTYPES, LAYOUTS, check_derivatives, each_dtype, each_layout, each_view, oracle, random
 
 FILTERS = {
     "separable4": torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8,
@@ -58,12 +59,24 @@ class Upfirdn2dContract:
         f = FILTERS[name]
         x = random((2, 3, 18, 21), dtype).contiguous(memory_format=layout)
         there = backend.put(x), backend.put(f)
-        for (up, down, padding), flip in zip(MODES, itertools.cycle((False, True)), strict=False):
+        for (up, down, padding), flip in backend.some([*zip(MODES, itertools.cycle((False, True)), strict=False)]):
             for flip_filter, gain in ((flip, 1.5), (not flip, -1.5))[: 2 if name == "full3x5" else 1]:
                 y = PF.upfirdn2d(*there, up, down, padding, flip_filter, gain, backend=backend.name)
                 expected = answer(x, f, up, down, padding, flip_filter, gain)
                 backend.assert_close(y, expected, "upfirdn2d", dtype)
                 assert y.is_contiguous(memory_format=layout)
+
+    @each_layout
+    @pytest.mark.parametrize("case", cases.UPFIRDN2D_SMALL, ids=lambda case: case.name)
+    def test_value_and_both_derivatives(self, case, layout, backend):
+        """The calls of StyleGAN2 in small, each dtype by turns."""
+        dtype = DTYPES[(cases.UPFIRDN2D_SMALL.index(case) + LAYOUTS.index(layout)) % len(DTYPES)]
+        x, f = case.tensors(dtype, layout)
+        g, h = (random(shape, dtype, 1).contiguous(memory_format=layout) for shape in (case.out_shape, case.shape))
+        expected = _derivatives(case, *(t.double() for t in (x, f, g, h)), "reference")
+        actual = _derivatives(case, *backend.put([x, f, g, h]), backend.name)
+        for a, e in zip(actual, expected, strict=True):
+            backend.assert_close(a, e, "upfirdn2d", dtype)
 
     @each_layout
     @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -147,6 +160,14 @@ class Upfirdn2dContract:
         (dx,) = torch.autograd.grad(y.sum(), x)
         assert torch.equal(y, x[:, :, :1, :1])
         assert dx[0, 0, 0, 0] == 1 and dx.sum() == 1
+
+
+def _derivatives(case, x, f, g, h, backend):
+    """The value, its gradient along ``g``, and the gradient of that in ``g`` along ``h``."""
+    x, g = x.detach().requires_grad_(), g.detach().requires_grad_()
+    y = PF.upfirdn2d(x, f, **case.arguments, backend=backend)
+    (dx,) = torch.autograd.grad(y, x, g, create_graph=True)
+    return y, dx, *torch.autograd.grad(dx, g, h)
 
 
 def _gradients(x, f, g, backend):
