@@ -72,15 +72,16 @@ def test_styles_of_a_sample_have_no_scale():
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[5], LAYERS[12], LAYERS[15]], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("training", [False, True])
 def test_passes_opcheck(layer, training):
-    for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS):
-        given = tensors(layer, n=1, dtype=dtype)
-        x, weight, styles, noise, bias, border = (t if t is None else t.requires_grad_(training) for t in given)
-        f = layer.f if layer.up * layer.down > 1 else None
-        arguments = (
-            x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
-            layer.flip_weight, 1e-8, noise, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
-        )  # fmt: skip
-        torch.library.opcheck(torch.ops.posgan_fast.modulated_conv2d, arguments)
+    """In float32 and in bfloat16, each in one of the layouts."""
+    dtype, layout = (torch.float32, LAYOUTS[1]) if training else (torch.bfloat16, LAYOUTS[0])
+    given = tensors(layer, n=1, dtype=dtype)
+    x, weight, styles, noise, bias, border = (t if t is None else t.requires_grad_(training) for t in given)
+    f = layer.f if layer.up * layer.down > 1 else None
+    arguments = (
+        x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
+        layer.flip_weight, 1e-8, noise, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.posgan_fast.modulated_conv2d, arguments)
 
 
 @pytest.mark.parametrize("training", [False, True])
