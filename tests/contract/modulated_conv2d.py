@@ -80,6 +80,7 @@ def tensors(layer, n=2, i=8, o=6, h=5, w=7, dtype=torch.float64, seed=0):
     return x, weight, styles, noise, values(o).to(dtype), border
 
 
+# The clamp bounds some values, not so many that errors would be measured against it alone.
 def answer(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0):
     row = ACTIVATIONS[act]
     return oracle.modulated_conv2d(
@@ -88,7 +89,6 @@ def answer(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0
     )  # fmt: skip
 
 
-# The clamp bounds some values, not so many that errors would be measured against it alone.
 def run(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0, backend=None):
     return PF.modulated_conv2d(
         x, weight, styles, pad_map=border, resample_filter=layer.f, noise=noise, bias=bias, act=act, clamp=clamp,
@@ -100,15 +100,17 @@ class ModulatedConv2dContract:
     @each_dtype
     @each_layer
     def test_value(self, layer, dtype, backend):
-        """One sample and two, both layouts, the op of inference and the stages of training, over the dtypes."""
+        """One sample and two, both layouts, with the op of inference; one of them with the stages of training."""
         d = DTYPES.index(dtype)
         for n in (1, 2):
-            layout, training = LAYOUTS[(n + d // 2) % 2], bool((n + d) % 2)
             x, *rest = tensors(layer, n, dtype=dtype)
-            x = x.contiguous(memory_format=layout).requires_grad_(training)
-            y = run(layer, *backend.put([x, *rest]), backend=backend.name)
-            backend.assert_close(y, answer(layer, x, *rest), "modulated_conv2d", dtype)
-            assert training or y.is_contiguous(memory_format=layout)
+            expected = answer(layer, x, *rest)
+            calls = [(layout, False) for layout in LAYOUTS] + [(LAYOUTS[d // 2], True)] * (n == 1 + d % 2)
+            for layout, training in calls:
+                x = x.detach().contiguous(memory_format=layout).requires_grad_(training)
+                y = run(layer, *backend.put([x, *rest]), backend=backend.name)
+                backend.assert_close(y, expected, "modulated_conv2d", dtype)
+                assert training or y.is_contiguous(memory_format=layout)
 
     @each_act
     def test_activations(self, act, backend):
