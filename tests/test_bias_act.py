@@ -51,7 +51,7 @@ def test_third_derivative_of_smooth_ones_raises(act):
     stretch=st.booleans(), seed=st.integers(0, 2**20),
 )  # fmt: skip
 def test_backends_agree(shape, dim, biased, act, clamp, gain, dtype, order, stretch, seed):
-    """Any rank, permuted and gapped strides, empty tensors."""
+    """Try any rank, permuted and gapped strides, and empty tensors."""
     generator = torch.manual_seed(seed)
     x = torch.randn([n + stretch for n in shape], generator=generator).to(dtype)
     x = x.permute([i for i in order if i < x.ndim])

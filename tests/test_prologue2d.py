@@ -29,7 +29,7 @@ class TestContract(Prologue2dContract):
     added=st.booleans(), dtype=st.sampled_from(DTYPES), view=st.integers(0, 6), seed=st.integers(0, 2**20),
 )  # fmt: skip
 def test_backends_agree(shape, form, encode, scaled, added, dtype, view, seed):
-    """Any size, an empty batch and no channels included, in strided, sliced and expanded views."""
+    """Try any size, an empty batch and no channels included, in strided, sliced and expanded views."""
     if form == "reflect" and min(shape[2:]) == 1:
         form = "zeros"
     x, arguments = make(shape, form, encode, "concat", scaled, added, dtype, seed)
@@ -73,7 +73,7 @@ def test_the_gradient_of_a_map_is_zero_off_its_ring():
 
 
 def test_maps_that_no_one_may_write():
-    """A leaf that is optimised, and one map for a whole batch: both fail where padding is written in place."""
+    """Neither a parameter nor a map shared by a batch can be written in place, so instance_pad2d must not."""
     x, pad_map = random((3, 2, 4, 4), seed=0), random((1, 2, 6, 6), seed=1).requires_grad_()
     y = PF.instance_pad2d(x, pad_map.expand(3, -1, -1, -1))
     (gradient,) = torch.autograd.grad(y.sum(), pad_map)

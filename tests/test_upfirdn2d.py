@@ -27,7 +27,7 @@ class TestContract(Upfirdn2dContract):
 @pytest.mark.parametrize("c,w", [(40, 60), (40, 59), (700, 7), (2100, 4)])
 @pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2)])
 def test_long_rows(c, w, up, down, dtype):
-    """Rows that go through the cache in pieces, down to a pixel each, with padding, cropping and rows beyond both."""
+    """Rows go through the cache in pieces, down to a pixel each, with padding, cropping and rows beyond both."""
     f = torch.tensor([1.0, -2.0, 3.0, 5.0]) / 8
     x = torch.randn(2, c, 3, w, generator=torch.manual_seed(0)).to(dtype).contiguous(memory_format=torch.channels_last)
     for padding in ((1, 2, 1, 2), (0, 0, 2, 2), (-1, 3, 0, 1), (9, 0, 5, -1)):
@@ -83,7 +83,7 @@ def test_third_derivative():
 
 
 def test_more_elements_than_32_bits_index():
-    """The ends of a result beyond 2^31 elements: one row of padding, the image, and 2 GiB of padding behind it."""
+    """Check the ends of a result beyond 2^31 elements: a row of padding, the image, 2 GiB of padding behind it."""
     if _free_memory() < 6 << 30:
         pytest.skip("needs 6 GiB of free memory")
     x = torch.randn(1, 1, 2, 4, generator=torch.manual_seed(5)).bfloat16()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -65,27 +66,35 @@ def answer(x, act="linear", alpha=None, gain=None, clamp=None, scale=None, noise
     return bias_act.answer(z, b, 1, act, alpha, gain, clamp)[0]
 
 
+@functools.cache
+def _cases(name, dtype):
+    """Calls with the answer that every backend and layout must give."""
+    parts = itertools.cycle(itertools.product((False, True), (0, 1, 2), (False, True)))
+    found = []
+    for i, (act, clamp) in enumerate(itertools.product(ACTIVATIONS, (None, 0.75))):
+        shape = (2, (3, 5, 20)[i % 3], 9, 14)
+        x, call = operands(shape, dtype, LAYOUTS[0], RESAMPLINGS[name], *next(parts), seed=i)
+        call |= dict(act=act, alpha=(None, -0.3)[i % 2], gain=(None, -1.5)[i // 2 % 2], clamp=clamp)
+        found.append((x, call, answer(x, **call)))
+    return found
+
+
 class Epilogue2dContract:
     @each_layout
     @each_dtype
     @pytest.mark.parametrize("name", RESAMPLINGS)
     def test_value(self, name, dtype, layout, backend):
-        """Every activation, and every combination of the optional parts."""
-        parts = itertools.cycle(itertools.product((False, True), (0, 1, 2), (False, True)))
-        cases = [(act, clamp) for act in ACTIVATIONS for clamp in (None, 0.75)]
-        for i, ((act, clamp), (scaled, noises, biased)) in backend.some([*enumerate(zip(cases, parts, strict=False))]):
-            x, call = operands(
-                (2, (3, 5, 20)[i % 3], 9, 14), dtype, layout, RESAMPLINGS[name], scaled, noises, biased, i
-            )
-            call |= dict(act=act, alpha=(None, -0.3)[i % 2], gain=(None, -1.5)[i // 2 % 2], clamp=clamp)
+        """Check every activation, and every combination of the optional parts."""
+        for x, call, expected in backend.some(_cases(name, dtype)):
+            x = x.contiguous(memory_format=layout)
             y = PF.epilogue2d(backend.put(x), **backend.put(call), backend=backend.name)
-            backend.assert_close(y, answer(x, **call), "epilogue2d", dtype)
+            backend.assert_close(y, expected, "epilogue2d", dtype)
             assert y.is_contiguous(memory_format=layout)
 
     @each_layout
     @each_act
     def test_derivatives(self, act, layout, backend):
-        """In x, scale, noise and b, with every resampling and either noise."""
+        """Check x, scale, noise and b, with every resampling and either noise."""
         i = list(ACTIVATIONS).index(act) + LAYOUTS.index(layout)
         for name, clamp in itertools.islice(_cycled(("none", "up2", "down2"), (None, 2.0)), i, i + 2):
             x, call = operands((2, 2, 4, 5), torch.float64, layout, RESAMPLINGS[name], noises=1 + i % 2, seed=i)
@@ -111,7 +120,7 @@ class Epilogue2dContract:
     @each_dtype
     @pytest.mark.parametrize("act", ["linear", "lrelu", "swish"])
     def test_gradients_of_every_dtype(self, act, dtype, backend):
-        """They have the dtype of what they are gradients of, and those of float64 as their values."""
+        """A gradient has the dtype of its input and the value of the float64 gradient."""
         tolerance = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
         for name, layout in itertools.product(("none", "up2"), LAYOUTS):
             x, call = operands((2, 8, 6, 7), dtype, layout, RESAMPLINGS[name])

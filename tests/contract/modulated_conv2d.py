@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from .common import DTYPES, LAYOUTS, each_act, each_dtype, oracle
 FILTER = PF.setup_filter([1, 3, 3, 1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """A use of the op; ``border``: "map" or "ring"."""
 
@@ -96,6 +97,13 @@ def run(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0, b
     )  # fmt: skip
 
 
+@functools.cache
+def _case(layer, n, dtype):
+    """Tensors for a call, and the answer that every backend and layout must give."""
+    given = tensors(layer, n, dtype=dtype)
+    return given, answer(layer, *given)
+
+
 class ModulatedConv2dContract:
     @each_dtype
     @each_layer
@@ -103,8 +111,7 @@ class ModulatedConv2dContract:
         """One sample and two, both layouts, with the op of inference; one of them with the stages of training."""
         d = DTYPES.index(dtype)
         for n in (1, 2):
-            x, *rest = tensors(layer, n, dtype=dtype)
-            expected = answer(layer, x, *rest)
+            (x, *rest), expected = _case(layer, n, dtype)
             calls = [(layout, False) for layout in LAYOUTS] + [(LAYOUTS[d // 2], True)] * (n == 1 + d % 2)
             for layout, training in calls:
                 x = x.detach().contiguous(memory_format=layout).requires_grad_(training)
@@ -146,7 +153,7 @@ class ModulatedConv2dContract:
         "layer", [Layer("plain"), Layer("map", border="map"), Layer("ring, up", up=2, border="ring")]
     )
     def test_float16_stays_in_range(self, layer, backend):
-        """Weights and styles that would overflow, and a map in proportion to them: what float32 gives, in float16."""
+        """Weights and styles that would overflow, with a map in proportion, give in float16 what float32 gives."""
         x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
         weight, styles = weight * 300, styles * 500
         border = None if border is None else border * 60
@@ -160,7 +167,7 @@ class ModulatedConv2dContract:
     @pytest.mark.parametrize("layer", [LAYERS[15], LAYERS[18]], ids=lambda layer: layer.name)
     @pytest.mark.parametrize("size", [1e-7, 0.0])
     def test_float16_stays_in_range_beside_a_large_map(self, layer, backend, size):
-        """A map far larger than the features, whatever lies off its ring; the other sample and filters as they were."""
+        """A map far larger than the features counts on its ring alone, and leaves the other sample and filters alone."""
         x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
         styles[0] *= size
         weight[1] *= 1e-6
@@ -175,7 +182,7 @@ class ModulatedConv2dContract:
             assert (y.float() - exact)[n].norm() <= 2e-3 * exact[n].norm()
 
     def test_float16_sums_over_a_whole_ring(self, backend):
-        """Every sign alike, in as many channels as there are: in range because of the ring's own factor."""
+        """A sum of equal signs over every channel stays in range because of the ring's own factor."""
         x, styles = torch.zeros(1, 2048, 1, 1), torch.ones(1, 2048)
         weight, ring = torch.full((2, 2048, 3, 3), 1e-9), torch.full((1, 2048, 8), 2e3)
         exact = PF.modulated_conv2d(x, weight, styles, padding=1, pad_map=ring)

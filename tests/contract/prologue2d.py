@@ -97,12 +97,12 @@ class Prologue2dContract:
     @each_dtype
     @each_form
     def test_value(self, form, dtype, layout, backend):
-        """Every encoding, with every combination of the optional parts over the dtypes and layouts."""
+        """Check every encoding; the dtypes and layouts take turns with the optional parts."""
         turn = DTYPES.index(dtype) + LAYOUTS.index(layout)
         for i, (encode, join) in enumerate(ENCODINGS):
             parts = turn + i
             for given, pe_layout in ((parts, "mmgen"), (parts + 2, "paper"))[: 2 if encode else 1]:
-                # whole vectors of channels, where nothing is beside
+                # 8 channels and 16 columns are whole vectors
                 shape = (2, 2 if (encode, join) == ("csg", "add") else 8, 5, 16 if parts % 2 else 7)
                 x, arguments = make(shape, form, encode, join, bool(given & 1), bool(given & 2), dtype)
                 arguments["layout"] = pe_layout
@@ -112,7 +112,7 @@ class Prologue2dContract:
     @each_encoding
     @each_form
     def test_derivatives(self, form, encode, join, backend):
-        """In x, styles, residual and the border, and theirs."""
+        """Check the gradients in x, styles, residual and the border, and their own gradients."""
         shape = (2, 2 if encode == "csg" else 8, 2, 3)
         x, arguments = make(shape, form, encode, join, True, True, torch.float64)
         names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
@@ -132,7 +132,7 @@ class Prologue2dContract:
     @each_dtype
     @each_form
     def test_gradients_in_every_dtype(self, form, dtype, backend):
-        """In the dtype of their input; half precision is rounded once, but for the sum over an image."""
+        """A gradient has the dtype of its input; half precision rounds once, except in the sum over an image."""
         x, arguments = make((2, 8, 4, 5), form, "spe", "concat", True, True, dtype)
         names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
         inputs = [x, *(arguments.pop(name) for name in names)]
