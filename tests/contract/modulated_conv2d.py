@@ -167,7 +167,7 @@ class ModulatedConv2dContract:
     @pytest.mark.parametrize("layer", [LAYERS[15], LAYERS[18]], ids=lambda layer: layer.name)
     @pytest.mark.parametrize("size", [1e-7, 0.0])
     def test_float16_stays_in_range_beside_a_large_map(self, layer, backend, size):
-        """A map far larger than the features counts on its ring alone, and leaves the other sample and filters alone."""
+        """A map far larger than the features counts on its ring alone, and leaves other samples and filters alone."""
         x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
         styles[0] *= size
         weight[1] *= 1e-6
