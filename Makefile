@@ -14,7 +14,7 @@ demo: setup
 
 # Files side by side; the threads that torch starts in each must not spin while they wait for a core.
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# tests/ is no package; its modules, of which cases.py is shared, are found as pytest finds them.
+# tests/ is no package: its cases.py is found through the path, as pytest finds it.
 if str(ROOT / "tests") not in sys.path:
     sys.path.insert(0, str(ROOT / "tests"))

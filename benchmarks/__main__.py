@@ -1,14 +1,16 @@
-"""python -m benchmarks: ours against the reference and any peer, case by case.
+"""python -m benchmarks: compare ours with the reference and any peer, case by case, or with another revision of itself.
 
-Prints a table, geometric means and every case where ours is slower; writes the same as JSON with its provenance, and a
-plot. Exit code 1: one of our backends disagrees with the reference.
+The first prints a table, geometric means and every case where ours is slower, and writes them as JSON with their
+provenance, and as a plot. Exit code 1: one of our backends disagrees with the reference.
+
+``--base REV`` compares the working tree with a git revision, or with the checkout at a path: see ``base.py``. Exit code
+1: the trees disagree, or the working tree fails; 2: there is nothing to compare.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -20,27 +22,64 @@ import torch
 
 from posgan_fast import __version__, _native
 
-from . import harness, peers, registry, report
+from . import base, harness, options, peers, registry, report, subjects, trees
+from .subjects import AGREE, DTYPES, LAYOUTS
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-# Relative L2 between two correct implementations; the peers round intermediates to half precision, we do not.
-AGREE = {torch.float16: 1e-2, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}
-COMPILED_RESOLUTION = 256  # with "--compile some": compiling takes longer than all the rest of a case
+COMPILED_RESOLUTION = 256  # of "--compile some": compiling takes longer than the rest of a case
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
-    names = [case.name for case in registry.selected(args.op, args.quick)]
-    for word in args.case:
-        if not any(word in name for name in names):
-            parser.error(f"--case: no case of {', '.join(args.op)} contains {word!r}; there are {', '.join(names)}")
+    args.op = args.op or [*cases.CASES, *(subjects.NETWORKS if args.base is not None else ())]
+    _check(args, parser)
     wanted = ["tuned", "as started"] if args.both else [args.allocator] if args.allocator else []
     if wanted and wanted != [harness.allocator()]:
-        return _in_children(wanted, sys.argv[1:] if argv is None else argv, args.name if args.both else None)
-    begin = time.perf_counter()
+        return max(options.run_again("benchmarks", [*argv, *_name(args, setting)], setting) for setting in wanted)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.base is None:
+        return _run(args, device)
+    try:
+        return base.run(args, _subjects(args), device)
+    except trees.TreeError as error:
+        print(f"python -m benchmarks: --base: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("python -m benchmarks: interrupted", file=sys.stderr)
+        return 130
+
+
+def _name(args: argparse.Namespace, setting: str) -> list[str]:
+    """The option that gives the files of an allocator setting a name of their own, where --both writes two."""
+    return ["--name", f"{args.name}-{setting.replace(' ', '-')}"] if args.both and args.name else []
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Complain of options that do not fit together, and of cases that do not exist."""
+    networks = [op for op in args.op if op in subjects.NETWORKS]
+    if args.base is None:
+        rest = {"--json": args.json, f"--op {' '.join(networks)}": networks}
+    else:
+        rest = {"--peer": args.peer, "--compile": args.compile, "--both": args.both}
+    for option, given in rest.items():
+        if given:
+            parser.error(f"{option}: {'only' if args.base is None else 'not'} with --base")
+    known = [subject.case for subject in _subjects(args, words=[])]
+    for word in args.case:
+        if not any(word in name for name in known):
+            names = ", ".join(dict.fromkeys(known))
+            parser.error(f"--case: no case of {', '.join(args.op)} contains {word!r}; there are {names}")
+
+
+def _subjects(args: argparse.Namespace, words: list[str] | None = None) -> list[subjects.Subject]:
+    words = args.case if words is None else words
+    return subjects.plan(args.op, words, args.dtype, args.layout, args.batch, args.quick)
+
+
+def _run(args: argparse.Namespace, device: torch.device) -> int:
+    """Measure ours beside the reference and the peers, print and write the results; returns the exit code."""
+    begin = time.perf_counter()
     if args.threads:
         torch.set_num_threads(args.threads)
     effort = harness.QUICK if args.quick else harness.FULL
@@ -48,7 +87,23 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{device.type}, {torch.get_num_threads()} threads, allocator {harness.allocator()}, torch {torch.__version__}"
     )
-    content: dict[str, Any] = {
+    content = _header(args, device, effort, loaded)
+    for peer in content["peers"]:
+        print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
+    with harness.tf32(False):  # the reference must not round to TF32
+        rows, content["cut"] = _measure(args, device, effort, loaded, begin)
+    content["load_average_after"] = os.getloadavg()
+    content |= report.as_json(rows)
+    content["disagreements"] = disagreements(rows)
+    _write(args, device, rows, content)
+    return 1 if any(line.startswith("posgan_fast") for line in content["disagreements"]) else 0
+
+
+def _header(
+    args: argparse.Namespace, device: torch.device, effort: harness.Effort, loaded: list[peers.Peer]
+) -> dict[str, Any]:
+    """The machine, the settings, the peers and the bandwidth of plain copies."""
+    return {
         "schema": 1,
         "provenance": {**harness.provenance(device), "posgan_fast": __version__, "build": _native.build_record()},
         "settings": {
@@ -58,14 +113,12 @@ def main(argv: list[str] | None = None) -> int:
         "peers": [{"name": p.name, "commit": p.commit, "note": p.note} for p in loaded],
         "bandwidth": harness.bandwidths(device, effort),
     }  # fmt: skip
-    for peer in content["peers"]:
-        print(f"peer {peer['name']} {peer['commit'] or ''} {peer['note']}".rstrip())
-    with harness.tf32(False):  # which the reference may not round by
-        rows, content["cut"] = _measure(args, device, effort, loaded, begin)
-    content["load_average_after"] = os.getloadavg()
-    content |= report.as_json(rows)
-    content["disagreements"] = disagreements(rows)
 
+
+def _write(
+    args: argparse.Namespace, device: torch.device, rows: list[harness.Measurement], content: dict[str, Any]
+) -> None:
+    """Write the JSON and the plot, and print the table."""
     name = args.name or f"{device.type}-{harness.allocator().replace(' ', '-')}"
     harness.write_json(args.out / f"{name}.json", content)
     print(report.text(rows))
@@ -75,23 +128,31 @@ def main(argv: list[str] | None = None) -> int:
         print(f"DISAGREES: {line}")
     _plot(rows, content, args.out / f"{name}.png")
     print(f"\nwrote {args.out / name}.json and .png")
-    return 1 if any(line.startswith("posgan_fast") for line in content["disagreements"]) else 0
 
 
 def disagreements(rows: list[harness.Measurement]) -> list[str]:
-    """Contenders whose result is not the reference's."""
+    """The contenders whose result differs from the reference's."""
     return [
         f"{name} on {row.op} {row.case}, {row.dtype}, {row.layout}: relative L2 {error:.1e}"
         for row in rows
         for name, error in row.errors.items()
-        if not error <= AGREE[DTYPES[row.dtype]]
+        if not error <= AGREE[row.dtype]
     ]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few small cases, few rounds: does it run?")
-    parser.add_argument("--op", nargs="+", choices=list(cases.CASES), default=list(cases.CASES))
+    parser.add_argument("--quick", action="store_true", help="few small cases and few rounds, to see that all runs")
+    parser.add_argument(
+        "--base", metavar="REV", help="compare the working tree with a git revision, or with the checkout at a path"
+    )
+    parser.add_argument("--json", action="store_true", help="with --base: print JSON, not the table")
+    parser.add_argument(
+        "--op",
+        nargs="+",
+        choices=[*cases.CASES, *subjects.NETWORKS],
+        help=f"default: all; {', '.join(subjects.NETWORKS)}: with --base only",
+    )
     parser.add_argument("--case", nargs="+", default=[], metavar="WORD", help="only cases whose name contains a WORD")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
     parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=["nchw"])
@@ -104,32 +165,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile",
         choices=["none", "some", "all"],
-        help="also torch.compile of the reference; some: at 256 pixels (cuda's default; cpu's: none)",
+        help="also torch.compile of the reference; some: at 256 pixels (default on CUDA; on the CPU: none)",
     )
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="start no case after this; what was cut is recorded"
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="start no case after this time; the cases that were cut are recorded",
     )
-    group = parser.add_mutually_exclusive_group()
-    tune = "glibc's allocator keeps freed memory, for both sides"
-    group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned", help=tune)
-    group.add_argument(
-        "--as-started", dest="allocator", action="store_const", const="as started", help="glibc's defaults"
+    options.add_allocator(parser).add_argument(
+        "--both", action="store_true", help="measure twice, tuned and as started"
     )
-    group.add_argument("--both", action="store_true", help="one process of each kind")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
-    parser.add_argument("--name", help="of the files written; default: device and allocator")
+    options.add_output(parser)
     return parser
-
-
-def _in_children(wanted: list[str], argv: list[str], name: str | None) -> int:
-    """The allocator reads its settings when a process starts."""
-    kept = [a for a in argv if a not in ("--both", "--tune-allocator", "--as-started")]
-    codes = []
-    for setting in wanted:
-        apart = ["--name", f"{name}-{setting.replace(' ', '-')}"] if name else []
-        command = [sys.executable, "-m", "benchmarks", *kept, *apart]
-        codes.append(subprocess.run(command, env=harness.environment_for(setting)).returncode)
-    return max(codes)
 
 
 def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:
@@ -139,7 +187,11 @@ def _compiled_setting(args: argparse.Namespace, device: torch.device) -> str:
 def _measure(
     args: argparse.Namespace, device: torch.device, effort: harness.Effort, loaded: list[peers.Peer], begin: float
 ) -> tuple[list[harness.Measurement], list[str]]:
-    """Largest cases first, so that a budget cuts the least telling ones; the result is in the registry's order."""
+    """Measure the largest cases first, so that a budget cuts the least informative ones.
+
+    Returns:
+        The rows in the order of the registry, and the labels of the cases that were cut.
+    """
     compiling = _compiled_setting(args, device)
     plan = [
         (case, dtype, layout)
@@ -192,7 +244,7 @@ def _row(
             row.refused[contender.name] = harness.reason(failure)
             continue
         row.errors[contender.name] = error.item()
-        if error <= AGREE[x.dtype]:
+        if error <= AGREE[dtype]:
             calls[contender.name] = call
     del expected
     if row.ours in calls:

@@ -1,4 +1,4 @@
-"""The options of ``pytest benchmarks``; ``--peer`` is the one of the test suite, which may have added it already."""
+"""Adds the options of ``pytest benchmarks``; the test suite may have added ``--peer`` already."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""python -m benchmarks.exercise BACKEND: every kernel of a backend on small cases, with few launches each.
+"""python -m benchmarks.exercise BACKEND: run every kernel of a backend on small cases, with few launches each.
 
-This is the program that the GPU gate runs under compute-sanitizer: forward passes, two derivatives, and style layers
-with everything that their prologue and epilogue can do.
+The GPU gate runs this program under compute-sanitizer. It calls forward passes, first and second derivatives, and style
+layers with all options of their prologue and epilogue.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(backend: str) -> int:
 
 
 def _layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backend: str) -> int:
-    """Style layers; returns how many calls were made."""
+    """Run style layers and return the number of calls."""
 
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
@@ -56,7 +56,7 @@ def _layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backen
         weight, styles = randn(12, 20, 3, 3), randn(2, 20)
         with torch.no_grad():
             PF.modulated_conv2d(x, weight, styles, **given)
-            # toRGB, which the Triton backend computes in one kernel
+            # the Triton backend computes toRGB in one kernel
             PF.modulated_conv2d(x, randn(3, 20, 1, 1), styles, demodulate=False, bias=randn(3), backend=backend)
         y = PF.modulated_conv2d(x, weight, styles, **given)
         (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)

@@ -18,19 +18,20 @@ Judgement = tuple[str, dict[str, Any]]
 
 
 def build(code: int, folder: Path, library: str) -> Judgement:
-    """Whether a library was built, and what its build recorded."""
+    """Tell whether a library was built, and keep the record of its build."""
     status, record = file(code, folder / "posgan_fast" / "lib" / "build.json")
     entry = record.get(library, record)
     return (PASSED if status == PASSED and entry.get("built") else FAILED), entry
 
 
 def collection(code: int, output: str) -> Judgement:
+    """Count the tests that pytest collected."""
     collected = sum("::" in line for line in output.splitlines())
     return (PASSED if code == 0 and collected else FAILED), {"collected": collected, "reason": f"{collected} collected"}
 
 
 def junit(code: int, reports: Sequence[Path]) -> Judgement:
-    """Counts over the reports, and the name and first line of whatever did not pass."""
+    """Count the tests of all reports, and keep the name and message of each that did not pass."""
     cases: list[ElementTree.Element] = []
     absent = 0
     for report in reports:
@@ -56,6 +57,7 @@ def junit(code: int, reports: Sequence[Path]) -> Judgement:
 
 
 def sanitizer(code: int, output: str) -> Judgement:
+    """Read compute-sanitizer's summary; a clean one counts only if the kernels did run."""
     lines = [line.strip("= \n") for line in output.splitlines() if line.startswith("=========")]
     verdict = next((line for line in reversed(lines) if "SUMMARY" in line), "")
     if "Device not supported" in output:
@@ -65,6 +67,7 @@ def sanitizer(code: int, output: str) -> Judgement:
 
 
 def benchmarks(code: int, path: Path) -> Judgement:
+    """Keep the results of the benchmarks, and count the comparisons that ours lost."""
     status, result = file(code, path)
     beaten, cut = len(result.get("slower", [])), len(result.get("cut", []))
     if status == PASSED:
@@ -73,7 +76,7 @@ def benchmarks(code: int, path: Path) -> Judgement:
 
 
 def file(code: int, path: Path) -> Judgement:
-    """The result that a step wrote into a file."""
+    """Keep the result that a step wrote into a file."""
     try:
         return (PASSED if code == 0 else FAILED), json.loads(path.read_text())
     except (OSError, ValueError):
@@ -81,7 +84,7 @@ def file(code: int, path: Path) -> Judgement:
 
 
 def shown(text: str) -> str:
-    """Without this machine's paths."""
+    """The text without this machine's paths."""
     for path, short in ((sys.executable, "python"), (ROOT, "."), (tempfile.gettempdir(), "$TMP")):
         text = text.replace(str(path), short)
     return text

@@ -1,14 +1,14 @@
-"""python -m benchmarks.gpu_gate: everything that needs a GPU, in one command, within nine minutes, without network.
+"""python -m benchmarks.gpu_gate: run everything that needs a GPU, in one command, in nine minutes, without network.
 
-Builds the native libraries into ``build/gate`` (nothing is installed, nothing outside ``build/`` and ``--out``
-changes), then, from there, runs the tests marked gpu, compute-sanitizer over the kernels of both GPU backends, and the
-benchmarks of layers, generators and ops: correctness first, what is least telling last. A step that fails or overruns
-its time stops only those that need what it makes. Each step writes one JSON file; ``summary.json`` has the verdict and
-the environment; with ``--tune`` all of them go into one archive. Exit code 0: all passed; 1: something failed; 3:
-nothing failed, but time ran out.
+The gate builds the native libraries into ``build/gate``; it installs nothing and writes only to ``build/`` and
+``--out``. From there it runs the tests marked gpu, compute-sanitizer over the kernels of both GPU backends, and the
+benchmarks of layers, generators and ops: correctness first, the least informative benchmarks last. A step that fails or
+exceeds its time limit stops only the steps that need its results. Each step writes one JSON file; ``summary.json`` has
+the verdict and the environment; ``--tune`` packs all of them into one archive. Exit code 0: all passed; 1: something
+failed; 3: nothing failed, but time ran out.
 
-``--dry-run`` does the same on the CPU, in two minutes: the tests are collected, the sanitizer is skipped, the
-benchmarks are the quick ones. A checkout without its git history can tell its commit by POSGAN_FAST_COMMIT.
+``--dry-run`` executes the same steps on the CPU, in two minutes: it collects the tests, skips the sanitizer and runs
+the quick benchmarks. Set POSGAN_FAST_COMMIT in a checkout without git history, so that the records name its commit.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from typing import Any
 
 import torch
 
-from . import ROOT, gate_judges, harness, peers
+from . import ROOT, builds, gate_judges, harness, peers
 from .gate_judges import CUT, FAILED, PASSED, SKIPPED, shown
 
 SCHEMA = 2
 TOTAL = 520.0  # seconds, a margin under nine minutes
-LEAST = 5.0  # seconds, without which no step begins
+LEAST = 5.0  # seconds; no step begins with less
 STAGE = ROOT / "build" / "gate"
 EXIT = {PASSED: 0, FAILED: 1, CUT: 3}
-# The files with tests marked gpu: they import what a bare GPU machine has.
+# The files with tests marked gpu; they import only packages that a bare GPU machine has.
 TESTS = ("test_gpu.py", "test_gpu_networks.py", "test_gradfix.py", "test_integrations_families.py")
-PARTS = 8  # test runs side by side: most of their time is Triton compiling
-# What may be missing, and what it serves.
+PARTS = 8  # test runs side by side; they spend most of their time compiling Triton kernels
+# Packages that may be missing, and what they are needed for.
 PACKAGES = {
     "pytest": "the tests",
     "triton": "the Triton backend",
     "matplotlib": "plots",
-    **dict.fromkeys(("hypothesis", "scipy", "packaging"), "only tests that need no GPU"),
+    **dict.fromkeys(("hypothesis", "scipy", "packaging"), "tests that need no GPU"),
 }
 # Names of our kernels as compute-sanitizer matches them: part of a mangled C++ name, or a whole name in Triton.
 KERNELS = {"cuda": ("kns=posgan_fast",), "triton": ("kne=kernel", "kne=_streamed", "kne=_looped")}
@@ -58,8 +58,8 @@ KERNELS = {"cuda": ("kns=posgan_fast",), "triton": ("kne=kernel", "kne=_streamed
 class Step:
     """One part of the gate.
 
-    ``commands`` gets the seconds that they may take, side by side; without any the step is skipped, for the reason
-    ``skip``. ``judge`` turns exit code and output into a status and what is worth keeping. ``needs`` names the steps
+    ``commands`` takes a time limit in seconds and returns commands to run side by side; None skips the step, for the
+    reason ``skip``. ``judge`` turns their exit code and output into a status and a record. ``needs`` names the steps
     that must have passed."""
 
     name: str
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("no CUDA device here; --dry-run executes the same steps on the CPU", file=sys.stderr)
         return 2
-    peers.parse(args.peer)  # a wrong path is told before the build
+    peers.parse(args.peer)  # report a wrong path before the build
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gate-") as name:
         work = Path(name)
@@ -91,46 +91,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[list[Step]]:
-    """The steps in order, those of an inner list side by side. ``work`` is a folder for what passes between a step's
-    commands and its judge."""
-    python = sys.executable
-    device = "cpu" if dry_run else "cuda"
+    """The steps in order; the steps of an inner list run side by side.
+
+    Args:
+        dry_run: plan for the CPU.
+        peer: NAME=PATH entries of checkouts to run beside ours.
+        tune: also measure every row of the Triton launch tables.
+        work: a folder where commands leave files for their judge.
+    """
     asked = [part for entry in peer for part in ("--peer", _absolute(entry))]
-    files = [f"tests/{name}" for name in TESTS]
-    pytest = [python, "-m", "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    reports = [work / f"junit-{part}.xml" for part in range(1, PARTS + 1)]
-    if dry_run:
-        tests = Step("tests", 120, lambda seconds: [[*pytest, "--collect-only"]], gate_judges.collection)
-    else:
-        runs = [[*pytest, *asked, f"--part={i}/{PARTS}", f"--junitxml={r}"] for i, r in enumerate(reports, 1)]
-        tests = Step("tests", 150, lambda seconds: runs, lambda code, output: gate_judges.junit(code, reports))
-    size = ["--device", "cpu", "--quick"] if dry_run else ["--device", "cuda", "--batch", "8"]
-    if not dry_run:
-        size += ["--dtype", "float16", "float32", "--layout", "nchw", "channels_last"]
-    what = ["--what", "layer", "--rounds", "2"] if dry_run else ["--what", "layer", "generator", "--size", "256"]
-    nvlabs = [part for entry in asked if entry.startswith("nvlabs=") for part in ("--peer", entry.partition("=")[2])]
-    written = ["--out", str(work), "--name"]
-    networks = Step(
-        "networks", 90,
-        lambda seconds: [[python, "-m", "benchmarks.networks", *what, *nvlabs, *written, "networks"]],
-        lambda code, output: gate_judges.file(code, work / "networks.json"), (f"build-{device}",),
-    )  # fmt: skip
-    ops = [python, "-m", "benchmarks", "--as-started", *size, *asked, *written, "benchmarks"]
-    benchmarks = Step(
-        "benchmarks", 90 if dry_run else 150 if tune else TOTAL,
-        lambda seconds: [[*ops, "--budget", str(max(10, int(seconds) - 30))]],
-        lambda code, output: gate_judges.benchmarks(code, work / "benchmarks.json"),
-        ("build-cpu",) if dry_run else (),  # on a GPU the Triton backend is measured whatever was built
-    )  # fmt: skip
     sanitizers = [_sanitizer(tool, backend, dry_run) for tool in ("memcheck", "racecheck") for backend in KERNELS]
-    stages = [[_build("cpu", dry_run), _build("cuda", dry_run)], [tests], sanitizers, [networks], [benchmarks]]
-    if tune:
-        found = work / "tune.json"
-        skip = "no CUDA device" if dry_run else ""
-        tuning = [python, "-m", "benchmarks.tune", str(found)]
-        commands = None if dry_run else lambda seconds: [[*tuning, str(int(0.9 * seconds))]]
-        stages.append([Step("tune", 120, commands, lambda code, output: gate_judges.file(code, found), skip=skip)])
-    return stages
+    stages = [
+        [_build("cpu", dry_run), _build("cuda", dry_run)], [_tests(dry_run, asked, work)], sanitizers,
+        [_networks(dry_run, asked, work)], [_benchmarks(dry_run, asked, tune, work)],
+    ]  # fmt: skip
+    return [*stages, [_tuning(dry_run, work)]] if tune else stages
 
 
 def run(stages: Sequence[Sequence[Step]], out: Path, dry_run: bool, work: Path, total: float = TOTAL) -> int:
@@ -139,23 +114,14 @@ def run(stages: Sequence[Sequence[Step]], out: Path, dry_run: bool, work: Path, 
     common = {"schema": SCHEMA, "dry_run": dry_run}
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     for name in missing:
-        print(f"gpu-gate: {name} is not installed; it serves {PACKAGES[name]}", flush=True)
+        print(f"gpu-gate: {name} is not installed; needed for {PACKAGES[name]}", flush=True)
     environment = harness.provenance(torch.device("cpu" if dry_run else "cuda"))
     shutil.rmtree(STAGE, ignore_errors=True)
     STAGE.mkdir(parents=True)
     records: dict[str, dict[str, Any]] = {}
 
     def finish(step: Step) -> dict[str, Any]:
-        seconds = min(step.limit, total - (time.perf_counter() - begin))
-        lacking = [name for name in step.needs if records[name]["status"] != PASSED]
-        if step.commands is None:
-            record = _record(step, SKIPPED, reason=step.skip)
-        elif lacking:
-            record = _record(step, CUT, reason=f"{lacking[0]} did not pass")
-        elif seconds < LEAST:
-            record = _record(step, CUT, reason="no time was left")
-        else:
-            record = _execute(step, seconds)
+        record = _attempt(step, records, total - (time.perf_counter() - begin))
         harness.write_json(out / f"{step.name}.json", {**common, **record})
         print(f"gpu-gate: {step.name}: {record['status']} {record['reason']} ({record['seconds']:.0f} s)", flush=True)
         return record
@@ -168,16 +134,11 @@ def run(stages: Sequence[Sequence[Step]], out: Path, dry_run: bool, work: Path, 
     if (work / "benchmarks.png").exists():
         shutil.copyfile(work / "benchmarks.png", out / "benchmarks.png")
     verdict = verdict_of([record["status"] for record in records.values()])
-    summary = {
-        **common,
-        "verdict": verdict,
-        "environment": environment,
-        "missing": missing,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "steps": {name: {k: r[k] for k in ("status", "reason", "seconds")} for name, r in records.items()},
-    }
-    harness.write_json(out / "summary.json", summary)
-    print(f"gpu-gate: {'dry run ' if dry_run else ''}{verdict} in {summary['seconds']} s, {out}")
+    seconds = round(time.perf_counter() - begin, 1)
+    steps = {name: {k: r[k] for k in ("status", "reason", "seconds")} for name, r in records.items()}
+    summary = {"verdict": verdict, "environment": environment, "missing": missing, "seconds": seconds, "steps": steps}
+    harness.write_json(out / "summary.json", {**common, **summary})
+    print(f"gpu-gate: {'dry run ' if dry_run else ''}{verdict} in {seconds} s, {out}")
     return EXIT[verdict]
 
 
@@ -190,17 +151,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="the same steps on the CPU")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="checkout to run beside ours")
     parser.add_argument(
-        "--tune", action="store_true", help="also measure every row of the Triton launch tables; writes gpu-gate.tar.gz"
+        "--tune", action="store_true", help="also measure every row of the Triton launch tables; write gpu-gate.tar.gz"
     )
     parser.add_argument("--out", type=Path, default=Path("out/gpu-gate"), metavar="DIR")
     return parser
 
 
-def _execute(step: Step, seconds: float) -> dict[str, Any]:
-    """Run a step's commands, in process groups of their own so that nothing outlives the limit."""
-    assert step.commands is not None
-    commands = step.commands(seconds)
+def _attempt(step: Step, records: dict[str, dict[str, Any]], left: float) -> dict[str, Any]:
+    """The record of a step, which runs if it can, the steps that it needs passed, and ``left`` seconds suffice."""
+    seconds = min(step.limit, left)
+    lacking = [name for name in step.needs if records[name]["status"] != PASSED]
+    if step.commands is None:
+        return _record(step, SKIPPED, reason=step.skip)
+    if lacking:
+        return _record(step, CUT, reason=f"{lacking[0]} did not pass")
+    if seconds < LEAST:
+        return _record(step, CUT, reason="no time was left")
+    return _execute(step, step.commands(seconds), seconds)
+
+
+def _execute(step: Step, commands: list[list[str]], seconds: float) -> dict[str, Any]:
+    """Run the commands of a step side by side, judge them and return the record."""
     print(f"gpu-gate: {step.name}, at most {seconds:.0f} s", flush=True)
+    begin = time.perf_counter()
+    code, outputs, late = _outputs(commands, step, seconds)
+    status, result = step.judge(code, "".join(outputs))
+    reason = result.pop("reason", "")
+    tail = "\n".join(output[-4000 // len(outputs) :] for output in outputs)
+    if late:
+        status, reason = (FAILED if result.get("failed") else CUT), f"its time was up; {reason}"
+    elif status == FAILED:
+        print(tail[-3000:], flush=True)
+    return _record(
+        step, status, reason=reason, seconds=round(time.perf_counter() - begin, 1), exit_code=code,
+        command=[shown(part) for part in commands[0]], output_tail=shown(tail), result=result,
+    )  # fmt: skip
+
+
+def _outputs(commands: list[list[str]], step: Step, seconds: float) -> tuple[int, list[str], bool]:
+    """The first exit code other than 0, the output of each command, and whether one exceeded the limit.
+
+    Each command is the leader of a process group, which is killed as a whole at the limit."""
     begin = time.perf_counter()
     late = False
     with contextlib.ExitStack() as stack:
@@ -223,18 +214,7 @@ def _execute(step: Step, seconds: float) -> dict[str, Any]:
         for log in logs:
             log.seek(0)
         outputs = [log.read().decode(errors="replace") for log in logs]
-    code = next((process.returncode for process in processes if process.returncode), 0)
-    status, result = step.judge(code, "".join(outputs))
-    reason = result.pop("reason", "")
-    tail = "\n".join(output[-4000 // len(outputs) :] for output in outputs)
-    if late:
-        status, reason = (FAILED if result.get("failed") else CUT), f"its time was up; {reason}"
-    elif status == FAILED:
-        print(tail[-3000:], flush=True)
-    return _record(
-        step, status, reason=reason, seconds=round(time.perf_counter() - begin, 1), exit_code=code,
-        command=[shown(part) for part in commands[0]], output_tail=shown(tail), result=result,
-    )  # fmt: skip
+    return next((process.returncode for process in processes if process.returncode), 0), outputs, late
 
 
 def _record(step: Step, status: str, **more: Any) -> dict[str, Any]:
@@ -249,22 +229,63 @@ def _build(library: str, dry_run: bool) -> Step:
 
     def commands(seconds: float) -> list[list[str]]:
         folder.mkdir(parents=True)
-        python = [sys.executable, "setup.py", "-q"]
-        return [[*python, "egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(folder)]]
+        return [builds.command(folder)]
 
-    environment = {"POSGAN_FAST_NATIVE": "0", "POSGAN_FAST_CUDA": "0"}
-    environment["POSGAN_FAST_NATIVE" if library == "cpu" else "POSGAN_FAST_CUDA"] = "1"
-    if library == "cuda" and torch.cuda.is_available():
-        environment["POSGAN_FAST_CUDA_ARCHS"] = "{}{}".format(*torch.cuda.get_device_capability())
     return Step(
         f"build-{library}", 240, commands, lambda code, output: gate_judges.build(code, folder, library), (),
-        environment, ROOT,
+        builds.environment(library), ROOT,
+    )  # fmt: skip
+
+
+def _tests(dry_run: bool, asked: list[str], work: Path) -> Step:
+    """The tests marked gpu; a dry run only collects them."""
+    files = [f"tests/{name}" for name in TESTS]
+    pytest = [sys.executable, "-m", "pytest", *files, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    if dry_run:
+        return Step("tests", 120, lambda seconds: [[*pytest, "--collect-only"]], gate_judges.collection)
+    reports = [work / f"junit-{part}.xml" for part in range(1, PARTS + 1)]
+    runs = [[*pytest, *asked, f"--part={i}/{PARTS}", f"--junitxml={r}"] for i, r in enumerate(reports, 1)]
+    return Step("tests", 150, lambda seconds: runs, lambda code, output: gate_judges.junit(code, reports))
+
+
+def _networks(dry_run: bool, asked: list[str], work: Path) -> Step:
+    what = ["--what", "layer", "--rounds", "2"] if dry_run else ["--what", "layer", "generator", "--size", "256"]
+    nvlabs = [part for entry in asked if entry.startswith("nvlabs=") for part in ("--peer", entry.partition("=")[2])]
+    command = [sys.executable, "-m", "benchmarks.networks", *what, *nvlabs, "--out", str(work), "--name", "networks"]
+    return Step(
+        "networks", 90, lambda seconds: [command],
+        lambda code, output: gate_judges.file(code, work / "networks.json"),
+        ("build-cpu",) if dry_run else ("build-cuda",),
+    )  # fmt: skip
+
+
+def _benchmarks(dry_run: bool, asked: list[str], tune: bool, work: Path) -> Step:
+    """The ops; on a GPU they need no build, since the Triton backend is measured in any case."""
+    size = ["--device", "cpu", "--quick"] if dry_run else ["--device", "cuda", "--batch", "8"]
+    if not dry_run:
+        size += ["--dtype", "float16", "float32", "--layout", "nchw", "channels_last"]
+    written = ["--out", str(work), "--name", "benchmarks"]
+    command = [sys.executable, "-m", "benchmarks", "--as-started", *size, *asked, *written]
+    return Step(
+        "benchmarks", 90 if dry_run else 150 if tune else TOTAL,
+        lambda seconds: [[*command, "--budget", str(max(10, int(seconds) - 30))]],
+        lambda code, output: gate_judges.benchmarks(code, work / "benchmarks.json"),
+        ("build-cpu",) if dry_run else (),
+    )  # fmt: skip
+
+
+def _tuning(dry_run: bool, work: Path) -> Step:
+    found = work / "tune.json"
+    command = [sys.executable, "-m", "benchmarks.tune", str(found)]
+    return Step(
+        "tune", 120, None if dry_run else lambda seconds: [[*command, str(int(0.9 * seconds))]],
+        lambda code, output: gate_judges.file(code, found), skip="no CUDA device" if dry_run else "",
     )  # fmt: skip
 
 
 def _stage(built: Sequence[str]) -> None:
-    """The package with the libraries just built, and tests and benchmarks beside it, so that they import it and not the
-    sources."""
+    """Lay out the package with the libraries just built, and tests and benchmarks beside it: they import this package,
+    not the one in the sources."""
     ignore = shutil.ignore_patterns("__pycache__", "results", "lib")
     for name, target in (("posgan_fast", ""), ("kernels", "posgan_fast"), ("tests", ""), ("benchmarks", "")):
         shutil.copytree(ROOT / name, STAGE / target / name, ignore=ignore)
@@ -280,7 +301,7 @@ def _stage(built: Sequence[str]) -> None:
 
 
 def _sanitizer(tool: str, backend: str, dry_run: bool) -> Step:
-    """The kernels of a backend under a tool; those of torch and of its libraries are not judged."""
+    """Run the kernels of a backend under a tool, which ignores the kernels of torch and of its libraries."""
     path = os.environ.get("PATH", "") + os.pathsep + "/usr/local/cuda/bin"
     found = shutil.which("compute-sanitizer", path=path)
     skip = "no CUDA device" if dry_run else "" if found else "compute-sanitizer is not installed"
@@ -293,14 +314,14 @@ def _sanitizer(tool: str, backend: str, dry_run: bool) -> Step:
         command += [part for kernel in KERNELS[backend] for part in (option, kernel)]
         command += [sys.executable, "-m", "benchmarks.exercise", backend]
         commands = lambda seconds: [command]  # noqa: E731
-    # every tensor an allocation of its own, so that a step outside one is seen
+    # Give every tensor an allocation of its own, so that the tool notices an access outside one.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     needs = ("build-cuda",) if backend == "cuda" else ()
     return Step(f"{tool}-{backend}", 100, commands, gate_judges.sanitizer, needs, environment, skip=skip)
 
 
 def _filter_option(sanitizer: str) -> str:
-    """The option that chooses kernels by name; older releases call it otherwise."""
+    """The option that selects kernels by name; its own name depends on the release."""
     try:
         text = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -311,7 +332,7 @@ def _filter_option(sanitizer: str) -> str:
 
 
 def _absolute(entry: str) -> str:
-    """NAME=PATH for a process with another working directory."""
+    """A NAME=PATH entry for a process with another working directory."""
     name, _, path = entry.partition("=")
     return f"{name}={Path(path).expanduser().resolve()}"
 

@@ -1,11 +1,11 @@
-"""Measures several implementations of one call fairly, and says on what.
+"""Measures several implementations of one call fairly, and records the machine.
 
-Rounds are interleaved: each takes one sample of every contender, a stretch of calls, in rotating order, so that drift
-hits all alike. ``copy`` (into warm memory) and ``clone`` (into fresh memory) of the bytes the call must move are
-contenders like the others, hence measured in the same run under the same allocator.
+Rounds are interleaved: each takes one sample (a number of calls) of every contender, in rotating order, so that drift
+hits all alike. ``copy`` (into warm memory) and ``clone`` (into fresh memory) of the bytes that the call must move are
+contenders like the others, measured in the same run under the same allocator.
 
-On CUDA every call of a sample has buffers of its own, together more than twice the L2 cache, so that none finds its
-input there; the calls are captured in a graph and its replay is timed with events, which leaves launch gaps out.
+On CUDA every call of a sample has buffers of its own, together more than twice the L2 cache, so that no call finds its
+input there. The calls are captured in a graph, and events time its replay, which has no gaps between launches.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ TUNED = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 COPY, CLONE = "copy", "clone"
-MOST_BUFFERS = 2048  # tiny calls on CUDA would ask for more; launches dominate them anyway
+MOST_BUFFERS = 2048  # tiny calls on CUDA would need more, but launches dominate them
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. A case ends after ``rounds``, or after ``seconds`` if ``least`` rounds are done."""
+    """The effort for a case, which ends after ``rounds``, or after ``seconds`` if ``least`` rounds are done."""
 
     rounds: int
     least: int
@@ -55,7 +55,7 @@ QUICK = Effort(rounds=3, least=3, seconds=0.5, sample=0.002)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: median and quartiles over the rounds, and how they were taken."""
+    """Seconds per call: median and quartiles over the rounds, and the way in which they were measured."""
 
     median: float
     low: float
@@ -67,7 +67,7 @@ class Timing:
     peak_bytes: int | None = None  # CUDA: allocated by a call at most, its result included
 
     @classmethod
-    def of(cls, samples: Sequence[float], sampler: _Sampler) -> Timing:
+    def of(cls, samples: Sequence[float], sampler: Sampler) -> Timing:
         low, _, high = statistics.quantiles(samples, n=4) if len(samples) > 1 else (samples[0],) * 3
         middle = statistics.median(samples)
         return cls(middle, low, high, len(samples), sampler.calls, sampler.clock, sampler.eager, sampler.peak_bytes)
@@ -75,7 +75,8 @@ class Timing:
 
 @dataclass
 class Measurement:
-    """All contenders of one call. ``traffic`` is what a perfect implementation reads and writes, in bytes."""
+    """The timings of all contenders of one call. ``traffic`` is the bytes that a perfect implementation reads and
+    writes."""
 
     op: str
     case: str
@@ -84,18 +85,18 @@ class Measurement:
     dtype: str
     layout: str
     traffic: int
-    ours: str  # the contender that runs when nothing is chosen
-    cold: bool  # whether no call found its buffers in the L2 cache (CUDA)
+    ours: str  # the contender whose backend is the automatic choice
+    cold: bool  # CUDA: no call found its buffers in the L2 cache
     timings: dict[str, Timing] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)  # relative L2 against the reference backend
-    refused: dict[str, str] = field(default_factory=dict)  # contender: why it was not timed
+    refused: dict[str, str] = field(default_factory=dict)  # contender: the reason why it was not timed
 
     def bandwidth(self, name: str) -> float:
-        """Bytes per second."""
+        """The traffic of ``name`` in bytes per second."""
         return self.traffic / self.timings[name].median
 
     def ratio(self, name: str) -> float:
-        """How many times faster ours is than ``name``."""
+        """The time of ``name`` over ours: above 1, ours is faster."""
         return self.timings[name].median / self.timings[self.ours].median
 
     def as_json(self) -> dict[str, Any]:
@@ -108,25 +109,25 @@ Call = Callable[[torch.Tensor], Any]
 def measure(into: Measurement, calls: Mapping[str, Call], x: torch.Tensor, effort: Effort) -> None:
     """Time every call on copies of ``x``, and copy and clone beside them, and add the timings.
 
-    A call that raises is refused with its reason; the contender that is ours may not.
+    A contender that raises is left out, and its reason recorded; an error of ours is raised.
     """
-    samplers: dict[str, _Sampler] = {}
+    samplers: dict[str, Sampler] = {}
     cuda = x.device.type == "cuda"
-    if cuda:  # the graphs of the call before
+    if cuda:  # free the graphs of the previous call
         gc.collect()
         torch.cuda.empty_cache()
     buffers = buffers_needed(x.device, into.traffic)
     into.cold = cuda and buffers < MOST_BUFFERS
     inputs = [x] + [x.clone() for _ in range(buffers - 1)]
     half = [torch.ones(max(into.traffic // 2, 1), dtype=torch.uint8, device=x.device) for _ in range(2 * buffers)]
-    if cuda:  # zeros and the like can travel faster than data
+    if cuda:  # constant bytes can be copied faster than data
         for buffer in half:
             buffer.random_()
     copies = {COPY: _copier(half[:buffers], half[buffers:]), CLONE: torch.clone}
     for name, call in {**calls, **copies}.items():
         try:
             given = half[:buffers] if name in copies else inputs
-            samplers[name] = _CudaSampler(call, given) if cuda else _HostSampler(call, given[0], effort.sample)
+            samplers[name] = CudaSampler(call, given) if cuda else HostSampler(call, given[0], effort.sample)
         except Exception as error:
             if name == into.ours or name in copies:
                 raise
@@ -137,7 +138,7 @@ def measure(into: Measurement, calls: Mapping[str, Call], x: torch.Tensor, effor
 
 
 def interleave(samplers: Mapping[str, Callable[[], float]], effort: Effort) -> dict[str, list[float]]:
-    """Rounds of one sample of each, starting one contender later every time."""
+    """Take rounds of one sample of each contender; every round starts with the next contender."""
     names = list(samplers)
     samples: dict[str, list[float]] = {name: [] for name in names}
     begin = time.perf_counter()
@@ -151,14 +152,14 @@ def interleave(samplers: Mapping[str, Callable[[], float]], effort: Effort) -> d
 
 
 def buffers_needed(device: torch.device, traffic: int) -> int:
-    """How many sets of buffers hold more than twice the L2 cache; one on the CPU, whose caches users find warm too."""
+    """The number of buffers that exceed twice the L2 cache together; 1 on the CPU, whose users find warm caches too."""
     if device.type != "cuda":
         return 1
     return min(MOST_BUFFERS, ceil(2 * torch.cuda.get_device_properties(device).L2_cache_size / max(traffic, 1)))
 
 
 def bandwidths(device: torch.device, effort: Effort) -> dict[str, float]:
-    """copy and clone of a tensor far larger than the caches: bytes read and written per second."""
+    """Measure copy and clone of a tensor far larger than the caches, in bytes read and written per second."""
     size = (2**30 if device.type == "cuda" else 2**27) if effort is FULL else 2**24
     x = torch.ones(size, dtype=torch.uint8, device=device)
     result = Measurement("", "", (size,), 0, "", "", 2 * size, COPY, False)
@@ -167,11 +168,11 @@ def bandwidths(device: torch.device, effort: Effort) -> dict[str, float]:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Where and when: everything of the machine that a reader needs to judge or repeat the numbers."""
+    """Describe the machine and the software, as far as a reader needs them to judge or repeat the numbers."""
     info: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "dirty": _dirty(),
+        "commit": commit(ROOT),
+        "dirty": is_dirty(ROOT),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -193,15 +194,15 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "memory": properties.total_memory,
             "l2": properties.L2_cache_size,
             "cuda": torch.version.cuda,
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            "nvcc": (_output("nvcc", "--version") or "").rpartition("\n")[2] or None,
+            "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "nvcc": (output("nvcc", "--version") or "").rpartition("\n")[2] or None,
         }
     return info
 
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Let matrix products and convolutions of a GPU round float32 to TF32, or keep them from it."""
+    """Allow or forbid that matrix products and convolutions on a GPU round float32 to TF32, in a block."""
     settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [setting.allow_tf32 for setting in settings]
     try:
@@ -214,25 +215,47 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def allocator(environment: Mapping[str, str] = os.environ) -> str:
-    """How glibc's allocator was set up when this process started: "tuned", "as started" or "other"."""
+    """The settings with which glibc's allocator started in this process: "tuned", "as started" or "other"."""
     found = {k: v for k, v in environment.items() if k.startswith("MALLOC_") or k == "GLIBC_TUNABLES"}
     return "as started" if not found else "tuned" if found == TUNED else "other"
 
 
 def environment_for(setting: str) -> dict[str, str]:
-    """The environment of a child process whose allocator is "tuned" or "as started"."""
+    """The environment for a child process whose allocator is "tuned" or "as started"."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
     return {**kept, **(TUNED if setting == "tuned" else {})}
 
 
 def reason(error: Exception) -> str:
-    """One line: the type and the first line that speaks of an error, else the first."""
+    """Summarise an error: its type, and the first line of its message that has the word error, else the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-    return f"{type(error).__name__}: {telling[:300]}"
+    line = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f"{type(error).__name__}: {line[:300]}"
+
+
+def commit(checkout: Path) -> str | None:
+    """The commit of a checkout; POSGAN_FAST_COMMIT names that of a working tree without its git history."""
+    named = os.environ.get("POSGAN_FAST_COMMIT") if checkout == ROOT else None
+    return output("git", "-C", str(checkout), "rev-parse", "HEAD") or named
+
+
+def is_dirty(checkout: Path) -> bool | None:
+    """Whether a checkout has changes that are not committed; None where git does not tell."""
+    status = output("git", "-C", str(checkout), "status", "--porcelain")
+    return None if status is None else bool(status)
+
+
+def output(*command: str) -> str | None:
+    """The output of a command; None if it fails, is missing or takes longer than 20 seconds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write JSON into a file, and make its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -246,8 +269,8 @@ _FLAGS = (
 )  # fmt: skip
 
 
-class _HostSampler:
-    """One sample is as many calls as fill the time asked for."""
+class HostSampler:
+    """Times a call on the CPU; a sample is as many calls as fill the requested time."""
 
     clock = "host"
     eager = peak_bytes = None
@@ -262,12 +285,12 @@ class _HostSampler:
         call, x = self.call, self.x
         begin = time.perf_counter()
         for _ in range(self.calls):
-            call(x)  # the result is freed at once, as in a network, and the allocator shows its cost
+            call(x)  # free the result at once, as a network does, so that the time includes the allocator
         return (time.perf_counter() - begin) / self.calls
 
 
-class _CudaSampler:
-    """One sample is a call on each of the inputs; results live until their turn comes again."""
+class CudaSampler:
+    """Times a call on CUDA; a sample is a call on each input. A result lives until the next call on its input."""
 
     def __init__(self, call: Call, inputs: list[torch.Tensor]):
         self.call, self.inputs, self.calls = call, inputs, len(inputs)
@@ -296,12 +319,16 @@ class _CudaSampler:
             torch.cuda.synchronize()
 
     def __call__(self) -> float:
+        return self._timed(self._run if self.graph is None else self.graph.replay)
+
+    def launched(self) -> float:
+        """Seconds per call when Python launches every call, without a graph."""
+        return self._timed(self._run)
+
+    def _timed(self, run: Callable[[], None]) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._run()
+        run()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000 / self.calls
@@ -311,7 +338,7 @@ class _CudaSampler:
             self.results[i] = self.call(x)
 
 
-_Sampler = _HostSampler | _CudaSampler
+Sampler = HostSampler | CudaSampler
 
 
 def _copier(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> Call:
@@ -332,16 +359,6 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
-    """Of the checkout; a copy without its history can be told by POSGAN_FAST_COMMIT."""
-    return _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or os.environ.get("POSGAN_FAST_COMMIT")
-
-
-def _dirty() -> bool | None:
-    status = _output("git", "-C", str(ROOT), "status", "--porcelain")
-    return None if status is None else bool(status)
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -354,11 +371,3 @@ def _read(path: str) -> str | None:
         return Path(path).read_text().strip()
     except OSError:
         return None
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

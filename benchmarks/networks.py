@@ -1,9 +1,9 @@
-"""python -m benchmarks.networks: StyleGAN2 layers, generators, discriminators and training steps.
+"""python -m benchmarks.networks: measure StyleGAN2 layers, generators, discriminators and training steps.
 
-Ours against the reference backend and NVlabs' own networks with the same weights, in float32 and eager unless named
-otherwise, on a GPU without TF32 and with it; generators also against their floor: as many plain convolutions of the
-same sizes, and nothing else. Interleaved rounds, medians; prints a table and every case where ours is slower; writes
-JSON with its provenance, and a plot.
+Ours is compared with the reference backend and with NVlabs' own networks of the same weights; a generator also with its
+floor, the time of its convolutions alone. Calls are eager and in float32 unless their name says otherwise; a GPU runs
+them without TF32 and with it. Prints the medians of interleaved rounds and every case where ours is slower; writes them
+as JSON with their provenance, and as a plot.
 """
 
 from __future__ import annotations
@@ -27,20 +27,24 @@ import torch
 import posgan_fast
 from posgan_fast import _native
 from posgan_fast import functional as PF
-from posgan_fast.models.stylegan2 import Discriminator, Generator
 
-from . import harness, peers
+from . import harness, network_calls, options, peers
+from .network_calls import in_dtype
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
 OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "nvlabs, compiled", "nvlabs", "floor", "zeros"
 PREPACKED = "prepacked"
 NO_PEERS = (OURS, PREPACKED, FLOOR, ZEROS)
+Calls = dict[str, Callable[[], Any]]
 
 
 @dataclass
 class Row:
-    """One measured call: medians and quartiles in seconds, how many times faster ours is (the median over the rounds of
-    the ratio within each, which a machine of changing speed leaves alone), errors against the reference or PSNR."""
+    """One measured call, with an entry per contender.
+
+    Medians and quartiles are in seconds. A ratio is the contender's time over ours, the median of the ratios within
+    each round, which drift of the machine does not change. Errors are relative to the reference, or a PSNR.
+    """
 
     what: str
     case: str
@@ -59,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_peak(args.peak, args.size[0], args.batch[0], args.peer))
         return 0
     if args.allocator and args.allocator != harness.allocator():
-        kept = [a for a in (sys.argv[1:] if argv is None else argv) if a not in ("--tune-allocator", "--as-started")]
-        command = [sys.executable, "-m", "benchmarks.networks", *kept]
-        return subprocess.run(command, env=harness.environment_for(args.allocator)).returncode
+        return options.run_again("benchmarks.networks", sys.argv[1:] if argv is None else argv, args.allocator)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     library = _native.load(device.type)
     if not library.loaded:  # ours would be the reference
@@ -74,24 +76,28 @@ def main(argv: list[str] | None = None) -> int:
         for row in _rows(args, device, nvlabs, tf32):
             print(_line(row), flush=True)
             rows.append(row)
+    _write(args, device, rows, note)
+    return 0
+
+
+def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note: str) -> None:
+    """Print the cases where ours is slower, and write the JSON and the plot."""
     slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in NO_PEERS and r.ratios.get(n, 1) < 1]
     for what, case, name in slower:
         print(f"slower than {name}: {what} {case}")
-    name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")}
     content = {
         "schema": 1,
         "provenance": {**harness.provenance(device), "posgan_fast": posgan_fast.__version__},
-        "settings": {
-            k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")
-        },
-        "peer": peers.commit(args.peer) if args.peer else None,
+        "settings": settings,
+        "peer": harness.commit(args.peer) if args.peer else None,
         "peer_note": note,
         "rows": [asdict(row) for row in rows],
         "slower": slower,
     }
+    name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
     harness.write_json(args.out / f"{name}.json", content)
     _plot(rows, content, args.out / f"{name}.png")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,17 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the peer")
     parser.add_argument("--rounds", type=int, default=7)
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--tune-allocator", dest="allocator", action="store_const", const="tuned")
-    group.add_argument("--as-started", dest="allocator", action="store_const", const="as started")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"), metavar="DIR")
-    parser.add_argument("--name", help="of the files written; default: device and allocator")
+    options.add_allocator(parser)
+    options.add_output(parser)
     parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
     return parser
 
 
 def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
-    """Everything that was asked for; with TF32 what computes in float32."""
+    """Measure everything that the options ask for; with TF32 only the calls in float32."""
     if tf32:
         args = argparse.Namespace(**{**vars(args), "dtype": [d for d in args.dtype if d == "float32"]})
     with harness.tf32(tf32):
@@ -126,24 +129,15 @@ def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
 
 
 def _layer(args, device, nvlabs) -> Iterator[Row]:
-    """One style layer at each resolution of the largest network."""
-    for r in (16, 64, 256, 512):
+    """Measure style layers at four resolutions of the largest network."""
+    for r in network_calls.LAYER_SIZES:
         for up in (1, 2):
-            o, i = (min(32768 // s, 512) for s in (r, r // up))
-            side = r // up
-            x = torch.randn(args.batch[0], i, side, side, device=device).contiguous(memory_format=torch.channels_last)
-            w, b = torch.randn(o, i, 3, 3, device=device), torch.zeros(o, device=device)
-            s, noise = torch.rand(args.batch[0], i, device=device) + 0.5, torch.randn(1, 1, r, r, device=device)
-            f = PF.setup_filter([1, 3, 3, 1], device=device)
-
-            call = functools.partial(
-                PF.modulated_conv2d, x, w, s, up=up, padding=1, resample_filter=f, flip_weight=up == 1, noise=noise,
-                bias=b, act="lrelu", clamp=256,
-            )  # fmt: skip
-            calls: dict[str, Callable[[], Any]] = {OURS: call, REFERENCE: functools.partial(call, backend="reference")}
+            arguments = network_calls.style_layer(r, up, args.batch[0], device)
+            call = functools.partial(PF.modulated_conv2d, **arguments)
+            calls: Calls = {OURS: call, REFERENCE: functools.partial(call, backend="reference")}
             if nvlabs is not None:
-                calls[NVLABS] = _nvlabs_layer(nvlabs, x.contiguous(), w, b, s, noise, f, up)
-            yield _measured("layer", f"{i} to {o} at {r}{' up' if up == 2 else ''}, float32", calls, args.rounds)
+                calls[NVLABS] = _nvlabs_layer(nvlabs, **arguments)
+            yield _measured("layer", f"{network_calls.layer_name(r, up)}, float32", calls, args.rounds)
 
 
 def _generator(args, device, nvlabs) -> Iterator[Row]:
@@ -151,34 +145,38 @@ def _generator(args, device, nvlabs) -> Iterator[Row]:
         g, peer = _pair(size, device, nvlabs)
         packed = posgan_fast.nn.prepack(copy.deepcopy(g))
         for n in args.batch:
-            ws = g.mapping(torch.randn(n, 512, generator=torch.Generator().manual_seed(0)).to(device))
+            ws = network_calls.latents(g, n, device)
             for dtype in args.dtype:
-                calls: dict[str, Callable[[], Any]] = {OURS: lambda: _in(dtype, lambda: g.synthesis(ws))}  # noqa: B023
-                calls[PREPACKED] = lambda: _in(dtype, lambda: packed.synthesis(ws))  # noqa: B023
-                if dtype == "float32":
-                    calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))  # noqa: B023
-                if peer is not None:
-                    calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")  # noqa: B023
-                if args.compile and peer is not None and dtype == "float32":
-                    torch._dynamo.config.recompile_limit = 64  # every block has shapes of its own
-                    compiled = torch.compile(peer.synthesis, dynamic=False)
-                    calls[COMPILED] = lambda: compiled(ws, noise_mode="const")  # noqa: B023
+                calls = _generator_calls(args, dtype, g, packed, peer, ws)
                 calls[FLOOR] = _floor(size, n, dtype, device)
                 yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
 
 
+def _generator_calls(args, dtype: str, g, packed, peer, ws) -> Calls:
+    calls: Calls = {
+        OURS: lambda: in_dtype(dtype, lambda: g.synthesis(ws)),
+        PREPACKED: lambda: in_dtype(dtype, lambda: packed.synthesis(ws)),
+    }
+    if dtype == "float32":
+        calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))
+    if peer is not None:
+        calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")
+    if args.compile and peer is not None and dtype == "float32":
+        torch._dynamo.config.recompile_limit = 64  # every block has shapes of its own
+        compiled = torch.compile(peer.synthesis, dynamic=False)
+        calls[COMPILED] = lambda: compiled(ws, noise_mode="const")
+    return calls
+
+
 def _padding(args, device, nvlabs) -> Iterator[Row]:
-    """The same network with the maps of PadInv at indices 0, 1, 3, 5, 7 and with zero padding."""
+    """Measure a generator with PadInv's padding maps, and with zero padding."""
     for size in args.size[:1]:
         g, _ = _pair(size, device, None)
-        ws = g.mapping(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)).to(device))
-        maps: list[Any] = [None] * 8
-        for index in (0, 1, 3, 5, 7):
-            maps[index] = torch.randn(1, 512, 34, 34, device=device)
+        ws, maps = network_calls.latents(g, 1, device), network_calls.padding_maps(device)
         for dtype in args.dtype:
             calls = {
-                OURS: lambda: _in(dtype, lambda: g.synthesis(ws, pad_maps=maps)),  # noqa: B023
-                ZEROS: lambda: _in(dtype, lambda: g.synthesis(ws)),  # noqa: B023
+                OURS: lambda: in_dtype(dtype, lambda: g.synthesis(ws, pad_maps=maps)),  # noqa: B023
+                ZEROS: lambda: in_dtype(dtype, lambda: g.synthesis(ws)),  # noqa: B023
             }
             yield _measured("padding", f"{size}, {dtype}", calls, 3 * args.rounds)
 
@@ -195,24 +193,21 @@ def _discriminator(args, device, nvlabs) -> Iterator[Row]:
 
 
 def _training(args, device, nvlabs) -> Iterator[Row]:
-    """Gradients of one iteration with both regularisers, at 64 pixels and N = 4."""
-    size, n = 64, 4
+    """Measure the gradients of a training step with both regularisers."""
+    size, n = network_calls.TRAINING_SIZE, network_calls.TRAINING_BATCH
     g, peer_g = _pair(size, device, nvlabs)
     d, peer_d = _pair(size, device, nvlabs, "Discriminator")
-    z, real = torch.randn(n, 512, device=device), torch.randn(n, 3, size, size, device=device)
-    calls = {
-        OURS: lambda: _iteration(g, d, z, real),
-        REFERENCE: lambda: _on_reference(lambda: _iteration(g, d, z, real)),
-    }
+    z, real = network_calls.training_inputs(device)
+    step = network_calls.training_step
+    calls = {OURS: lambda: step(g, d, z, real), REFERENCE: lambda: _on_reference(lambda: step(g, d, z, real))}
     if peer_g is not None:
-        calls[NVLABS] = lambda: _iteration(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
-    yield _measured(
-        "training", f"{size}, N={n}, float32, R1 and path length", calls, max(3, args.rounds // 2), grad=True
-    )
+        calls[NVLABS] = lambda: step(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
+    name = f"{size}, N={n}, float32, R1 and path length"
+    yield _measured("training", name, calls, max(3, args.rounds // 2), grad=True)
 
 
 def _memory(args, device, nvlabs) -> Iterator[Row]:
-    """Bytes beyond the weights at the peak of a forward pass, in processes of their own (CPU)."""
+    """Measure the peak memory of a forward pass beyond the weights, each in a process of its own (CPU only)."""
     if device.type == "cpu":
         size, n = max(args.size), 4
         row = Row("memory", f"generator {size}, N={n}, float32, GiB")
@@ -220,7 +215,7 @@ def _memory(args, device, nvlabs) -> Iterator[Row]:
             command = [sys.executable, "-m", "benchmarks.networks", "--peak", name]
             command += ["--size", str(size), "--batch", str(n)]
             command += ["--peer", str(args.peer)] if args.peer else []
-            env = harness.environment_for("as started")  # what the allocator keeps is not what is needed
+            env = harness.environment_for("as started")  # a tuned allocator keeps memory that is not needed
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
             row.medians[name] = float(done.stdout.split()[-1]) / 2**30
             row.ratios[name] = row.medians[name] / row.medians[OURS]
@@ -232,35 +227,19 @@ def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
     g, peer = _pair(size, device, _nvlabs(checkout, device)[0] if who == NVLABS else None)
     with torch.no_grad():
         ws = g.mapping(torch.randn(n, 512))
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _resident("VmRSS")
         g.synthesis(ws) if who == OURS else peer.synthesis(ws, noise_mode="const", fused_modconv=True)
     return _resident("VmHWM") - before
 
 
 def _resident(key: str) -> int:
-    """Bytes of physical memory, now (VmRSS) or at most (VmHWM)."""
+    """The physical memory in bytes: now (VmRSS), or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def _iteration(g, d, z, real, label=()) -> torch.Tensor:
-    """Losses of discriminator and generator, R1 and path length, all their gradients."""
-    softplus = torch.nn.functional.softplus
-    ws = g.mapping(z, *label)
-    fake = g.synthesis(ws)
-    real = real.detach().requires_grad_()
-    real_logits = d(real)
-    (r1,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-    noise = torch.ones_like(fake) / fake.shape[2]
-    (path,) = torch.autograd.grad((fake * noise).sum(), ws, create_graph=True)
-    loss = softplus(-real_logits).mean() + softplus(d(fake)).mean()
-    loss = loss + r1.square().sum((1, 2, 3)).mean() + path.square().sum(2).mean(1).sqrt().var()
-    loss.backward()
-    return loss.detach().reshape(1)
-
-
-def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds: int, grad: bool = False) -> Row:
+def _measured(what: str, case: str, calls: Calls, rounds: int, grad: bool = False) -> Row:
     row = Row(what, case)
     with contextlib.nullcontext() if grad else torch.no_grad():
         results = {name: call() for name, call in calls.items()}
@@ -291,7 +270,8 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], None]:
-    """The convolutions alone, an enlarging one as a plain one of its input's size, which multiplies as often."""
+    """The convolutions of a generator alone; plain ones at the size of the input replace those that upsample, since
+    they multiply as often."""
     kind = getattr(torch, dtype)
     pairs = []
     for r in (4 << k for k in range(size.bit_length() - 2)):
@@ -309,22 +289,15 @@ def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], 
     return run
 
 
-def _in(dtype: str, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    if dtype == "float32":
-        return call()
-    with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)):
-        return call()
-
-
 def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
     with posgan_fast.use_backend("reference"):
         return call()
 
 
 def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator") -> tuple[Any, Any]:
-    """Our network, and the peer's with the same weights."""
-    torch.manual_seed(0)
-    ours = (Generator if kind == "Generator" else Discriminator)(size).to(device).eval().requires_grad_(True)
+    """Make our network, and the peer's with the same weights, or None without a peer."""
+    make = network_calls.generator if kind == "Generator" else network_calls.discriminator
+    ours = make(size, device)
     if nvlabs is None:
         return ours, None
     if kind == "Generator":
@@ -342,16 +315,11 @@ def _nvlabs(checkout: Path | None, device: torch.device) -> tuple[Any, str]:
     return (None, "") if checkout is None else peers.nvlabs_networks(checkout, device)
 
 
-def _nvlabs_layer(nvlabs, x, w, b, s, noise, f, up) -> Callable[[], torch.Tensor]:
+def _nvlabs_layer(nvlabs, x, bias, act, clamp, **arguments) -> Callable[[], torch.Tensor]:
     from torch_utils.ops import bias_act  # type: ignore[import-not-found]  # the checkout's
 
-    def call() -> torch.Tensor:
-        y = nvlabs.modulated_conv2d(
-            x=x, weight=w, styles=s, noise=noise, up=up, padding=1, resample_filter=f, flip_weight=up == 1
-        )
-        return bias_act.bias_act(y, b, act="lrelu", clamp=256)
-
-    return call
+    x = x.contiguous()
+    return lambda: bias_act.bias_act(nvlabs.modulated_conv2d(x=x, **arguments), bias, act=act, clamp=clamp)
 
 
 def _line(row: Row) -> str:

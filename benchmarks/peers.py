@@ -2,9 +2,9 @@
 
 ``nvlabs`` is the layout of stylegan3 and stylegan2-ada-pytorch (``torch_utils/ops``), ``rosinality`` that of
 stylegan2-pytorch (``op``). Their packages are imported under names of their own, so that several checkouts and the real
-packages can live in one process; what they import but the ops do not need (dnnlib beyond EasyDict, pkg_resources) is
-stood in for. On CUDA their extensions are built; where that fails, and on the CPU, their plain torch path runs, and the
-name says so.
+packages can live in one process. Stubs replace what they import but the ops do not need (dnnlib beyond EasyDict,
+pkg_resources). On CUDA their extensions are built. If that fails, and on the CPU, their plain torch path runs; on CUDA
+the peer's name then says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import torch
 from cases import BiasActCase, Case
 from torch.torch_version import TorchVersion
 
-from .harness import reason
+from .harness import commit, reason
 
 NAMES = ("nvlabs", "rosinality")
 
@@ -34,11 +33,12 @@ Call = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Peer:
-    """``call(case, extra, dtype)`` is the peer's way to compute a case with f or b given, or None where it has none."""
+    """A project beside ours. ``call(case, extra, dtype)`` returns its implementation of a case whose filter or bias is
+    ``extra``, or None if it has none."""
 
     name: str
     commit: str | None
-    note: str  # why the plain torch path runs on CUDA; empty otherwise
+    note: str  # the reason why its plain torch path runs on CUDA, or empty
     call: Callable[[Case, torch.Tensor | None, torch.dtype], Call | None]
 
 
@@ -46,7 +46,7 @@ def parse(entries: Iterable[str]) -> dict[str, Path]:
     """Read NAME=PATH options.
 
     Raises:
-        ValueError: an unknown name or a path without a checkout of it.
+        ValueError: the name is unknown, or the path holds no checkout of that project.
     """
     found = {}
     for entry in entries:
@@ -66,25 +66,28 @@ def load(paths: dict[str, Path], device: torch.device) -> list[Peer]:
 
 
 def nvlabs_networks(path: Path, device: torch.device) -> tuple[Any, str]:
-    """The module of a checkout that defines its StyleGAN2 networks, imported under its own name, and why they run on
-    their plain torch path on CUDA (empty otherwise)."""
+    """Import the module of a checkout that defines its StyleGAN2 networks, under its own name.
+
+    Returns:
+        The module, and the reason why it runs on its plain torch path on CUDA, or "".
+    """
     sys.path.insert(0, str(path))
     try:
-        with _standing_in(**_pkg_resources()):
+        with _stubbed(**_pkg_resources()):
             name = "networks_stylegan2" if (path / "training/networks_stylegan2.py").exists() else "networks"
             networks = importlib.import_module(f"training.{name}")
-            rooms = [importlib.import_module(f"torch_utils.ops.{op}") for op in ("upfirdn2d", "bias_act")]
+            modules = [importlib.import_module(f"torch_utils.ops.{op}") for op in ("upfirdn2d", "bias_act")]
     finally:
         sys.path.remove(str(path))
-    note = _build_nvlabs(*rooms) if device.type == "cuda" else ""
+    note = _build_nvlabs(*modules) if device.type == "cuda" else ""
     if note:
-        for room in rooms:  # which each call would try to build again
-            room._init = lambda: False  # type: ignore[attr-defined]
+        for module in modules:  # or each call would try to build it again
+            module._init = lambda: False  # type: ignore[attr-defined]
     return networks, note
 
 
 def _nvlabs(path: Path, device: torch.device) -> Peer:
-    with _standing_in(dnnlib=_dnnlib(), **_pkg_resources()):
+    with _stubbed(dnnlib=_dnnlib(), **_pkg_resources()):
         root = _package(path / "torch_utils", "nvlabs")
         upfirdn2d = importlib.import_module(f"{root.__name__}.ops.upfirdn2d")
         bias_act = importlib.import_module(f"{root.__name__}.ops.bias_act")
@@ -130,22 +133,22 @@ def _rosinality(path: Path, device: torch.device) -> Peer:
     return Peer(_label("rosinality", note), commit(path), note, call)
 
 
-def _build_nvlabs(*rooms: Any) -> str:
-    """Compile the extensions, both at once; the reason if that fails."""
+def _build_nvlabs(*modules: Any) -> str:
+    """Compile the extensions side by side; returns the reason if that fails, or ""."""
 
-    def build(room: Any) -> str:
+    def build(module: Any) -> str:
         try:
-            return "" if room._init() else "its extension did not build"
+            return "" if module._init() else "its extension did not build"
         except Exception as error:
             return reason(error)
 
     with _extensions_registered(), ThreadPoolExecutor() as pool:
-        return next((reason for reason in pool.map(build, rooms) if reason), "")
+        return next((reason for reason in pool.map(build, modules) if reason), "")
 
 
 @contextlib.contextmanager
-def _standing_in(**modules: ModuleType) -> Iterator[None]:
-    """Put modules into sys.modules for a while."""
+def _stubbed(**modules: ModuleType) -> Iterator[None]:
+    """Put modules into sys.modules for the time of a block."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
@@ -160,7 +163,7 @@ def _standing_in(**modules: ModuleType) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _extensions_registered() -> Iterator[None]:
-    """NVlabs import a built extension by name a second time, which finds nothing since torch stopped registering it."""
+    """Register built extensions in sys.modules, as torch no longer does: NVlabs import them by name a second time."""
     import torch.utils.cpp_extension as extension
 
     load = extension.load
@@ -177,15 +180,15 @@ def _extensions_registered() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _extensions_refused() -> Iterator[None]:
-    """rosinality compiles CUDA code on import; its plain torch path works without."""
+    """Skip the compilation of CUDA code that importing rosinality starts; its plain torch path needs none."""
     stub = ModuleType("torch.utils.cpp_extension")
     stub.load = lambda name, *args, **kwargs: ModuleType(name)  # type: ignore[attr-defined]
-    with _standing_in(**{"torch.utils.cpp_extension": stub}):
+    with _stubbed(**{"torch.utils.cpp_extension": stub}):
         yield
 
 
 def _package(directory: Path, name: str) -> Any:
-    """Import a package under a name of our own."""
+    """Import a package as ``_peer_<name>``."""
     name = f"_peer_{name}"
     spec = importlib.util.spec_from_file_location(
         name, directory / "__init__.py", submodule_search_locations=[str(directory)]
@@ -218,13 +221,3 @@ def _pkg_resources() -> dict[str, ModuleType]:
 
 def _label(name: str, note: str) -> str:
     return f"{name}, plain torch" if note else name
-
-
-def commit(path: Path) -> str | None:
-    """The commit of a checkout."""
-    command = ["git", "-C", str(path), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

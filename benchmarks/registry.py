@@ -1,4 +1,4 @@
-"""What is measured: op -> cases, and for a case its contenders."""
+"""Selects the cases to measure, and lists the contenders of each."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ REFERENCE, COMPILED = "reference", "reference, compiled"
 
 @dataclass(frozen=True)
 class Contender:
-    """``make()`` prepares a call for the timed loop. kind: "ours" (the automatic choice), "backend" (another of ours),
-    "in place" (ours written over x, which is not like for like) or "other"."""
+    """One implementation of a case; ``make()`` prepares its call for the timed loop.
+
+    ``kind`` is "ours" (the backend chosen automatically), "backend" (another backend of ours), "in place" (ours, but
+    writing over x, which saves memory that the others need) or "other"."""
 
     name: str
     kind: str
@@ -31,7 +33,9 @@ class Contender:
 def contenders(
     case: cases.Case, x: torch.Tensor, extra: torch.Tensor | None, peers: Iterable[Peer], compiled: bool
 ) -> list[Contender]:
-    """Ours first, then our other backends, the reference and its compiled form, then the peers. ``extra`` is f or b."""
+    """List our backends, the automatic choice first, the reference and its compiled form, and the peers.
+
+    ``extra`` is the filter or the bias of the case."""
     impls = PF.OPS[case.op][1]
     able = [impl.backend for impl in impls if impl.backend != REFERENCE and impl.can_run(x) is None]
     if not able:
@@ -54,7 +58,7 @@ def ours(backend: str) -> str:
 
 
 def selected(ops: Iterable[str], quick: bool, words: Iterable[str] = ()) -> Iterator[cases.Case]:
-    """The cases of some ops; quick: those of two small resolutions; words: those whose name has one of them."""
+    """The cases of some ops: with ``quick`` those of two small resolutions, with ``words`` those whose name has one."""
     words = list(words)
     for op in ops:
         for case in cases.CASES[op]:
@@ -69,7 +73,7 @@ def _ours(case: cases.Case, extra: torch.Tensor | None, backend: str, op: str = 
 
 
 def _compiled(case: cases.Case, x: torch.Tensor, extra: torch.Tensor | None) -> Callable[[torch.Tensor], Any]:
-    """The plain torch definition through torch.compile, for this shape alone."""
+    """Compile the plain torch definition with torch.compile, for this shape alone."""
     torch._dynamo.reset()
     if isinstance(case, cases.Upfirdn2dCase):
         resample = upfirdn2d_room.check(x, extra, (case.up, case.down, case.padding, case.flip_filter, case.gain))

@@ -1,4 +1,4 @@
-"""What a run says: the table, the geometric means, the slower cases, and a plot."""
+"""Reports a run: the table, the geometric means, the slower cases, and a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .harness import CLONE, COPY, Measurement
 
 @dataclass(frozen=True)
 class Summary:
-    """Geometric means over the calls of a model, such as "StyleGAN2-256", or over "all" cases of an op."""
+    """Geometric means over the calls of a model, such as "StyleGAN2-256", or over all cases of an op ("all")."""
 
     op: str
     dtype: str
@@ -24,15 +24,15 @@ class Summary:
     model: str
     ours: str
     cases: int
-    faster_than: dict[str, float]  # contender: how many times
-    counted: dict[str, int]  # contender: over how many of the cases
+    faster_than: dict[str, float]  # contender: its time over ours
+    counted: dict[str, int]  # contender: number of cases that have it
     of_copy: float  # share of copy bandwidth
     of_clone: float
 
 
 @dataclass(frozen=True)
 class Slower:
-    """A case where a contender beats ours; ``certain`` when the middle halves of their samples do not overlap."""
+    """A case where a contender beats ours; ``certain`` if the interquartile ranges of their samples do not overlap."""
 
     op: str
     case: str
@@ -68,7 +68,7 @@ def summarise(rows: Sequence[Measurement]) -> list[Summary]:
 
 
 def slower(rows: Iterable[Measurement]) -> list[Slower]:
-    """Every case in which another contender, a backend of ours included, has a smaller median; worst first."""
+    """List the cases where another contender, possibly a backend of ours, has a smaller median; worst first."""
     found = []
     for row in (r for r in rows if r.timings):
         mine = row.timings[row.ours]
@@ -93,9 +93,9 @@ def text(rows: Sequence[Measurement]) -> str:
 
 
 def plot(rows: Sequence[Measurement], title: str, path: Path) -> None:
-    """Bandwidth relative to copy() of the same bytes: a column of panels per op, a panel per dtype and layout.
+    """Plot the bandwidth relative to copy() of the same bytes: a column of panels per op, a row per dtype and layout.
 
-    Cases that move less than a megabyte measure call overhead; they are left to the table where there are others.
+    Cases that move less than a megabyte measure call overhead: they are shown only if there are no others.
     """
     import matplotlib
 
@@ -140,7 +140,7 @@ def _panel(axis: Any, group: Sequence[Measurement], colours: dict[str, str], dra
     right = 1.0
     for y, row in enumerate(group):
         bars = [row.ours, *(n for n in names if n in row.timings)]
-        unit = 0.84 / (len(bars) + 0.5)  # ours is half as thick again
+        unit = 0.84 / (len(bars) + 0.5)  # ours is 1.5 times as thick
         top = y - 0.42
         for name in bars:
             thick = unit * (1.5 if name == row.ours else 1)
@@ -179,12 +179,12 @@ def _text(rows: Sequence[Measurement]) -> Iterator[str]:
         head = ["case", "MB", group[0].ours, "GB/s", "of copy", "of clone", *names]
         table = [head]
         for row in group:
-            cells = [row.case, f"{row.traffic / 1e6:.3g}", _time(row.timings[row.ours].median)]
+            cells = [row.case, f"{row.traffic / 1e6:.3g}", duration(row.timings[row.ours].median)]
             cells += [f"{row.bandwidth(row.ours) / 1e9:.1f}", f"{row.ratio(COPY):.2f}", f"{row.ratio(CLONE):.2f}"]
             cells += [_against(row, n) for n in names]
             table.append(cells)
         yield f"\n{op}, {dtype}, {layout}: time per call; in brackets how many times faster ours is"
-        yield from _aligned(table)
+        yield from aligned(table)
     yield "\nGeometric means: how many times faster ours is, and its share of copy() and clone() bandwidth"
     summaries = summarise(rows)
     names = list(dict.fromkeys(n for s in summaries for n in s.faster_than))
@@ -192,7 +192,7 @@ def _text(rows: Sequence[Measurement]) -> Iterator[str]:
     for s in summaries:
         cells = [s.op, s.dtype, s.layout, f"{s.model} ({s.cases})", f"{s.of_copy:.2f}", f"{s.of_clone:.2f}"]
         table.append(cells + [_mean(s, n) for n in names])
-    yield from _aligned(table)
+    yield from aligned(table)
     yield "\nCases where ours is slower"
     beaten = slower(rows)
     for b in beaten:
@@ -213,14 +213,14 @@ def _groups(rows: Sequence[Measurement]) -> Iterator[tuple[tuple[str, str, str],
 
 
 def _others(rows: Iterable[Measurement]) -> list[str]:
-    """Contenders that compute the same thing the same way: neither ours, nor ours in place, nor copy and clone."""
+    """The contenders that ours is compared with: all but ours, ours in place, copy and clone."""
     names = dict.fromkeys(n for row in rows for n in row.timings)
     left_out = {COPY, CLONE, *(row.ours for row in rows)}
     return [n for n in names if n not in left_out and not n.endswith("in place")]
 
 
 def _against(row: Measurement, name: str) -> str:
-    return f"{_time(row.timings[name].median)} ({row.ratio(name):.2f})" if name in row.timings else "-"
+    return f"{duration(row.timings[name].median)} ({row.ratio(name):.2f})" if name in row.timings else "-"
 
 
 def _mean(s: Summary, name: str) -> str:
@@ -229,11 +229,11 @@ def _mean(s: Summary, name: str) -> str:
     return f"{s.faster_than[name]:.2f}" + (f" ({s.counted[name]})" if s.counted[name] != s.cases else "")
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
 
 
-def _aligned(table: list[list[str]]) -> Iterator[str]:
+def aligned(table: list[list[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]

@@ -1,7 +1,7 @@
-"""The pytest-benchmark suite: ``pytest benchmarks``. One group per case, one row per contender, float32.
+"""The pytest-benchmark suite, ``pytest benchmarks``: one group per case, one row per contender, float32.
 
-pytest-benchmark measures the contenders of a group one after the other; ``python -m benchmarks`` interleaves them, and
-adds bandwidths, dtypes, layouts and the cold cache of a GPU. Quote that one.
+pytest-benchmark measures the contenders of a group one after the other. ``python -m benchmarks`` interleaves them, and
+adds bandwidths, dtypes, layouts and the cold cache of a GPU: quote its numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parameters = []
     for op, found in cases.CASES.items():
         for case in (c for c in found if option("--all-cases") or c.resolution in RESOLUTIONS):
-            anything = torch.ones(4, device=DEVICE)  # which contenders there are does not depend on the values
+            anything = torch.ones(4, device=DEVICE)  # the list of contenders does not depend on the values
             for contender in registry.contenders(case, anything, anything, loaded, compiled=False):
                 parameters.append(pytest.param(case, contender.name, loaded, id=f"{op}-{case.name}-{contender.name}"))
     metafunc.parametrize("case, name, loaded", parameters)

@@ -1,8 +1,8 @@
-"""python -m benchmarks.tune FILE SECONDS: measures every row of the Triton launch tables of upfirdn2d and bias_act.
+"""python -m benchmarks.tune FILE SECONDS: measure every row of the Triton launch tables of upfirdn2d and bias_act.
 
 Each case runs with every row of its table that could serve it, whatever size the row is meant for, and with 2, 4 and
-8 warps. For every row that the table chooses today, the best replacement over the cases it is chosen for is printed,
-ready to be reviewed and entered. The CUDA kernels choose their tiles in C++ and have no rows to try.
+8 warps. For every row that serves a case today, the program prints the best replacement over the cases that the row
+serves, ready to be reviewed and entered. The CUDA kernels choose their tiles in C++ and have no rows to try.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(path: Path, seconds: float) -> int:
 
 
 def measure(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> dict[str, Any]:
-    """Seconds per call of a case for every candidate row, by the row's text."""
+    """Measure the seconds per call of a case for every candidate row; results are keyed by the row's text."""
     module = importlib.import_module(f"posgan_fast.kernels.{case.op}")
     x, extra = (t if t is None else t.to(device) for t in case.tensors(dtype, layout))
     assert x is not None
@@ -74,7 +74,7 @@ def measure(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, d
 
 
 def candidates(module: ModuleType, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
-    """The row that a call is given today, and all rows that its table's other keys allow, in each number of warps."""
+    """Return the row that serves a call today, and all rows that could serve it, each with every number of warps."""
     select = module.select
     with mock.patch.object(module, "select", wraps=select) as spy:
         run()
@@ -84,8 +84,8 @@ def candidates(module: ModuleType, run: Callable[[], Any]) -> tuple[Any, list[An
         alone = (row._replace(arch=None, limit=2**63),)
         try:
             with mock.patch.object(module, "TABLE", alone):
-                return bool(select.__wrapped__(*arguments))  # what select remembers is of the whole table
-        except StopIteration:
+                return bool(select.__wrapped__(*arguments))  # the cache of select holds answers of the whole table
+        except LookupError:
             return False
 
     rows = [row._replace(num_warps=w) for row in module.TABLE if serves(row) for w in WARPS]
@@ -93,7 +93,7 @@ def candidates(module: ModuleType, run: Callable[[], Any]) -> tuple[Any, list[An
 
 
 def best_rows(records: Iterable[dict[str, Any]], arch: int, note: str) -> list[dict[str, Any]]:
-    """For every row chosen today, the candidate with the best geometric mean over the cases it is chosen for."""
+    """Find for every row chosen today the candidate with the best geometric mean over the cases that the row serves."""
     chosen: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         chosen[record["op"], record["today"]].append(record)

@@ -1,48 +1,38 @@
-// bias_act on the CPU. Compiled once per instruction set (PF_ISA); plain loops, shaped for the compiler's vectoriser.
+// bias_act on the CPU: plain loops that the compiler vectorises, compiled once per instruction set (PF_ISA).
+#include "bias_act.h"
 #include "cpu_kernels.h"
 #include "cpu_math.h"
 
 namespace posgan_fast::PF_ISA {
 namespace {
 
-constexpr int kChunk = 1024;  // elements whose biases are laid out at a time
+constexpr int kChunk = 1024;  // elements between a load and a store, and the biases laid out for them
 
-template <Act kAct, int kOrder, bool kReadsOutput, typename T>
-void span(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* out, int n, Scalars<acc_t<T>> s) {
+template <Act kAct, int kGrad, bool kReadsOutput, typename T>
+void compute_chunk(const T* x, const acc_t<T>* b, const T* ref, const T* dy, acc_t<T>* out, int n,
+                   ActParams<acc_t<T>> p) {
   using A = acc_t<T>;
   for (int i = 0; i < n; ++i) {
-    const A r = kOrder > 0 ? load(ref[i]) : A(0);
-    const A d = kOrder > 1 ? load(dy[i]) : A(0);
-    out[i] = bias_act_point<kAct, kOrder, kReadsOutput, Math, A>(load(x[i]), b[i], r, d, s.alpha, s.gain, s.clamp);
+    const A r = kGrad > 0 ? to_acc(ref[i]) : A(0);
+    const A d = kGrad > 1 ? to_acc(dy[i]) : A(0);
+    out[i] = bias_act_element<kAct, kGrad, kReadsOutput, PolynomialMath, A>(to_acc(x[i]), b[i], r, d, p.alpha, p.gain,
+                                                                            p.clamp);
   }
 }
 
+// Lays the biases of consecutive elements out side by side: runs of one value, or a cycle of all channels where the
+// bias dimension is innermost. A chunk reuses the values of the one before where they are the same.
 template <typename T>
-auto select_span(Act act, int order, bool reads_output) {
-  return with_act(act, [&](auto constant) {
-    constexpr Act kAct = constant;
-    if (order == 0) return &span<kAct, 0, false, T>;
-    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
-      if (order == 1 && reads_output) return &span<kAct, 1, true, T>;
-    }
-    if (order == 1) return &span<kAct, 1, false, T>;
-    return &span<kAct, 2, false, T>;
-  });
-}
-
-// The biases of consecutive elements, laid out side by side: runs of one value where the bias dimension has a step, a
-// cycle where it is innermost. What one chunk leaves in the buffer serves the next where it can.
-template <typename T>
-class Biases {
+class BiasReader {
  public:
-  Biases(const BiasActParams& p, const T* b, int64_t i) : p_(p), b_(b) {
+  BiasReader(const BiasActParams& p, const T* b, int64_t i) : p_(p), b_(b) {
     if (b == nullptr) return;
     channel_ = i / p.step % p.channels;
     left_ = p.step - i % p.step;
     cycle_ = p.step == 1 && p.channels <= kChunk ? kChunk / p.channels * p.channels : 0;
   }
 
-  // Elements of the next chunk: whole cycles begin alike, every other chunk is full.
+  // The size of the next chunk: whole cycles, so that all chunks begin with the first channel, otherwise all that fits.
   int chunk(int64_t remaining) const {
     const int64_t most = cycle_ > 0 ? cycle_ : kChunk;
     return int(remaining < most ? remaining : most);
@@ -70,7 +60,7 @@ class Biases {
 
  private:
   void fill(int k, int n) {
-    const acc_t<T> value = load(b_[channel_]);
+    const acc_t<T> value = to_acc(b_[channel_]);
     for (int end = k + n; k < end; ++k) values_[k] = value;
   }
 
@@ -89,20 +79,22 @@ class Biases {
 };
 
 template <typename T>
-void elements(const BiasActTask& task, int64_t begin, int64_t end) {
+void compute_elements(const BiasActTask& task, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const BiasActParams& p = task.params;
-  const auto span = select_span<T>(task.act, task.order, reads_output(task.act, p.alpha));
-  const Scalars<A> scalars = {A(p.alpha), A(p.gain), A(p.clamp)};
+  const auto compute = dispatch_bias_act(task.act, task.grad, p.alpha, [](auto act, auto grad, auto reads_output) {
+    return &compute_chunk<act, grad, reads_output, T>;
+  });
+  const ActParams<A> act_params = {A(p.alpha), A(p.gain), A(p.clamp)};
   const T *x = static_cast<const T*>(task.x), *b = static_cast<const T*>(task.b);
   const T *ref = static_cast<const T*>(task.ref), *dy = static_cast<const T*>(task.dy);
   T* out = static_cast<T*>(task.out);
-  Biases<T> biases(p, b, begin);
+  BiasReader<T> biases(p, b, begin);
   A results[kChunk];
   for (int64_t i = begin; i < end;) {
     const int n = biases.chunk(end - i);
-    span(x + i, biases.next(n), ref + i, dy + i, results, n, scalars);
-    store_row(out + i, results, n, task.stream);
+    compute(x + i, biases.next(n), ref + i, dy + i, results, n, act_params);
+    store_row(out + i, results, n, task.nontemporal);
     i += n;
   }
 }
@@ -110,7 +102,7 @@ void elements(const BiasActTask& task, int64_t begin, int64_t end) {
 }  // namespace
 
 void bias_act(const BiasActTask& task, int64_t begin, int64_t end) {
-  with_scalar(task.type, [&](auto scalar) { elements<decltype(scalar)>(task, begin, end); });
+  dispatch_dtype(task.dtype, [&](auto scalar) { compute_elements<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

@@ -1,13 +1,13 @@
-// CUDA kernel of bias_act and the geometry of its launch. No torch; compiles for the host too (host_device.h).
+// The CUDA kernel of bias_act and its launch configuration. No torch; compiles for the host too (host_device.h).
 #pragma once
 
 #include "bias_act.h"
-#include "elements.cuh"
+#include "elementwise.cuh"
 
 namespace posgan_fast {
 
-// exp, expm1 and log1p as the formulas of bias_act.h ask for them: expm1 of v <= 0, log1p of 0 <= v <= 1.
-struct LibraryMath {
+// The functions that bias_act.h needs, accurately: expm1 of v <= 0, log1p of 0 <= v <= 1.
+struct LibmMath {
   static PF_DEVICE float exp(float v) { return ::expf(v); }
   static PF_DEVICE float expm1(float v) { return ::expm1f(v); }
   static PF_DEVICE float log1p(float v) { return ::log1pf(v); }
@@ -16,8 +16,8 @@ struct LibraryMath {
   static PF_DEVICE double log1p(double v) { return ::log1p(v); }
 };
 
-// For 16-bit storage, where a relative error of 1e-5 vanishes in the rounding: the special function unit, and a series
-// where it would cancel.
+// The same on the special function unit, with a series where cancellation would cost accuracy. Rounding to 16-bit
+// storage hides the relative error of 1e-5.
 struct FastMath {
 #ifdef __CUDACC__
   static PF_DEVICE float exp(float v) { return __expf(v); }
@@ -31,30 +31,30 @@ struct FastMath {
 };
 
 template <typename T>
-using MathOf = std::conditional_t<sizeof(T) == 2, FastMath, LibraryMath>;
+using MathOf = std::conditional_t<sizeof(T) == 2, FastMath, LibmMath>;
 
-// How consecutive elements meet the bias.
-enum class BiasRun : int {
-  kNone,    // no bias
-  kScalar,  // one channel for all elements of a vector
-  kVector,  // as many consecutive channels, aligned
-  kMixed,   // anything else
+// How the elements of a vector read the bias.
+enum class BiasPattern : int {
+  kNone,        // no bias
+  kScalar,      // all elements from one channel
+  kVector,      // from as many consecutive channels, aligned
+  kPerElement,  // anything else
 };
 
-struct BiasActShape {
-  bool vectors;  // every tensor starts at a multiple of 16 bytes
-  bool narrow;   // 32-bit positions
-  BiasRun run;
-  Divider step, channels;
+struct BiasActIndexing {
+  bool aligned;  // every tensor starts at a multiple of 16 bytes
+  bool use_int32_index;
+  BiasPattern pattern;
+  FastDivmod step, channels;
 };
 
-struct BiasPlace {
+struct BiasCoords {
   int64_t channel;
-  int64_t left;  // elements from this one on that share it
+  int64_t left;  // elements from this one on that have the same channel
 };
 
-PF_DEVICE BiasPlace bias_place(int64_t i, const BiasActParams& p, const BiasActShape& s) {
-  if (s.narrow) {
+PF_DEVICE BiasCoords bias_coords(int64_t i, const BiasActParams& p, const BiasActIndexing& s) {
+  if (s.use_int32_index) {
     const uint32_t q = s.step.quotient(uint32_t(i));
     const uint32_t channel = q - s.channels.quotient(q) * s.channels.divisor;
     return {channel, s.step.divisor - (uint32_t(i) - q * s.step.divisor)};
@@ -64,20 +64,20 @@ PF_DEVICE BiasPlace bias_place(int64_t i, const BiasActParams& p, const BiasActS
 }
 
 template <typename T>
-PF_DEVICE void read_bias(const T* b, int64_t i, const BiasActParams& p, const BiasActShape& s,
+PF_DEVICE void read_bias(const T* b, int64_t i, const BiasActParams& p, const BiasActIndexing& s,
                          acc_t<T> (&v)[kVectorSize<T>]) {
-  if (s.run == BiasRun::kNone) return fill(v, acc_t<T>(0));
-  const BiasPlace place = bias_place(i, p, s);
-  if (s.run == BiasRun::kScalar) {
-    fill(v, acc_t<T>(widen(b[place.channel])));
-  } else if (s.run == BiasRun::kVector) {
-    widen(load_pack_readonly<kVectorSize<T>>(b + place.channel), v);
+  if (s.pattern == BiasPattern::kNone) return fill(v, acc_t<T>(0));
+  const BiasCoords at = bias_coords(i, p, s);
+  if (s.pattern == BiasPattern::kScalar) {
+    fill(v, acc_t<T>(to_acc(b[at.channel])));
+  } else if (s.pattern == BiasPattern::kVector) {
+    to_acc(load_vector_readonly<kVectorSize<T>>(b + at.channel), v);
   } else {
     const int channels = int(p.channels), run = p.step < kVectorSize<T> ? int(p.step) : kVectorSize<T>;
-    int channel = int(place.channel), left = place.left < run ? int(place.left) : run;
+    int channel = int(at.channel), left = at.left < run ? int(at.left) : run;
 #pragma unroll
     for (acc_t<T>& value : v) {
-      value = widen(b[channel]);
+      value = to_acc(b[channel]);
       if (--left == 0) {
         left = run;
         if (++channel == channels) channel = 0;
@@ -86,84 +86,80 @@ PF_DEVICE void read_bias(const T* b, int64_t i, const BiasActParams& p, const Bi
   }
 }
 
-// 16-byte vectors a thread handles. Later orders have more loads under way for each.
-template <typename T, int kOrder>
-constexpr int kBiasActUnroll = kOrder == 0 && sizeof(T) < sizeof(double) ? 2 : 1;
+// The 16-byte vectors that a thread handles: gradients have more loads in flight for each.
+template <typename T, int kGrad>
+constexpr int kVectorsPerThread = kGrad == 0 && sizeof(T) < sizeof(double) ? 2 : 1;
 
-// A thread handles vectors a block width apart, all loads before the first use. out may be x: every element is read and
-// written by the same thread, in this order.
-template <typename T, Act kAct, int kOrder, bool kReadsOutput>
+// A thread handles vectors a block width apart and loads all of them before the first use. out may be x, because one
+// thread reads an element and then writes it.
+template <typename T, Act kAct, int kGrad, bool kReadsOutput>
 __global__ void __launch_bounds__(256)
-    bias_act_kernel(const T* x, const T* b, const T* ref, const T* dy, T* out, BiasActParams p, BiasActShape s) {
+    bias_act_kernel(const T* x, const T* b, const T* ref, const T* dy, T* out, BiasActParams p, BiasActIndexing s) {
   using A = acc_t<T>;
   constexpr int kSize = kVectorSize<T>;
-  constexpr int kUnroll = kBiasActUnroll<T, kOrder>;
+  constexpr int kUnroll = kVectorsPerThread<T, kGrad>;
   const A alpha = A(p.alpha), gain = A(p.gain), clamp = A(p.clamp);
   const int64_t start = int64_t(blockIdx.x) * (int(blockDim.x) * kUnroll * kSize) + int(threadIdx.x) * kSize;
   const int stride = int(blockDim.x) * kSize;
 
-  Pack<T, kSize> xs[kUnroll], refs[kUnroll], dys[kUnroll];
+  AlignedVector<T, kSize> xs[kUnroll], refs[kUnroll], dys[kUnroll];
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
-    xs[u] = read_vector(x, start + u * stride, p.numel, s.vectors);
-    if constexpr (kOrder > 0) refs[u] = read_vector(ref, start + u * stride, p.numel, s.vectors);
-    if constexpr (kOrder > 1) dys[u] = read_vector(dy, start + u * stride, p.numel, s.vectors);
+    xs[u] = load_predicated(x, start + u * stride, p.numel, s.aligned);
+    if constexpr (kGrad > 0) refs[u] = load_predicated(ref, start + u * stride, p.numel, s.aligned);
+    if constexpr (kGrad > 1) dys[u] = load_predicated(dy, start + u * stride, p.numel, s.aligned);
   }
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     const int64_t i = start + u * stride;
     if (i >= p.numel) return;
     A xv[kSize], bv[kSize] = {}, refv[kSize] = {}, dyv[kSize] = {};
-    widen(xs[u], xv);
-    if constexpr (!(kOrder == 1 && kReadsOutput)) read_bias(b, i, p, s, bv);
-    if constexpr (kOrder > 0) widen(refs[u], refv);
-    if constexpr (kOrder > 1) widen(dys[u], dyv);
+    to_acc(xs[u], xv);
+    if constexpr (!(kGrad == 1 && kReadsOutput)) read_bias(b, i, p, s, bv);
+    if constexpr (kGrad > 0) to_acc(refs[u], refv);
+    if constexpr (kGrad > 1) to_acc(dys[u], dyv);
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
       xv[e] =
-          bias_act_point<kAct, kOrder, kReadsOutput, MathOf<T>, A>(xv[e], bv[e], refv[e], dyv[e], alpha, gain, clamp);
+          bias_act_element<kAct, kGrad, kReadsOutput, MathOf<T>, A>(xv[e], bv[e], refv[e], dyv[e], alpha, gain, clamp);
     }
-    write_vector(out, i, p.numel, s.vectors, narrow<T, kSize>(xv));
+    store_predicated(out, i, p.numel, s.aligned, from_acc<T, kSize>(xv));
   }
 }
 
 template <typename T>
-BiasActShape bias_act_shape(const T* x, const T* b, const T* ref, const T* dy, const T* out, const BiasActParams& p) {
+BiasActIndexing bias_act_indexing(const T* x, const T* b, const T* ref, const T* dy, const T* out,
+                                  const BiasActParams& p) {
   constexpr int64_t kSize = kVectorSize<T>;
-  BiasActShape s;
-  s.vectors = aligned(x) && aligned(ref) && aligned(dy) && aligned(out);
-  s.narrow = p.numel < kNarrowLimit && p.step < kNarrowLimit && p.channels < kNarrowLimit;
+  BiasActIndexing s;
+  s.aligned = aligned(x) && aligned(ref) && aligned(dy) && aligned(out);
+  s.use_int32_index = p.numel < kInt32IndexLimit && p.step < kInt32IndexLimit && p.channels < kInt32IndexLimit;
   if (b == nullptr) {
-    s.run = BiasRun::kNone;
+    s.pattern = BiasPattern::kNone;
   } else if (p.step % kSize == 0) {
-    s.run = BiasRun::kScalar;
+    s.pattern = BiasPattern::kScalar;
   } else if (p.step == 1 && p.channels % kSize == 0 && aligned(b)) {
-    s.run = BiasRun::kVector;
+    s.pattern = BiasPattern::kVector;
   } else {
-    s.run = BiasRun::kMixed;
+    s.pattern = BiasPattern::kPerElement;
   }
-  s.step = Divider::by(s.narrow && b != nullptr ? p.step : 1);
-  s.channels = Divider::by(s.narrow && b != nullptr ? p.channels : 1);
+  s.step = FastDivmod::by(s.use_int32_index && b != nullptr ? p.step : 1);
+  s.channels = FastDivmod::by(s.use_int32_index && b != nullptr ? p.channels : 1);
   return s;
 }
 
 // Calls launch(blocks, kernel, arguments...).
 template <typename T, typename Launch>
-void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int order, Act act,
+void run_bias_act(const T* x, const T* b, const T* ref, const T* dy, T* out, const BiasActParams& p, int grad, Act act,
                   int threads, const Launch& launch) {
-  const BiasActShape s = bias_act_shape(x, b, ref, dy, out, p);
-  const int vectors = order == 0 ? kBiasActUnroll<T, 0> : kBiasActUnroll<T, 1>;
-  const int64_t blocks = elements_blocks<T>(p.numel, threads, vectors);
-  const auto run = [&](auto kernel) { launch(blocks, kernel, x, b, ref, dy, out, p, s); };
-  with_act(act, [&](auto constant) {
-    constexpr Act kAct = constant;
-    constexpr Act kSecond = piecewise_linear(kAct) ? Act::kLinear : kAct;  // their second derivatives are all zero
-    if (order == 0) return run(bias_act_kernel<T, kAct, 0, false>);
-    if (order == 2) return run(bias_act_kernel<T, kSecond, 2, false>);
-    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
-      if (reads_output(kAct, p.alpha)) return run(bias_act_kernel<T, kAct, 1, true>);
-    }
-    run(bias_act_kernel<T, kAct, 1, false>);
+  const BiasActIndexing s = bias_act_indexing(x, b, ref, dy, out, p);
+  const int vectors = grad == 0 ? kVectorsPerThread<T, 0> : kVectorsPerThread<T, 1>;
+  const int64_t blocks = elementwise_blocks<T>(p.numel, threads, vectors);
+  dispatch_bias_act(act, grad, p.alpha, [&](auto act_constant, auto grad_constant, auto reads_output) {
+    constexpr int kGrad = grad_constant;
+    // All piecewise linear activations share the kernel of their second derivative, which is zero.
+    constexpr Act kAct = kGrad == 2 && piecewise_linear(act_constant) ? Act::kLinear : Act(act_constant);
+    launch(blocks, bias_act_kernel<T, kAct, kGrad, reads_output>, x, b, ref, dy, out, p, s);
   });
 }
 

@@ -1,11 +1,12 @@
-// Formulas of bias_act, shared by the CPU and CUDA kernels. No torch.
+// Formulas and parameters of bias_act, shared by the CPU and CUDA kernels. No torch.
 //
-//   order 0:  y  = clamp(gain * act(x + b))
-//   order 1:  dx = g * gain * act'(x + b) * inside
-//   order 2:  d  = g * dy * gain * act''(x + b) * inside,   inside = -clamp < gain * act(x + b) < clamp
+//   grad 0:  y  = clamp(gain * act(x + b))
+//   grad 1:  dx = g * gain * act'(x + b) * inside
+//   grad 2:  d  = g * dy * gain * act''(x + b) * inside,   inside = -clamp < gain * act(x + b) < clamp
 //
-// clamp < 0 stands for none. relu and lrelu read their slope off the output y, so that the input need not be kept; the
-// others work from the input. The caller rounds clamp to the storage type, so that a clamped y equals it.
+// A negative clamp means none. The gradients of relu and lrelu read the slope from the output y, so that the input need
+// not be kept; those of the others read the input. The caller rounds clamp to the storage type, so that a clamped y
+// equals it.
 #pragma once
 
 #include <type_traits>
@@ -18,9 +19,9 @@ enum class Act : int { kLinear = 1, kRelu, kLrelu, kTanh, kSigmoid, kElu, kSelu,
 
 PF_HD bool is_act(int64_t act) { return act >= int64_t(Act::kLinear) && act <= int64_t(Act::kSwish); }
 
-// Calls body with act as a compile-time constant, a std::integral_constant.
+// Calls body with act as a std::integral_constant.
 template <typename Body>
-static inline auto with_act(Act act, const Body& body) {
+static inline auto dispatch_act(Act act, const Body& body) {
   switch (act) {
     case Act::kLinear:
       return body(std::integral_constant<Act, Act::kLinear>());
@@ -54,15 +55,14 @@ struct BiasActParams {
 constexpr double kSeluScale = 1.0507009873554805;
 constexpr double kSeluAlpha = 1.6732632423543772;
 
-// A smooth activation and its first two derivatives at one point.
 template <typename A>
-struct Jet {
+struct ActDerivatives {
   A value, first, second;
 };
 
-// Math supplies exp, expm1 and log1p for the type at hand: libm on the device, polynomials that vectorise on the CPU.
+// A smooth activation and its first two derivatives at v. Math supplies exp, expm1 and log1p.
 template <Act kAct, typename Math, typename A>
-PF_HD Jet<A> jet(A v) {
+PF_HD ActDerivatives<A> act_derivatives(A v) {
   if constexpr (kAct == Act::kTanh) {
     const A e = Math::exp(A(-2) * (v < 0 ? -v : v));
     const A magnitude = -Math::expm1(A(-2) * (v < 0 ? -v : v)) / (1 + e);
@@ -85,6 +85,7 @@ PF_HD Jet<A> jet(A v) {
   }
 }
 
+// The slope of a piecewise linear activation at an input, or before an output, of this sign.
 template <Act kAct, typename A>
 PF_HD A slope(A sign, A alpha) {
   if constexpr (kAct == Act::kLinear) return A(1);
@@ -95,39 +96,65 @@ constexpr PF_HD bool piecewise_linear(Act act) {
   return act == Act::kLinear || act == Act::kRelu || act == Act::kLrelu;
 }
 
-// One element. order 0: x is the input; order 1: x is the gradient; order 2: x is the second incoming gradient and dy
-// the first. b is read where the formula needs the input (order 0, and later orders reading it).
-template <Act kAct, int kOrder, bool kReadsOutput, typename Math, typename A>
-PF_HD A bias_act_point(A x, A b, A ref, A dy, A alpha, A gain, A clamp) {
+// Whether the gradient reads its slope from the output, which ref then holds. A negative slope would hide the sign of
+// the input.
+PF_HD bool reads_output(Act act, double alpha) { return act == Act::kRelu || (act == Act::kLrelu && alpha >= 0); }
+
+// Calls body with act, grad and whether the gradient reads the output as std::integral_constants.
+template <typename Body>
+static inline auto dispatch_bias_act(Act act, int grad, double alpha, const Body& body) {
+  return dispatch_act(act, [&](auto constant) {
+    constexpr Act kAct = constant;
+    if (grad == 0) return body(constant, std::integral_constant<int, 0>(), std::false_type());
+    if (grad == 2) return body(constant, std::integral_constant<int, 2>(), std::false_type());
+    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+      if (reads_output(kAct, alpha)) return body(constant, std::integral_constant<int, 1>(), std::true_type());
+    }
+    return body(constant, std::integral_constant<int, 1>(), std::false_type());
+  });
+}
+
+// One element of the result. x is the input at grad 0, the incoming gradient g at grad 1 and 2. Formulas that read the
+// output ignore b.
+template <Act kAct, int kGrad, bool kReadsOutput, typename Math, typename A>
+PF_HD A bias_act_element(A x, A b, A ref, A dy, A alpha, A gain, A clamp) {
   A value, first, second;
-  if constexpr (kOrder == 1 && kReadsOutput) {
+  if constexpr (kGrad == 1 && kReadsOutput) {
     value = ref;
-    first = slope<kAct>(gain < 0 ? -ref : ref, alpha);  // their product could underflow
+    first = slope<kAct>(gain < 0 ? -ref : ref, alpha);  // gain * ref could underflow
     second = 0;
   } else {
-    const A v = (kOrder == 0 ? x : ref) + b;
+    const A v = (kGrad == 0 ? x : ref) + b;
     if constexpr (piecewise_linear(kAct)) {
       first = slope<kAct>(v, alpha);
       value = gain * (kAct == Act::kRelu ? (v < 0 ? A(0) : v) : v * first);
       second = 0;
     } else {
-      const Jet<A> j = jet<kAct, Math>(v);
-      value = gain * j.value;
-      first = j.first;
-      second = j.second;
+      const ActDerivatives<A> d = act_derivatives<kAct, Math>(v);
+      value = gain * d.value;
+      first = d.first;
+      second = d.second;
     }
   }
-  if constexpr (kOrder == 0) {
+  if constexpr (kGrad == 0) {
     if (clamp < 0) return value;
     const A low = value < -clamp ? -clamp : value;  // these comparisons keep NaN
     return low > clamp ? clamp : low;
   }
   const bool inside = clamp < 0 || (value > -clamp && value < clamp);
-  const A slope_here = kOrder == 1 ? gain * first : dy * (gain * second);
+  const A slope_here = kGrad == 1 ? gain * first : dy * (gain * second);
   return inside ? x * slope_here : A(0);
 }
 
-// What ref holds at order 1: the output, unless a negative slope would hide the sign of the input.
-PF_HD bool reads_output(Act act, double alpha) { return act == Act::kRelu || (act == Act::kLrelu && alpha >= 0); }
+// The CPU kernel computes the elements [begin, end).
+struct BiasActTask {
+  BiasActParams params;
+  Dtype dtype;
+  Act act;
+  int grad;
+  const void *x, *b, *ref, *dy;  // b null without a bias, ref and dy x where grad needs none
+  void* out;
+  bool nontemporal;  // store past the caches: the result is too large to be found there again
+};
 
 }  // namespace posgan_fast

@@ -1,37 +1,29 @@
-// bias_act on the CPU: checks of memory, the task.
+// The native op bias_act of the CPU library.
+#include "bias_act_tensors.hpp"
 #include "library.hpp"
 
 namespace posgan_fast::cpu {
 namespace {
 
 void bias_act(const Tensor& x, const std::optional<Tensor>& b, const std::optional<Tensor>& ref,
-              const std::optional<Tensor>& dy, const Tensor& out, int64_t step, int64_t order, int64_t act,
-              double alpha, double gain, double clamp) {
-  STD_TORCH_CHECK(order >= 0 && order <= 2 && is_act(act), "bias_act: order must be 0..2 and act 1..9");
-  STD_TORCH_CHECK(order < 1 || ref.has_value(), "bias_act: order 1 and 2 need ref");
-  STD_TORCH_CHECK(order < 2 || dy.has_value(), "bias_act: order 2 needs dy");
-  STD_TORCH_CHECK(step >= 1, "bias_act: step must be at least 1");
-  auto matches = [&](const Tensor& t) { return t.numel() == x.numel() && t.scalar_type() == x.scalar_type(); };
-  STD_TORCH_CHECK(matches(out) && (!ref || matches(*ref)) && (!dy || matches(*dy)),
-                  "bias_act: all tensors must have the size and dtype of x");
-  STD_TORCH_CHECK(!b || (b->scalar_type() == x.scalar_type() && b->is_contiguous() && b->numel() > 0),
-                  "bias_act: b must be dense and of the dtype of x");
+              const std::optional<Tensor>& dy, const Tensor& out, int64_t step, int64_t grad, int64_t act, double alpha,
+              double gain, double clamp) {
   BiasActTask task;
-  task.type = type_of(x);
-  task.params = {x.numel(), step, b ? b->numel() : 0, alpha, gain, clamp};
+  task.params = BiasActTensors{x, b, ref, dy, out}.params(step, grad, act, alpha, gain, clamp);
+  task.dtype = dtype_of(x);
   task.act = Act(act);
-  task.order = int(order);
+  task.grad = int(grad);
   task.x = x.const_data_ptr();
-  task.b = data_of(b);
-  task.ref = order > 0 ? ref->const_data_ptr() : task.x;
-  task.dy = order > 1 ? dy->const_data_ptr() : task.x;
+  task.b = data_or_null(b);
+  task.ref = ref ? ref->const_data_ptr() : task.x;
+  task.dy = dy ? dy->const_data_ptr() : task.x;
   task.out = out.mutable_data_ptr();
-  task.stream = prepare_result(task.out, task.x, x.numel() * bytes_of(task.type));
-  spread(kernels().bias_act, task, x.numel(), int64_t(1) << 15);
+  task.nontemporal = prepare_result(task.out, task.x, x.numel() * itemsize(task.dtype));
+  parallel_for(kernels().bias_act, task, x.numel(), int64_t(1) << 15);
 }
 
 }  // namespace
 
-Leaf* const bias_act_leaf = TORCH_BOX(&bias_act);
+BoxedOp* const bias_act_boxed = TORCH_BOX(&bias_act);
 
 }  // namespace posgan_fast::cpu

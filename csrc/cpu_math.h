@@ -1,5 +1,5 @@
-// The functions of the activations on the CPU, in a form that vectorises. Internal linkage, since this is compiled once
-// per instruction set.
+// exp, expm1 and log1p for the activations on the CPU, written so that loops over them vectorise. Everything has
+// internal linkage, because every instruction set compiles its own copy.
 #pragma once
 
 #include "scalar.h"
@@ -7,23 +7,23 @@
 namespace posgan_fast {
 namespace {
 
-// alpha, gain and clamp in the arithmetic type.
+// The parameters of an activation in the accumulation type.
 template <typename A>
-struct Scalars {
+struct ActParams {
   A alpha, gain, clamp;
 };
 
-// exp, expm1 and log1p as the activations need them. The float versions are polynomials without branches, within two
-// units in the last place: exp and expm1 of x <= 0, log1p of x in [0, 1].
-struct Math {
-  struct Split {
+// Covers the arguments that activations have: exp and expm1 of x <= 0, log1p of x in [0, 1]. The float versions are
+// polynomials without branches, accurate to two units in the last place.
+struct PolynomialMath {
+  struct ReducedExp {
     float expm1, scale;  // exp(x) = scale * (1 + expm1)
   };
 
-  static inline Split split(float x) {
+  static inline ReducedExp reduce(float x) {
     const float clipped = x < -87.0f ? -87.0f : x;  // keeps NaN
-    const float shifted =
-        clipped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the low bits hold round(x / ln 2)
+    // 1.5 * 2^23 leaves round(x / ln 2) in the low bits of the sum.
+    const float shifted = clipped * 1.44269504088896341f + 12582912.0f;
     const float n = shifted - 12582912.0f;
     float r = clipped - n * 0.693145751953125f;
     r -= n * 1.42860682030941723212e-6f;
@@ -33,16 +33,16 @@ struct Math {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    return {p * r * r + r, bits_float((float_bits(shifted) + 127u) << 23)};
+    return {p * r * r + r, float_from_bits((float_to_bits(shifted) + 127u) << 23)};
   }
 
   static inline float exp(float x) {
-    const Split s = split(x);
+    const ReducedExp s = reduce(x);
     return x < -87.0f ? 0.0f : s.scale + s.scale * s.expm1;
   }
 
   static inline float expm1(float x) {
-    const Split s = split(x);
+    const ReducedExp s = reduce(x);
     return s.scale * s.expm1 + (s.scale - 1.0f);
   }
 

@@ -1,5 +1,7 @@
-// epilogue2d on the CPU: resampling, if any, as in upfirdn2d, each row finished before it is stored. Compiled once per
-// instruction set (PF_ISA); plain loops, shaped for the compiler's vectoriser.
+// epilogue2d on the CPU: plain loops that the compiler vectorises, compiled once per instruction set (PF_ISA). The
+// resampling, if any, is that of upfirdn2d; each row passes through the epilogue before it is stored.
+#include "epilogue2d.h"
+
 #include "cpu_math.h"
 #include "upfirdn2d_rows.h"
 
@@ -7,66 +9,63 @@ namespace posgan_fast::PF_ISA {
 namespace {
 
 constexpr int kChunk = 1024;     // values between the sum and the store
-constexpr int kShortPixel = 16;  // channels below which scales and biases are laid out for many pixels
+constexpr int kShortPixel = 16;  // below so many channels, scales and biases are laid out for many pixels
 
 template <Act kAct, typename T, typename A>
-void activate(const A* __restrict v, T* __restrict out, int n, Scalars<A> s) {
-  for (int i = 0; i < n; ++i) store(out + i, epilogue2d_act<kAct, Math, A>(v[i], s.alpha, s.gain, s.clamp));
+void activate(const A* __restrict v, T* __restrict out, int n, ActParams<A> p) {
+  for (int i = 0; i < n; ++i) {
+    from_acc(out + i, epilogue2d_act<kAct, PolynomialMath, A>(v[i], p.alpha, p.gain, p.clamp));
+  }
 }
 
 template <typename T>
 auto select_activation(Act act) {
-  return with_act(act, [](auto constant) { return &activate<constant, T, acc_t<T>>; });
+  return dispatch_act(act, [](auto constant) { return &activate<constant, T, acc_t<T>>; });
 }
 
-// out = z * scale + noise + b over pixels of one channel; noise null: none.
+// out = z * scale + noise + b over pixels of one channel; noise may be null.
 template <typename Z, typename A>
 void sum_pixels(const Z* __restrict z, A scale, const A* __restrict noise, A b, A* __restrict out, int n) {
   if (noise == nullptr) {
-    for (int i = 0; i < n; ++i) out[i] = epilogue2d_sum<A>(load(z[i]), scale, 0, b);
+    for (int i = 0; i < n; ++i) out[i] = epilogue2d_sum<A>(to_acc(z[i]), scale, 0, b);
   } else {
-    for (int i = 0; i < n; ++i) out[i] = epilogue2d_sum<A>(load(z[i]), scale, noise[i], b);
+    for (int i = 0; i < n; ++i) out[i] = epilogue2d_sum<A>(to_acc(z[i]), scale, noise[i], b);
   }
 }
 
-// The same over channels.
+// out = z * scale + noise + b over channels of one pixel.
 template <typename Z, typename A>
 void sum_channels(const Z* __restrict z, const A* __restrict scale, A noise, const A* __restrict b, A* __restrict out,
                   int n) {
-  for (int i = 0; i < n; ++i) out[i] = epilogue2d_sum<A>(load(z[i]), scale[i], noise, b[i]);
+  for (int i = 0; i < n; ++i) out[i] = epilogue2d_sum<A>(to_acc(z[i]), scale[i], noise, b[i]);
 }
 
-// Finishes rows: scale, noise, bias, activation, store. A plane is one image, or in NCHW one channel of it.
+// Applies scale, noise, bias and activation to parts of planes and stores them. A plane is one channel of one image in
+// NCHW, one image in channels_last.
 template <typename T>
-class Finish {
+class FusedEpilogue {
  public:
   using A = acc_t<T>;
 
-  explicit Finish(const Epilogue2dTask& task)
+  explicit FusedEpilogue(const Epilogue2dTask& task)
       : task_(task),
         p_(task.params),
         activation_(select_activation<T>(task.act)),
-        scalars_{A(p_.alpha), A(p_.gain), A(p_.clamp)},
-        cycle_(p_.c < kShortPixel ? kChunk / p_.c * p_.c : p_.c) {
-    if (!p_.channels_last) return;
-    scales_ = static_cast<A*>(std::malloc(size_t(2 * cycle_) * sizeof(A)));
-    if (scales_ == nullptr) throw std::bad_alloc();
-    biases_ = scales_ + cycle_;
+        act_params_{A(p_.alpha), A(p_.gain), A(p_.clamp)},
+        cycle_(p_.channels_last ? (p_.c < kShortPixel ? kChunk / p_.c * p_.c : p_.c) : 0),
+        cycles_(2 * cycle_) {
     for (int64_t i = 0; i < cycle_; ++i) biases_[i] = bias(i % p_.c);
   }
-  Finish(const Finish&) = delete;
-  Finish& operator=(const Finish&) = delete;
-  ~Finish() { std::free(scales_); }
 
   A* target(T*, A* sums) const { return sums; }
 
   void operator()(const A* row, const OutputRow<T>& at, int64_t n) {
-    finish(row, at.out, at.plane, at.oy * p_.w + at.ox, p_.channels_last ? n / p_.c : n);
+    apply(row, at.out, at.plane, at.oy * p_.w + at.ox, p_.channels_last ? n / p_.c : n);
   }
 
-  // Pixels [first, first + pixels) of a plane, in memory from z on, to out on.
+  // Reads pixels [first, first + pixels) of a plane from z on and writes them from out on.
   template <typename Z>
-  void finish(const Z* z, T* out, int64_t plane, int64_t first, int64_t pixels) {
+  void apply(const Z* z, T* out, int64_t plane, int64_t first, int64_t pixels) {
     if (plane != plane_) seek(plane);
     const A* noise = noise_ == nullptr ? nullptr : noise_ + first;
     if (!p_.channels_last) {
@@ -109,7 +108,7 @@ class Finish {
     }
   }
 
-  A bias(int64_t c) const { return task_.b == nullptr ? A(0) : load(static_cast<const T*>(task_.b)[c]); }
+  A bias(int64_t c) const { return task_.b == nullptr ? A(0) : to_acc(static_cast<const T*>(task_.b)[c]); }
 
   template <typename Z>
   void sum_whole_pixels(const Z* z, const A* noise, int n, int c) {
@@ -126,31 +125,31 @@ class Finish {
   }
 
   void emit(T* out, int n) {
-    if constexpr (std::is_same_v<T, float>) {  // the type that stream_copy knows
-      if (task_.fir.stream) {
-        activation_(sums_, results_, n, scalars_);
+    if constexpr (std::is_same_v<T, float>) {  // the type that nontemporal_copy knows
+      if (task_.fir.nontemporal) {
+        activation_(sums_, results_, n, act_params_);
         return store_row(out, results_, n, true);
       }
     }
-    activation_(sums_, out, n, scalars_);
+    activation_(sums_, out, n, act_params_);
   }
 
   const Epilogue2dTask& task_;
   const Epilogue2dParams& p_;
-  void (*const activation_)(const A*, T*, int, Scalars<A>);
-  const Scalars<A> scalars_;
-  const int64_t cycle_;
+  void (*const activation_)(const A*, T*, int, ActParams<A>);
+  const ActParams<A> act_params_;
+  const int64_t cycle_;  // channels_last: the values before scales and biases repeat
+  const Scratch<A> cycles_;
   int64_t plane_ = -1;
   A scale_ = 1, bias_ = 0;
   const A* noise_ = nullptr;
-  A *scales_ = nullptr, *biases_ = nullptr;  // channels_last: [cycle]
+  A *const scales_ = cycles_.data, *const biases_ = cycles_.data + cycle_;  // [cycle_]
   A sums_[kChunk];
   T results_[kChunk];
 };
 
-// Work items of a task without a filter: segments of lines of pixels that lie side by side.
 template <typename T>
-void segments(const Epilogue2dTask& task, int64_t begin, int64_t end, Finish<T>& finish) {
+void compute_segments(const Epilogue2dTask& task, int64_t begin, int64_t end, FusedEpilogue<T>& epilogue) {
   const Upfirdn2dParams& p = task.fir.params;
   const int64_t lines = p.y.out * p.x.out / task.line, per_line = ceil_div(task.line, task.segment);
   const int64_t pixel = p.channels_last ? p.c : 1;
@@ -160,22 +159,22 @@ void segments(const Epilogue2dTask& task, int64_t begin, int64_t end, Finish<T>&
     const T* x = static_cast<const T*>(task.fir.x) + n * p.in_stride_n + c * p.in_stride_c + line * p.in_stride_h;
     T* y = static_cast<T*>(task.fir.y) + n * p.out_stride_n + c * p.out_stride_c + line * p.out_stride_h;
     const int64_t left = task.line - start;
-    finish.finish(x + start * pixel, y + start * pixel, plane, line * task.line + start,
-                  left < task.segment ? left : task.segment);
+    epilogue.apply(x + start * pixel, y + start * pixel, plane, line * task.line + start,
+                   left < task.segment ? left : task.segment);
   }
 }
 
 template <typename T>
-void items(const Epilogue2dTask& task, int64_t begin, int64_t end) {
-  Finish<T> finish(task);
-  if (task.fir.fx == nullptr) return segments<T>(task, begin, end, finish);
-  resample_rows<T>(task.fir, begin, end, finish);
+void compute_items(const Epilogue2dTask& task, int64_t begin, int64_t end) {
+  FusedEpilogue<T> epilogue(task);
+  if (task.fir.fx == nullptr) return compute_segments<T>(task, begin, end, epilogue);
+  resample_rows<T>(task.fir, begin, end, epilogue);
 }
 
 }  // namespace
 
 void epilogue2d(const Epilogue2dTask& task, int64_t begin, int64_t end) {
-  with_scalar(task.fir.type, [&](auto scalar) { items<decltype(scalar)>(task, begin, end); });
+  dispatch_dtype(task.fir.dtype, [&](auto scalar) { compute_items<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

@@ -1,5 +1,7 @@
-// prologue2d on the CPU. y is dense, so the rows of a thread are one stream: whatever they consist of is laid out in a
-// buffer and leaves it in whole chunks. Compiled once per instruction set (PF_ISA).
+// prologue2d on the CPU. y is dense, so a thread writes one sequence of values, whatever rows and borders they belong
+// to: they are gathered in a buffer and stored in whole chunks. Compiled once per instruction set (PF_ISA).
+#include "prologue2d.h"
+
 #include <utility>
 
 #include "cpu_kernels.h"
@@ -7,24 +9,24 @@
 namespace posgan_fast::PF_ISA {
 namespace {
 
-constexpr int kChunk = 1024;
-constexpr int kNarrow = 64;  // channels below which pixels are too short for a loop of their own
+constexpr int kChunk = 1024;     // values between a load and a store
+constexpr int kShortPixel = 64;  // below so many channels, a loop for each pixel costs too much
 
-// Consecutive values of y on their way to memory.
+// Buffers consecutive values of y and stores them in chunks.
 template <typename T>
-class Output {
+class ChunkWriter {
  public:
   using A = acc_t<T>;
 
-  Output(T* out, bool stream) : out_(out), stream_(stream) {}
-  ~Output() { flush(); }
+  ChunkWriter(T* out, bool nontemporal) : out_(out), nontemporal_(nontemporal) {}
+  ~ChunkWriter() { flush(); }
 
   void put(A value) {
     values_[held_++] = value;
     if (held_ == kChunk) flush();
   }
 
-  // fill(i, count, to) writes values i, i + 1, ... of n.
+  // Puts n values, the count values from value i on by fill(i, count, to).
   template <typename Fill>
   void put(int64_t n, const Fill& fill) {
     for (int64_t i = 0; i < n;) {
@@ -42,22 +44,23 @@ class Output {
 
  private:
   void flush() {
-    store_row(out_, values_, held_, stream_);
+    store_row(out_, values_, held_, nontemporal_);
     out_ += held_;
     held_ = 0;
   }
 
   T* out_;
-  bool stream_;
+  bool nontemporal_;
   int held_ = 0;
   A values_[kChunk];
 };
 
-// Consecutive values of z. Null: zero, the same encoding and the same style for all, no residual.
+// Computes consecutive values of z. Null pointers stand for x = 0, the same encoding and the same style for all values,
+// and no residual.
 template <typename T>
-struct Run {
+struct ZSpan {
   using A = acc_t<T>;
-  using Fill = void (*)(const Run&, int64_t, int, A*);
+  using Fill = void (*)(const ZSpan&, int64_t, int, A*);
 
   const T* x = nullptr;
   const A* encoding = nullptr;
@@ -74,7 +77,8 @@ struct Run {
     return value;
   }
 
-  void choose() { fill = choose(std::make_index_sequence<16>()); }
+  // Selects the loop for the pointers that are given.
+  void select() { fill = select(std::make_index_sequence<16>()); }
 
  private:
   template <typename V>
@@ -83,32 +87,32 @@ struct Run {
   }
 
   template <size_t kGiven>
-  static void span(const Run& run, int64_t first, int count, A* __restrict to) {
-    const T *x = at(run.x, first), *residual = at(run.residual, first);
-    const A *encoding = at(run.encoding, first), *styles = at(run.styles, first);
-    const A same_encoding = run.same_encoding, same_style = run.same_style;
+  static void compute(const ZSpan& span, int64_t first, int count, A* __restrict to) {
+    const T *x = at(span.x, first), *residual = at(span.residual, first);
+    const A *encoding = at(span.encoding, first), *styles = at(span.styles, first);
+    const A same_encoding = span.same_encoding, same_style = span.same_style;
     for (int i = 0; i < count; ++i) {
       A z = (kGiven & 2) != 0 ? encoding[i] : same_encoding;
-      if constexpr ((kGiven & 1) != 0) z += load(x[i]);
+      if constexpr ((kGiven & 1) != 0) z += to_acc(x[i]);
       z *= (kGiven & 4) != 0 ? styles[i] : same_style;
-      if constexpr ((kGiven & 8) != 0) z += load(residual[i]);
+      if constexpr ((kGiven & 8) != 0) z += to_acc(residual[i]);
       to[i] = z;
     }
   }
 
   template <size_t... kGiven>
-  Fill choose(std::index_sequence<kGiven...>) const {
-    static constexpr Fill spans[] = {&span<kGiven>...};
+  Fill select(std::index_sequence<kGiven...>) const {
+    static constexpr Fill spans[] = {&compute<kGiven>...};
     return spans[(x ? 1 : 0) | (encoding ? 2 : 0) | (styles ? 4 : 0) | (residual ? 8 : 0)];
   }
 };
 
 template <typename T>
-class Rows {
+class RowSource {
  public:
   using A = acc_t<T>;
 
-  explicit Rows(const Prologue2dTask& task)
+  explicit RowSource(const Prologue2dTask& task)
       : p_(task.params),
         x_(static_cast<const T*>(task.x)),
         residual_(static_cast<const T*>(task.residual)),
@@ -117,51 +121,50 @@ class Rows {
         columns_(static_cast<const A*>(task.columns)),
         rows_(static_cast<const A*>(task.rows)) {
     const bool dense = p_.x.w == p_.c && (residual_ == nullptr || p_.residual.w == p_.c);
-    flat_ = p_.half == 0 && dense && (styles_ == nullptr || p_.c < kNarrow);
+    contiguous_ = p_.half == 0 && dense && (styles_ == nullptr || p_.c < kShortPixel);
   }
 
-  // One row of one channel.
-  void of_plane(int64_t n, int64_t c, int64_t oy, Output<T>& out) {
-    const int64_t i = source_place(p_.border, oy - p_.top, p_.h);
+  // Writes row oy of one channel, in NCHW.
+  void write_plane_row(int64_t n, int64_t c, int64_t oy, ChunkWriter<T>& out) {
+    const int64_t i = source_index(p_.border, oy - p_.top, p_.h);
     const T* const ring = border_ + n * p_.ring.stride_n + c * p_.ring.stride_c;
     if (i < 0 && p_.border == Border::kZeros) return out.put_zeros(p_.out_w);
     if (i < 0) {
       const RingSide& side = oy == 0 ? p_.ring.top : p_.ring.bottom;
       return out.put(p_.out_w, [&](int64_t first, int count, A* to) {
-        const T* from = ring + side.offset + first * side.step;
-        for (int k = 0; k < count; ++k) to[k] = load(from[k * side.step]);
+        for (int k = 0; k < count; ++k) to[k] = to_acc(ring[side.at(first + k)]);
       });
     }
     const EncodedChannel e = encoded_channel(p_, c);
-    Run<T> run;
-    if (c < p_.c) run.x = x_ + n * p_.x.n + c * p_.x.c + i * p_.x.h;
-    if (e.table == Encoding::kColumns) run.encoding = columns_ + e.k * p_.columns.channel;
-    if (e.table == Encoding::kRows) run.same_encoding = rows_[e.k * p_.rows.channel + i * p_.rows.place];
-    if (styles_ != nullptr) run.same_style = styles_[n * p_.out_c + c];
+    ZSpan<T> z;
+    if (c < p_.c) z.x = x_ + n * p_.x.n + c * p_.x.c + i * p_.x.h;
+    if (e.table == Encoding::kColumns) z.encoding = columns_ + e.k * p_.columns.channel;
+    if (e.table == Encoding::kRows) z.same_encoding = rows_[e.k * p_.rows.channel + i * p_.rows.position];
+    if (styles_ != nullptr) z.same_style = styles_[n * p_.out_c + c];
     if (residual_ != nullptr) {
-      run.residual = residual_ + n * p_.residual.n + c * p_.residual.c + i * p_.residual.h;
+      z.residual = residual_ + n * p_.residual.n + c * p_.residual.c + i * p_.residual.h;
     }
-    run.choose();
+    z.select();
     const auto edge = [&](int64_t j) {
       if (p_.border == Border::kZeros) return A(0);
-      if (p_.border == Border::kReflect) return run.one(source_place(p_.border, j, p_.w));
-      return A(load(ring[ring_offset(p_.ring, oy, j + 1, p_.h)]));
+      if (p_.border == Border::kReflect) return z.one(source_index(p_.border, j, p_.w));
+      return A(to_acc(ring[ring_offset(p_.ring, oy, j + 1, p_.h)]));
     };
     for (int64_t j = -p_.left; j < 0; ++j) out.put(edge(j));
-    out.put(p_.w, run);
+    out.put(p_.w, z);
     for (int64_t j = p_.w; j < p_.out_w - p_.left; ++j) out.put(edge(j));
   }
 
-  // One row of pixels of all channels.
-  void of_pixels(int64_t n, int64_t oy, Output<T>& out) {
-    const int64_t i = source_place(p_.border, oy - p_.top, p_.h);
+  // Writes row oy of all channels, in channels_last.
+  void write_pixel_row(int64_t n, int64_t oy, ChunkWriter<T>& out) {
+    const int64_t i = source_index(p_.border, oy - p_.top, p_.h);
     if (i < 0 && p_.border == Border::kZeros) return out.put_zeros(p_.out_w * p_.out_c);
     const auto edge = [&](int64_t j) {
       if (p_.border == Border::kZeros) return out.put_zeros(p_.out_c);
-      if (p_.border == Border::kReflect) return pixel(n, i, source_place(p_.border, j, p_.w), out);
+      if (p_.border == Border::kReflect) return pixel(n, i, source_index(p_.border, j, p_.w), out);
       const T* ring = border_ + n * p_.ring.stride_n + ring_offset(p_.ring, oy, j + 1, p_.h);
       out.put(p_.out_c, [&](int64_t first, int count, A* to) {
-        for (int k = 0; k < count; ++k) to[k] = load(ring[(first + k) * p_.ring.stride_c]);
+        for (int k = 0; k < count; ++k) to[k] = to_acc(ring[(first + k) * p_.ring.stride_c]);
       });
     };
     if (i < 0) {
@@ -169,8 +172,8 @@ class Rows {
       return;
     }
     for (int64_t j = -p_.left; j < 0; ++j) edge(j);
-    if (flat_) {
-      flat_row(n, i, out);
+    if (contiguous_) {
+      contiguous_row(n, i, out);
     } else {
       for (int64_t j = 0; j < p_.w; ++j) pixel(n, i, j, out);
     }
@@ -178,42 +181,43 @@ class Rows {
   }
 
  private:
-  // The channels of a pixel in up to three runs, each with one source.
-  void pixel(int64_t n, int64_t i, int64_t j, Output<T>& out) const {
+  // Writes the channels of a pixel in up to three spans, each with one source.
+  void pixel(int64_t n, int64_t i, int64_t j, ChunkWriter<T>& out) const {
     for (int64_t c = 0; c < p_.out_c;) {
       const EncodedChannel e = encoded_channel(p_, c);
       const int64_t length = e.table == Encoding::kNone ? p_.c : p_.half;
-      Run<T> run;
-      if (c < p_.c) run.x = x_ + n * p_.x.n + i * p_.x.h + j * p_.x.w + c;
-      if (e.table == Encoding::kColumns) run.encoding = columns_ + j * p_.columns.place;
-      if (e.table == Encoding::kRows) run.encoding = rows_ + i * p_.rows.place;
-      if (styles_ != nullptr) run.styles = styles_ + n * p_.out_c + c;
+      ZSpan<T> z;
+      if (c < p_.c) z.x = x_ + n * p_.x.n + i * p_.x.h + j * p_.x.w + c;
+      if (e.table == Encoding::kColumns) z.encoding = columns_ + j * p_.columns.position;
+      if (e.table == Encoding::kRows) z.encoding = rows_ + i * p_.rows.position;
+      if (styles_ != nullptr) z.styles = styles_ + n * p_.out_c + c;
       if (residual_ != nullptr) {
-        run.residual = residual_ + n * p_.residual.n + i * p_.residual.h + j * p_.residual.w + c;
+        z.residual = residual_ + n * p_.residual.n + i * p_.residual.h + j * p_.residual.w + c;
       }
-      run.choose();
-      out.put(length, run);
+      z.select();
+      out.put(length, z);
       c += length;
     }
   }
 
-  // All pixels as one run, the styles repeated side by side.
-  void flat_row(int64_t n, int64_t i, Output<T>& out) {
-    Run<T> run;
-    run.x = x_ + n * p_.x.n + i * p_.x.h;
-    if (residual_ != nullptr) run.residual = residual_ + n * p_.residual.n + i * p_.residual.h;
+  // Writes all pixels of a row as one span, with the styles repeated side by side.
+  void contiguous_row(int64_t n, int64_t i, ChunkWriter<T>& out) {
+    ZSpan<T> z;
+    z.x = x_ + n * p_.x.n + i * p_.x.h;
+    if (residual_ != nullptr) z.residual = residual_ + n * p_.residual.n + i * p_.residual.h;
     if (styles_ == nullptr) {
-      run.choose();
-      return out.put(p_.w * p_.c, run);
+      z.select();
+      return out.put(p_.w * p_.c, z);
     }
-    if (tiled_ != n) {
-      for (int64_t k = 0; k < kChunk + kNarrow; ++k) tile_[k] = k < p_.c ? styles_[n * p_.c + k] : tile_[k - p_.c];
-      tiled_ = n;
+    if (repeated_sample_ != n) {
+      for (int64_t k = 0; k < kChunk + kShortPixel; ++k)
+        repeated_styles_[k] = k < p_.c ? styles_[n * p_.c + k] : repeated_styles_[k - p_.c];
+      repeated_sample_ = n;
     }
-    run.styles = tile_;
-    run.choose();
+    z.styles = repeated_styles_;
+    z.select();
     out.put(p_.w * p_.c, [&](int64_t first, int count, A* to) {
-      Run<T> part = run;
+      ZSpan<T> part = z;
       part.x += first;
       if (part.residual != nullptr) part.residual += first;
       part.styles += first % p_.c;
@@ -224,24 +228,24 @@ class Rows {
   const Prologue2dParams& p_;
   const T *x_, *residual_, *border_;
   const A *styles_, *columns_, *rows_;
-  bool flat_;
-  int64_t tiled_ = -1;  // the sample whose styles are in tile_
-  A tile_[kChunk + kNarrow];
+  bool contiguous_;               // the values of a row of z depend on nothing but contiguous x, residual and styles
+  int64_t repeated_sample_ = -1;  // whose styles are in repeated_styles_
+  A repeated_styles_[kChunk + kShortPixel];
 };
 
 template <typename T>
-void rows(const Prologue2dTask& task, int64_t begin, int64_t end) {
+void compute_rows(const Prologue2dTask& task, int64_t begin, int64_t end) {
   const Prologue2dParams& p = task.params;
   const int64_t planes = p.channels_last ? 1 : p.out_c;
   const int64_t length = p.out_w * (p.channels_last ? p.out_c : 1);
   int64_t oy = begin % p.out_h, c = begin / p.out_h % planes, n = begin / p.out_h / planes;
-  Rows<T> source(task);
-  Output<T> out(static_cast<T*>(task.y) + begin * length, task.stream);
+  RowSource<T> source(task);
+  ChunkWriter<T> out(static_cast<T*>(task.y) + begin * length, task.nontemporal);
   for (int64_t row = begin; row < end; ++row) {
     if (p.channels_last) {
-      source.of_pixels(n, oy, out);
+      source.write_pixel_row(n, oy, out);
     } else {
-      source.of_plane(n, c, oy, out);
+      source.write_plane_row(n, c, oy, out);
     }
     if (++oy < p.out_h) continue;
     oy = 0;
@@ -254,7 +258,7 @@ void rows(const Prologue2dTask& task, int64_t begin, int64_t end) {
 }  // namespace
 
 void prologue2d(const Prologue2dTask& task, int64_t begin, int64_t end) {
-  with_scalar(task.type, [&](auto scalar) { rows<decltype(scalar)>(task, begin, end); });
+  dispatch_dtype(task.dtype, [&](auto scalar) { compute_rows<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

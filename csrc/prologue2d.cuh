@@ -1,7 +1,7 @@
-// CUDA kernel of prologue2d and the geometry of its launch. No torch; compiles for the host too (host_device.h).
+// The CUDA kernel of prologue2d and its launch configuration. No torch; compiles for the host too (host_device.h).
 #pragma once
 
-#include "elements.cuh"
+#include "elementwise.cuh"
 #include "prologue2d.h"
 
 namespace posgan_fast {
@@ -13,26 +13,42 @@ struct Prologue2dPointers {
   T* y;
 };
 
-// y in memory order: lines along its innermost dimension, W or C.
-struct Prologue2dShape {
+// y is written in memory order, as lines along its innermost dimension, W or C.
+struct Prologue2dIndexing {
   int64_t numel;
-  bool aligned;                  // y starts at a multiple of 16 bytes
-  bool whole;                    // every vector of y comes from one vector of x and one of the residual
-  bool narrow;                   // 32-bit positions
-  Divider inner, middle, outer;  // W, H, C or C, W, H of y
+  bool aligned;     // y starts at a multiple of 16 bytes
+  bool vectorized;  // every vector of y comes from one vector of x and one of the residual
+  bool use_int32_index;
+  FastDivmod inner, middle, outer;  // W, H, C or C, W, H of y
 };
 
-// One element of y.
-struct Prologue2dPlace {
+// The coordinates of an element of y.
+struct Prologue2dCoords {
   int64_t n, c, oy, ox;
+
+  // Moves to the next element in memory. Returns whether it is on another line.
+  template <bool kChannelsLast>
+  PF_DEVICE bool next(const Prologue2dParams& p) {
+    int64_t& inner = kChannelsLast ? c : ox;
+    if (++inner < (kChannelsLast ? p.out_c : p.out_w)) return false;
+    inner = 0;
+    int64_t& middle = kChannelsLast ? ox : oy;
+    if (++middle != (kChannelsLast ? p.out_w : p.out_h)) return true;
+    middle = 0;
+    int64_t& outer = kChannelsLast ? oy : c;
+    if (++outer != (kChannelsLast ? p.out_h : p.out_c)) return true;
+    outer = 0;
+    ++n;
+    return true;
+  }
 };
 
 template <bool kChannelsLast>
-PF_DEVICE Prologue2dPlace prologue2d_place(int64_t position, const Prologue2dParams& p, const Prologue2dShape& s) {
+PF_DEVICE Prologue2dCoords prologue2d_coords(int64_t position, const Prologue2dParams& p, const Prologue2dIndexing& s) {
   int64_t at[4];
-  if (s.narrow) {
+  if (s.use_int32_index) {
     uint32_t rest = uint32_t(position);
-    const auto split = [&](const Divider& d) {
+    const auto split = [&](const FastDivmod& d) {
       const uint32_t q = d.quotient(rest), r = rest - q * d.divisor;
       rest = q;
       return r;
@@ -54,18 +70,18 @@ PF_DEVICE Prologue2dPlace prologue2d_place(int64_t position, const Prologue2dPar
   return {at[3], at[2], at[1], at[0]};
 }
 
-// What the elements of a line share. Pointers stand at its first element.
+// Everything that is the same for all elements of a line of y. Pointers point to its first element.
 template <typename T, bool kChannelsLast>
 struct Prologue2dLine {
   using A = acc_t<T>;
 
-  int64_t n, c, oy, ox;  // of y; c or ox is that of the element
-  int64_t i, j;          // of z; -1: the whole line lies outside; j in channels_last alone
+  int64_t n, c, oy, ox;  // in y; c or ox is that of the current element
+  int64_t i, j;          // row and, in channels_last, column in z; -1 if the whole line is border
   const T *x, *residual;
-  EncodedChannel encoded;  // in NCHW
-  A style, row;            // in NCHW: its style, and the encoding by its row
+  EncodedChannel encoded;  // NCHW
+  A style, row;            // NCHW: the style of the channel and its encoding from rows
 
-  PF_DEVICE Prologue2dLine(const Prologue2dPlace& at, const Prologue2dParams& p, const Prologue2dPointers<T>& t)
+  PF_DEVICE Prologue2dLine(const Prologue2dCoords& at, const Prologue2dParams& p, const Prologue2dPointers<T>& t)
       : n(at.n),
         c(at.c),
         oy(at.oy),
@@ -75,8 +91,8 @@ struct Prologue2dLine {
         encoded{Encoding::kNone, 0},
         style(1),
         row(0) {
-    i = source_place(p.border, oy - p.top, p.h);
-    j = kChannelsLast ? source_place(p.border, ox - p.left, p.w) : 0;
+    i = source_index(p.border, oy - p.top, p.h);
+    j = kChannelsLast ? source_index(p.border, ox - p.left, p.w) : 0;
     if (i < 0 || j < 0) return;
     const auto at_line = [&](const Prologue2dParams::Strides& stride) {
       return n * stride.n + i * stride.h + (kChannelsLast ? j * stride.w : c * stride.c);
@@ -86,34 +102,34 @@ struct Prologue2dLine {
     if constexpr (!kChannelsLast) {
       if (t.styles != nullptr) style = t.styles[n * p.out_c + c];
       encoded = encoded_channel(p, c);
-      if (encoded.table == Encoding::kRows) row = t.rows[encoded.k * p.rows.channel + i * p.rows.place];
+      if (encoded.table == Encoding::kRows) row = t.rows[encoded.k * p.rows.channel + i * p.rows.position];
     }
   }
 
   PF_DEVICE bool inside() const { return i >= 0 && j >= 0; }
 
-  // Where an element of the border comes from; null: it is zero.
+  // The ring's value for an element of the border, or null if that is zero.
   PF_DEVICE const T* on_ring(const Prologue2dParams& p, const Prologue2dPointers<T>& t) const {
     if (p.border != Border::kInstance) return nullptr;
     return t.border + n * p.ring.stride_n + c * p.ring.stride_c + ring_offset(p.ring, oy, ox, p.h);
   }
 
-  // What is added and multiplied at channel `channel`, column `column` of z.
+  // The encoding of a channel and column of z.
   PF_DEVICE A encoding(int64_t channel, int64_t column, const Prologue2dParams& p,
                        const Prologue2dPointers<T>& t) const {
     const EncodedChannel e = kChannelsLast ? encoded_channel(p, channel) : encoded;
-    if (e.table == Encoding::kColumns) return t.columns[e.k * p.columns.channel + column * p.columns.place];
+    if (e.table == Encoding::kColumns) return t.columns[e.k * p.columns.channel + column * p.columns.position];
     if constexpr (kChannelsLast) {
-      return e.table == Encoding::kRows ? t.rows[e.k * p.rows.channel + i * p.rows.place] : A(0);
+      return e.table == Encoding::kRows ? t.rows[e.k * p.rows.channel + i * p.rows.position] : A(0);
     }
     return row;
   }
 };
 
-// One vector of y, all of it in one line and on one side of every boundary.
+// Computes a vector of y that lies on one line and on one side of every boundary.
 template <typename T, bool kChannelsLast>
-PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParams& p, const Prologue2dPointers<T>& t,
-                                acc_t<T> (&z)[kVectorSize<T>]) {
+PF_DEVICE void prologue2d_vectorized(const Prologue2dCoords& at, const Prologue2dParams& p,
+                                     const Prologue2dPointers<T>& t, acc_t<T> (&z)[kVectorSize<T>]) {
   using A = acc_t<T>;
   constexpr int kSize = kVectorSize<T>;
   const Prologue2dLine<T, kChannelsLast> line(at, p, t);
@@ -122,13 +138,13 @@ PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParam
   if (!line.inside()) {
     if (const T* from = line.on_ring(p, t); from != nullptr) {
 #pragma unroll
-      for (int e = 0; e < kSize; ++e) z[e] = widen(from[e * p.ring.stride_c]);
+      for (int e = 0; e < kSize; ++e) z[e] = to_acc(from[e * p.ring.stride_c]);
     }
     return;
   }
   A residual[kSize] = {};
-  if (line.x != nullptr && (!kChannelsLast || first < p.c)) widen(load_pack<kSize>(line.x + first), z);
-  if (line.residual != nullptr) widen(load_pack<kSize>(line.residual + first), residual);
+  if (line.x != nullptr && (!kChannelsLast || first < p.c)) to_acc(load_vector<kSize>(line.x + first), z);
+  if (line.residual != nullptr) to_acc(load_vector<kSize>(line.residual + first), residual);
   if (p.half > 0) {
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
@@ -138,7 +154,7 @@ PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParam
   if constexpr (kChannelsLast) {
     if (t.styles != nullptr) {
       A styles[kSize];
-      read_values(t.styles + line.n * p.out_c + first, styles);
+      load_to_acc(t.styles + line.n * p.out_c + first, styles);
 #pragma unroll
       for (int e = 0; e < kSize; ++e) z[e] *= styles[e];
     }
@@ -147,13 +163,13 @@ PF_DEVICE void prologue2d_whole(const Prologue2dPlace& at, const Prologue2dParam
   for (int e = 0; e < kSize; ++e) z[e] = z[e] * line.style + residual[e];
 }
 
-// Elements one by one, from however many lines; all loads before the first use.
+// Computes a vector of y element by element, over any number of lines, with all loads before the first use.
 template <typename T, bool kChannelsLast>
-PF_DEVICE void prologue2d_mixed(const Prologue2dPlace& first, int count, const Prologue2dParams& p,
-                                const Prologue2dPointers<T>& t, acc_t<T> (&z)[kVectorSize<T>]) {
+PF_DEVICE void prologue2d_elementwise(const Prologue2dCoords& first, int count, const Prologue2dParams& p,
+                                      const Prologue2dPointers<T>& t, acc_t<T> (&z)[kVectorSize<T>]) {
   using A = acc_t<T>;
   constexpr int kSize = kVectorSize<T>;
-  Prologue2dPlace at = first;
+  Prologue2dCoords at = first;
   Prologue2dLine<T, kChannelsLast> line(at, p, t);
   T values[kSize], residual[kSize];
   A encoding[kSize], style[kSize];
@@ -165,84 +181,73 @@ PF_DEVICE void prologue2d_mixed(const Prologue2dPlace& first, int count, const P
     if (e >= count) continue;
     line.c = at.c;
     line.ox = at.ox;
-    const int64_t column = kChannelsLast ? line.j : line.i < 0 ? -1 : source_place(p.border, at.ox - p.left, p.w);
-    const int64_t place = kChannelsLast ? at.c : column;
+    const int64_t column = kChannelsLast ? line.j : line.i < 0 ? -1 : source_index(p.border, at.ox - p.left, p.w);
+    const int64_t inner = kChannelsLast ? at.c : column;
     if (line.i >= 0 && column >= 0) {
-      if (line.x != nullptr && at.c < p.c) values[e] = line.x[place];
-      if (line.residual != nullptr) residual[e] = line.residual[place];
+      if (line.x != nullptr && at.c < p.c) values[e] = line.x[inner];
+      if (line.residual != nullptr) residual[e] = line.residual[inner];
       if (p.half > 0) encoding[e] = line.encoding(at.c, column, p, t);
       style[e] = kChannelsLast && t.styles != nullptr ? t.styles[line.n * p.out_c + at.c] : line.style;
     } else if (const T* from = line.on_ring(p, t); from != nullptr) {
       values[e] = *from;
     }
-    int64_t& inner = kChannelsLast ? at.c : at.ox;
-    if (++inner < (kChannelsLast ? p.out_c : p.out_w) || e + 1 >= count) continue;
-    inner = 0;
-    int64_t& middle = kChannelsLast ? at.ox : at.oy;
-    if (++middle == (kChannelsLast ? p.out_w : p.out_h)) {
-      middle = 0;
-      int64_t& outer = kChannelsLast ? at.oy : at.c;
-      if (++outer == (kChannelsLast ? p.out_h : p.out_c)) {
-        outer = 0;
-        ++at.n;
-      }
-    }
-    line = Prologue2dLine<T, kChannelsLast>(at, p, t);
+    if (e + 1 < count && at.next<kChannelsLast>(p)) line = Prologue2dLine<T, kChannelsLast>(at, p, t);
   }
 #pragma unroll
-  for (int e = 0; e < kSize; ++e) z[e] = (widen(values[e]) + encoding[e]) * style[e] + widen(residual[e]);
+  for (int e = 0; e < kSize; ++e) z[e] = (to_acc(values[e]) + encoding[e]) * style[e] + to_acc(residual[e]);
 }
 
 // A thread writes one vector of y.
-template <typename T, bool kChannelsLast, bool kWhole>
+template <typename T, bool kChannelsLast, bool kVectorized>
 __global__ void __launch_bounds__(256)
-    prologue2d_kernel(Prologue2dPointers<T> t, Prologue2dParams p, Prologue2dShape s) {
+    prologue2d_kernel(Prologue2dPointers<T> t, Prologue2dParams p, Prologue2dIndexing s) {
   constexpr int kSize = kVectorSize<T>;
   const int64_t position = (int64_t(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) * kSize;
   if (position >= s.numel) return;
-  const Prologue2dPlace at = prologue2d_place<kChannelsLast>(position, p, s);
+  const Prologue2dCoords at = prologue2d_coords<kChannelsLast>(position, p, s);
   acc_t<T> z[kSize];
-  if constexpr (kWhole) {
-    prologue2d_whole<T, kChannelsLast>(at, p, t, z);
+  if constexpr (kVectorized) {
+    prologue2d_vectorized<T, kChannelsLast>(at, p, t, z);
   } else {
     const int64_t left = s.numel - position;
-    prologue2d_mixed<T, kChannelsLast>(at, left < kSize ? int(left) : kSize, p, t, z);
+    prologue2d_elementwise<T, kChannelsLast>(at, left < kSize ? int(left) : kSize, p, t, z);
   }
-  write_vector(t.y, position, s.numel, s.aligned, narrow<T, kSize>(z));
+  store_predicated(t.y, position, s.numel, s.aligned, from_acc<T, kSize>(z));
 }
 
 template <typename T>
-Prologue2dShape prologue2d_shape(const Prologue2dPointers<T>& t, const Prologue2dParams& p) {
+Prologue2dIndexing prologue2d_indexing(const Prologue2dPointers<T>& t, const Prologue2dParams& p) {
   constexpr int64_t kSize = kVectorSize<T>;
   const auto vectors = [&](const T* from, const Prologue2dParams::Strides& stride) {
     const int64_t line = p.channels_last ? stride.w : stride.c;
     return aligned(from) && stride.n % kSize == 0 && stride.h % kSize == 0 && line % kSize == 0;
   };
-  Prologue2dShape s;
+  Prologue2dIndexing s;
   s.numel = p.n * p.out_c * p.out_h * p.out_w;
   s.aligned = aligned(t.y);
-  s.whole = p.channels_last ? p.out_c % kSize == 0 && (!p.concat || p.c % kSize == 0) && aligned(t.styles)
-                            : p.w % kSize == 0 && p.out_w == p.w;
-  s.whole = s.whole && (p.c == 0 || vectors(t.x, p.x)) && (t.residual == nullptr || vectors(t.residual, p.residual));
-  s.narrow = s.numel < kNarrowLimit;
-  const auto divider = [&](int64_t size) { return Divider::by(s.narrow ? size : 1); };
-  s.inner = divider(p.channels_last ? p.out_c : p.out_w);
-  s.middle = divider(p.channels_last ? p.out_w : p.out_h);
-  s.outer = divider(p.channels_last ? p.out_h : p.out_c);
+  s.vectorized = p.channels_last ? p.out_c % kSize == 0 && (!p.concat || p.c % kSize == 0) && aligned(t.styles)
+                                 : p.w % kSize == 0 && p.out_w == p.w;
+  s.vectorized =
+      s.vectorized && (p.c == 0 || vectors(t.x, p.x)) && (t.residual == nullptr || vectors(t.residual, p.residual));
+  s.use_int32_index = s.numel < kInt32IndexLimit;
+  const auto divmod = [&](int64_t size) { return FastDivmod::by(s.use_int32_index ? size : 1); };
+  s.inner = divmod(p.channels_last ? p.out_c : p.out_w);
+  s.middle = divmod(p.channels_last ? p.out_w : p.out_h);
+  s.outer = divmod(p.channels_last ? p.out_h : p.out_c);
   return s;
 }
 
-// Calls launch(blocks, kernel, arguments...). Returns whether vectors were read whole.
+// Calls launch(blocks, kernel, arguments...). Returns whether the vectorized kernel ran.
 template <typename T, typename Launch>
 bool run_prologue2d(const Prologue2dPointers<T>& t, const Prologue2dParams& p, int threads, const Launch& launch) {
-  const Prologue2dShape s = prologue2d_shape(t, p);
-  const auto run = [&](auto kernel) { launch(elements_blocks<T>(s.numel, threads, 1), kernel, t, p, s); };
+  const Prologue2dIndexing s = prologue2d_indexing(t, p);
+  const auto run = [&](auto kernel) { launch(elementwise_blocks<T>(s.numel, threads, 1), kernel, t, p, s); };
   if (p.channels_last) {
-    s.whole ? run(prologue2d_kernel<T, true, true>) : run(prologue2d_kernel<T, true, false>);
+    s.vectorized ? run(prologue2d_kernel<T, true, true>) : run(prologue2d_kernel<T, true, false>);
   } else {
-    s.whole ? run(prologue2d_kernel<T, false, true>) : run(prologue2d_kernel<T, false, false>);
+    s.vectorized ? run(prologue2d_kernel<T, false, true>) : run(prologue2d_kernel<T, false, false>);
   }
-  return s.whole;
+  return s.vectorized;
 }
 
 }  // namespace posgan_fast

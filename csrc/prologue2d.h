@@ -1,10 +1,10 @@
-// Index arithmetic of prologue2d, shared by the CPU and CUDA kernels. No torch.
+// Index arithmetic and parameters of prologue2d, shared by the CPU and CUDA kernels. No torch.
 //
 //   z[n, c, i, j] = (x[n, c, i, j] + e[c, i, j]) * styles[n, c] + residual[n, c, i, j]
 //   y             = z, surrounded by zeros, by z reflected or by the ring of a map
 //
-// The encoding e is columns[k, j] in one half of its channels and rows[k, i] in the other. A concatenated one stands
-// behind the channels of x, as if x were zero there.
+// The encoding e is columns[k, j] in one half of its channels and rows[k, i] in the other. A concatenated encoding
+// comes after the channels of x, and x counts as zero there.
 #pragma once
 
 #include "scalar.h"
@@ -13,18 +13,23 @@ namespace posgan_fast {
 
 enum class Border : int { kZeros, kReflect, kInstance };
 
-// One side of a ring in memory: its first pixel, and the way from one pixel to the next.
+// One side of a ring in memory: the offset of its first pixel and the step from one pixel to the next.
 struct RingSide {
   int64_t offset, step;
+
+  PF_HD_MEMBER int64_t at(int64_t i) const { return offset + i * step; }
 };
 
-// The ring around [H, W], wherever it is kept. The top and the bottom own the corners.
+// The ring of width 1 around [H, W], part of a map or stored alone. The corners belong to the top and the bottom.
 struct Ring {
   int64_t stride_n, stride_c;
   RingSide top, bottom, left, right;
 
-  // Of the centre of a map [N, C, height, width]; half a pixel is rounded down.
-  static Ring of_map(int64_t height, int64_t width, int64_t h, int64_t w, int64_t stride_n, int64_t stride_c,
+  // Pixels of a ring that is stored alone.
+  static int64_t size(int64_t h, int64_t w) { return 2 * (h + w) + 4; }
+
+  // The ring in the centre of a map [N, C, height, width]; half a pixel is rounded down.
+  static Ring in_map(int64_t height, int64_t width, int64_t h, int64_t w, int64_t stride_n, int64_t stride_c,
                      int64_t stride_h, int64_t stride_w) {
     const int64_t first = (height - h - 2) / 2 * stride_h + (width - w - 2) / 2 * stride_w;
     return {stride_n,
@@ -35,8 +40,8 @@ struct Ring {
             {first + stride_h + (w + 1) * stride_w, stride_h}};
   }
 
-  // Of [N, C, 2 * (H + W) + 4]: the top, the bottom, the left, the right.
-  static Ring compact(int64_t h, int64_t w, int64_t stride_n, int64_t stride_c, int64_t stride) {
+  // The ring stored as [N, C, size]: the top, the bottom, the left, the right.
+  static Ring stored_alone(int64_t h, int64_t w, int64_t stride_n, int64_t stride_c, int64_t stride) {
     return {stride_n,
             stride_c,
             {0, stride},
@@ -52,7 +57,7 @@ struct Prologue2dParams {
     int64_t n, c, h, w;
   };
   struct TableStrides {
-    int64_t channel, place;
+    int64_t channel, position;
   };
 
   int64_t n, c, h, w;           // of x
@@ -68,7 +73,7 @@ struct Prologue2dParams {
 
 enum class Encoding : int { kNone, kColumns, kRows };
 
-// What the encoding adds to a channel of y: channel k of one of its tables.
+// The encoding adds channel k of a table to a channel of y.
 struct EncodedChannel {
   Encoding table;
   int64_t k;
@@ -81,19 +86,29 @@ PF_HD EncodedChannel encoded_channel(const Prologue2dParams& p, int64_t c) {
   return {second != p.height_first ? Encoding::kRows : Encoding::kColumns, second ? k - p.half : k};
 }
 
-// The row or column of z behind place o - pad of y; -1: none, the border is zero or on the ring.
-PF_HD int64_t source_place(Border border, int64_t i, int64_t size) {
+// The row or column of z that y repeats at i = o - pad. -1: none, because the border is zero or the ring.
+PF_HD int64_t source_index(Border border, int64_t i, int64_t size) {
   if (i >= 0 && i < size) return i;
   if (border != Border::kReflect) return -1;
   return i < 0 ? -i : 2 * (size - 1) - i;
 }
 
-// Where the ring keeps a pixel of the border of y.
+// The offset of a border pixel of y on the ring.
 PF_HD int64_t ring_offset(const Ring& ring, int64_t oy, int64_t ox, int64_t h) {
-  if (oy == 0) return ring.top.offset + ox * ring.top.step;
-  if (oy == h + 1) return ring.bottom.offset + ox * ring.bottom.step;
-  const RingSide& side = ox == 0 ? ring.left : ring.right;
-  return side.offset + (oy - 1) * side.step;
+  if (oy == 0) return ring.top.at(ox);
+  if (oy == h + 1) return ring.bottom.at(ox);
+  return (ox == 0 ? ring.left : ring.right).at(oy - 1);
 }
+
+// The CPU kernel computes the output rows [begin, end) of all planes, where a plane is one channel of one image in
+// NCHW, one image in channels_last.
+struct Prologue2dTask {
+  Prologue2dParams params;
+  Dtype dtype;
+  const void *x, *residual, *border;
+  const void *styles, *columns, *rows;  // in the accumulation type
+  void* y;
+  bool nontemporal;  // store past the caches: the result is too large to be found there again
+};
 
 }  // namespace posgan_fast

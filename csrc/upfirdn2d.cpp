@@ -1,18 +1,19 @@
-// upfirdn2d on the CPU. Compiled once per instruction set (PF_ISA).
+// upfirdn2d on the CPU, compiled once per instruction set (PF_ISA).
 #include "upfirdn2d_rows.h"
 
 namespace posgan_fast::PF_ISA {
 namespace {
 
+// Stores the sums of a row as they are.
 template <typename T>
-class StoreRow {
+class StoreEpilogue {
  public:
-  explicit StoreRow(bool stream) : stream_(stream) {}
+  explicit StoreEpilogue(bool nontemporal) : nontemporal_(nontemporal) {}
 
-  // Where nothing has to be converted or streamed, the row pass writes the result itself.
+  // The row pass writes the result itself where nothing has to be converted or stored past the caches.
   acc_t<T>* target(T* out, acc_t<T>* sums) const {
     if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
-      if (!stream_) return out;
+      if (!nontemporal_) return out;
     }
     return sums;
   }
@@ -21,23 +22,23 @@ class StoreRow {
     if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
       if (row == at.out) return;
     }
-    store_row(at.out, row, n, stream_);
+    store_row(at.out, row, n, nontemporal_);
   }
 
  private:
-  bool stream_;
+  bool nontemporal_;
 };
 
 template <typename T>
-void rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
-  StoreRow<T> finish(task.stream);
-  resample_rows<T>(task, begin, end, finish);
+void compute_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
+  StoreEpilogue<T> epilogue(task.nontemporal);
+  resample_rows<T>(task, begin, end, epilogue);
 }
 
 }  // namespace
 
 void upfirdn2d(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
-  with_scalar(task.type, [&](auto scalar) { rows<decltype(scalar)>(task, begin, end); });
+  dispatch_dtype(task.dtype, [&](auto scalar) { compute_rows<decltype(scalar)>(task, begin, end); });
 }
 
 }  // namespace posgan_fast::PF_ISA

@@ -1,4 +1,4 @@
-// upfirdn2d on the CPU: the leaf.
+// The native op upfirdn2d of the CPU library.
 #include "upfirdn2d_task.hpp"
 
 namespace posgan_fast::cpu {
@@ -6,14 +6,15 @@ namespace {
 
 void upfirdn2d(const Tensor& x, const Tensor& f, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
                int64_t downy, int64_t padx0, int64_t pady0, bool flip, double gain) {
-  Upfirdn2dTask task = task_of("upfirdn2d", x, std::nullopt, y);
-  set_filter("upfirdn2d", task, f, upx, upy, downx, downy, padx0, pady0, flip, gain);
-  const auto run = task.type == Type::kDouble ? &resample<double, Upfirdn2dTask> : &resample<float, Upfirdn2dTask>;
-  run(kernels().upfirdn2d, task, task, f);
+  const Upfirdn2dTensors tensors("upfirdn2d", x, y);
+  if (y.numel() == 0) return;
+  Upfirdn2dTask task = make_task(tensors, std::nullopt);
+  tensors.set_filter(task.params, f, upx, upy, downx, downy, padx0, pady0, flip, gain);
+  run_resampling(kernels().upfirdn2d, task, task, f);
 }
 
 }  // namespace
 
-Leaf* const upfirdn2d_leaf = TORCH_BOX(&upfirdn2d);
+BoxedOp* const upfirdn2d_boxed = TORCH_BOX(&upfirdn2d);
 
 }  // namespace posgan_fast::cpu

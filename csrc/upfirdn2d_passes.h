@@ -1,48 +1,49 @@
-// The two passes of upfirdn2d on the CPU over parts of rows: columns, then along the row. Plain loops, shaped for the
-// compiler's vectoriser. Internal linkage, since this is compiled once per instruction set.
+// The two passes of a separable upfirdn2d on the CPU over parts of rows: column_pass sums input rows, row_pass filters
+// along the result. Everything has internal linkage, because every instruction set compiles its own copy.
 #pragma once
 
 #include "cpu_kernels.h"
-#include "lanes.h"
+#include "upfirdn2d.h"
+#include "vec.h"
 
 namespace posgan_fast {
 namespace {
 
-// row[i] = (accumulate ? row[i] : 0) + sum of kRows weighted rows. Overlapping blocks would add twice, so an
-// accumulation walks its tail one by one.
+// row[i] = (accumulate ? row[i] : 0) + the weighted sum of kRows rows. Overlapping blocks would add twice, so
+// accumulation takes the last values one by one.
 template <int kRows, typename T, typename A>
-void blend_rows(A* __restrict row, const T* const* rows, const A* weights, int64_t n, bool accumulate) {
-  with_lanes<A>(n, [&](auto lanes) {
-    constexpr int kCount = lanes();
+void sum_rows(A* __restrict row, const T* const* rows, const A* weights, int64_t n, bool accumulate) {
+  dispatch_vec_size<A>(n, [&](auto size) {
+    constexpr int kSize = size();
     auto block = [&](int64_t i) {
-      auto sum = accumulate ? Lanes<A, kCount>::read(row + i) : Lanes<A, kCount>::all(0);
-      for (int r = 0; r < kRows; ++r) sum = fma(weights[r], read_as<kCount>(rows[r] + i), sum);
-      sum.write(row + i);
+      auto sum = accumulate ? Vec<A, kSize>::load(row + i) : Vec<A, kSize>::broadcast(0);
+      for (int r = 0; r < kRows; ++r) sum = fma(weights[r], load_to_acc<kSize>(rows[r] + i), sum);
+      sum.store(row + i);
     };
-    if (!accumulate) return cover<kCount>(n, block);
+    if (!accumulate) return for_each_block<kSize>(n, block);
     int64_t i = 0;
-    for (; i + kCount <= n; i += kCount) block(i);
+    for (; i + kSize <= n; i += kSize) block(i);
     for (; i < n; ++i) {
-      for (int r = 0; r < kRows; ++r) row[i] += weights[r] * load(rows[r][i]);
+      for (int r = 0; r < kRows; ++r) row[i] += weights[r] * to_acc(rows[r][i]);
     }
   });
 }
 
-// Input rows of one plane, in one tensor, or the even ones in one and the odd ones in another.
+// The input rows of one plane: all in one tensor, or the even rows in one and the odd rows in another.
 template <typename T>
 struct InputRows {
   const T* base[2];
   int64_t stride[2];
-  int parity;  // 1 if there are two
+  int parity;  // 1: two tensors
 
   const T* row(int64_t iy) const {
-    const int64_t which = iy & parity;
-    return base[which] + (iy >> parity) * stride[which];
+    const int64_t odd = iy & parity;
+    return base[odd] + (iy >> parity) * stride[odd];
   }
 };
 
-// row[0, n) = the input rows under an output row from their value first on, weighted by column taps. Returns false
-// where no row lies there.
+// row[0, n) = values [first, first + n) of the input rows under an output row, weighted by the vertical taps and
+// summed. Returns false, and leaves row as it is, if all those rows lie outside the image.
 template <typename T, typename A>
 bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T>& in, const A* taps, int64_t first,
                  int64_t n, A* row) {
@@ -51,14 +52,14 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T
   int held = 0;
   bool any = false;
   auto flush = [&] {
-    if (held == 1) blend_rows<1>(row, rows, weights, n, any);
-    if (held == 2) blend_rows<2>(row, rows, weights, n, any);
-    if (held == 3) blend_rows<3>(row, rows, weights, n, any);
-    if (held == 4) blend_rows<4>(row, rows, weights, n, any);
+    if (held == 1) sum_rows<1>(row, rows, weights, n, any);
+    if (held == 2) sum_rows<2>(row, rows, weights, n, any);
+    if (held == 3) sum_rows<3>(row, rows, weights, n, any);
+    if (held == 4) sum_rows<4>(row, rows, weights, n, any);
     any = any || held > 0;
     held = 0;
   };
-  // The row that the next output rows will ask for: rows are too short for the hardware to run ahead of them.
+  // Prefetch the row that the next output rows will ask for: rows are too short for the hardware prefetcher.
   const int64_t next = phase.first_in + phase.taps + 1;
   if (next >= 0 && next < p.y.in) {
     const char* ahead = reinterpret_cast<const char*>(in.row(next) + first);
@@ -75,60 +76,62 @@ bool column_pass(const Upfirdn2dParams& p, const Phase& phase, const InputRows<T
   return any;
 }
 
-// Row pass with four taps over pixels of c values: n values of out, which must not be accumulated into.
+// Four taps without resampling, over pixels of c values each; writes out[0, n).
 template <typename A>
 void row_pass_blur(const A* in, int64_t c, const A* taps, A* __restrict out, int64_t n) {
   const A weights[4] = {taps[0], taps[1], taps[2], taps[3]};
-  with_lanes<A>(n, [&](auto lanes) {
-    constexpr int kCount = lanes();
-    cover<kCount>(n, [&](int64_t i) {
-      auto sum = Lanes<A, kCount>::all(0);
-      for (int t = 0; t < 4; ++t) sum = fma(weights[t], Lanes<A, kCount>::read(in + i + t * c), sum);
-      sum.write(out + i);
+  dispatch_vec_size<A>(n, [&](auto size) {
+    constexpr int kSize = size();
+    for_each_block<kSize>(n, [&](int64_t i) {
+      auto sum = Vec<A, kSize>::broadcast(0);
+      for (int t = 0; t < 4; ++t) sum = fma(weights[t], Vec<A, kSize>::load(in + i + t * c), sum);
+      sum.store(out + i);
     });
   });
 }
 
+// Four taps with upsampling by 2: each of the two phases has every second tap.
 template <typename A>
 void row_pass_up2(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
   const A *even = row + columns[0].first_in, *odd = row + (n > 1 ? columns[1].first_in : 0);
-  const A *g = taps + columns[0].first_tap, *h = taps + 1 - columns[0].first_tap;  // each phase takes every second tap
+  const A *g = taps + columns[0].first_tap, *h = taps + 1 - columns[0].first_tap;
   const int64_t pairs = n / 2;
-  with_lanes<A>(pairs, [&](auto lanes) {
-    constexpr int kCount = lanes();
-    using L = Lanes<A, kCount>;
-    cover<kCount>(pairs, [&](int64_t m) {
-      const L a = fma(g[2], L::read(even + m + 1), fma(g[0], L::read(even + m), L::all(0)));
-      const L b = fma(h[2], L::read(odd + m + 1), fma(h[0], L::read(odd + m), L::all(0)));
-      interleave<0>(a, b).write(out + 2 * m);
-      interleave<1>(a, b).write(out + 2 * m + kCount);
+  dispatch_vec_size<A>(pairs, [&](auto size) {
+    constexpr int kSize = size();
+    using V = Vec<A, kSize>;
+    for_each_block<kSize>(pairs, [&](int64_t m) {
+      const V a = fma(g[2], V::load(even + m + 1), fma(g[0], V::load(even + m), V::broadcast(0)));
+      const V b = fma(h[2], V::load(odd + m + 1), fma(h[0], V::load(odd + m), V::broadcast(0)));
+      interleave<0>(a, b).store(out + 2 * m);
+      interleave<1>(a, b).store(out + 2 * m + kSize);
     });
   });
   if (n % 2) out[n - 1] = g[0] * even[pairs] + g[2] * even[pairs + 1];
 }
 
+// Four taps with downsampling by 2.
 template <typename A>
 void row_pass_down2(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
   const A* in = row + columns[0].first_in;
-  // Whole vectors of the last block would read one value past the row's margin.
-  with_lanes<A>(n - 1, [&](auto lanes) {
-    constexpr int kCount = lanes();
-    using L = Lanes<A, kCount>;
-    cover<kCount>(n - 1, [&](int64_t m) {
-      auto sum = L::all(0);
+  // The last output is computed alone: a whole vector would read one value past the padding.
+  dispatch_vec_size<A>(n - 1, [&](auto size) {
+    constexpr int kSize = size();
+    using V = Vec<A, kSize>;
+    for_each_block<kSize>(n - 1, [&](int64_t m) {
+      auto sum = V::broadcast(0);
       for (int t = 0; t < 4; t += 2) {
-        const L low = L::read(in + 2 * m + t), high = L::read(in + 2 * m + t + kCount);
-        sum = fma(taps[t], every_second<0>(low, high), sum);
-        sum = fma(taps[t + 1], every_second<1>(low, high), sum);
+        const V low = V::load(in + 2 * m + t), high = V::load(in + 2 * m + t + kSize);
+        sum = fma(taps[t], deinterleave<0>(low, high), sum);
+        sum = fma(taps[t + 1], deinterleave<1>(low, high), sum);
       }
-      sum.write(out + m);
+      sum.store(out + m);
     });
   });
   const A* last = in + 2 * (n - 1);
   out[n - 1] = taps[0] * last[0] + taps[1] * last[1] + taps[2] * last[2] + taps[3] * last[3];
 }
 
-// Any factors and taps: each phase in blocks that fit registers, tap by tap.
+// Any factors and taps. Blocks of one phase have sums that fit registers, to which the taps are added one by one.
 template <typename A>
 void row_pass_any(const Axis& axis, const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out,
                   bool accumulate) {
@@ -154,6 +157,7 @@ void row_pass_any(const Axis& axis, const Phase* columns, const A* taps, const A
   }
 }
 
+// Filters along one row of a plane.
 template <typename A>
 void row_pass(const Axis& axis, const Phase* columns, const A* taps, const A* row, A* out, bool accumulate) {
   const bool four = axis.taps == 4 && !accumulate;
@@ -168,30 +172,30 @@ void row_pass(const Axis& axis, const Phase* columns, const A* taps, const A* ro
   }
 }
 
-// Row pass over pixels that are vectors of c channels.
+// Filters along a row whose pixels have c channels side by side.
 template <typename A>
 void row_pass_channels(const Axis& axis, const Phase* columns, const A* taps, const A* row, int64_t c,
                        A* __restrict out, bool accumulate) {
-  with_lanes<A>(c, [&](auto lanes) {
-    constexpr int kCount = lanes();
+  dispatch_vec_size<A>(c, [&](auto size) {
+    constexpr int kSize = size();
     for (int64_t o = 0; o < axis.out; ++o) {
       const Phase& phase = columns[o];
       const A* in = row + phase.first_in * c;
       const A* weights = taps + phase.first_tap;
       A* pixel = out + o * c;
       auto block = [&](int64_t i) {
-        auto sum = accumulate ? Lanes<A, kCount>::read(pixel + i) : Lanes<A, kCount>::all(0);
+        auto sum = accumulate ? Vec<A, kSize>::load(pixel + i) : Vec<A, kSize>::broadcast(0);
         for (int t = 0; t < phase.taps; ++t) {
-          sum = fma(weights[t * axis.up], Lanes<A, kCount>::read(in + t * c + i), sum);
+          sum = fma(weights[t * axis.up], Vec<A, kSize>::load(in + t * c + i), sum);
         }
-        sum.write(pixel + i);
+        sum.store(pixel + i);
       };
       if (!accumulate) {
-        cover<kCount>(c, block);
+        for_each_block<kSize>(c, block);
         continue;
       }
       int64_t i = 0;
-      for (; i + kCount <= c; i += kCount) block(i);
+      for (; i + kSize <= c; i += kSize) block(i);
       for (; i < c; ++i) {
         for (int t = 0; t < phase.taps; ++t) pixel[i] += weights[t * axis.up] * in[t * c + i];
       }
@@ -200,7 +204,7 @@ void row_pass_channels(const Axis& axis, const Phase* columns, const A* taps, co
 }
 
 // The same without decimation: neighbouring pixels are c values apart, so that each phase is one flat correlation,
-// whatever c is. Several phases go through spare to their places.
+// whatever c is. Several phases go through spare to their destinations.
 template <typename A>
 void row_pass_flat(const Axis& axis, const Phase* columns, const A* taps, const A* row, int64_t c, A* out, A* spare) {
   for (int q = 0; q < axis.up && q < axis.out; ++q) {
@@ -208,14 +212,14 @@ void row_pass_flat(const Axis& axis, const Phase* columns, const A* taps, const 
     const int64_t pixels = (axis.out - q + axis.up - 1) / axis.up;
     const A* in = row + phase.first_in * c;
     A* to = axis.up == 1 ? out : spare;
-    with_lanes<A>(pixels * c, [&](auto lanes) {
-      constexpr int kCount = lanes();
-      cover<kCount>(pixels * c, [&](int64_t i) {
-        auto sum = Lanes<A, kCount>::all(0);
+    dispatch_vec_size<A>(pixels * c, [&](auto size) {
+      constexpr int kSize = size();
+      for_each_block<kSize>(pixels * c, [&](int64_t i) {
+        auto sum = Vec<A, kSize>::broadcast(0);
         for (int t = 0; t < phase.taps; ++t) {
-          sum = fma(taps[phase.first_tap + t * axis.up], Lanes<A, kCount>::read(in + i + t * c), sum);
+          sum = fma(taps[phase.first_tap + t * axis.up], Vec<A, kSize>::load(in + i + t * c), sum);
         }
-        sum.write(to + i);
+        sum.store(to + i);
       });
     });
     if (to == out) return;

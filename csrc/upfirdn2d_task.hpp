@@ -1,4 +1,4 @@
-// What the CPU leaves of upfirdn2d and epilogue2d make of their tensors: checks of memory, the task of resampling.
+// Makes and runs the CPU task of a resampling, for upfirdn2d and epilogue2d.
 #pragma once
 
 #include <algorithm>
@@ -9,37 +9,60 @@
 
 namespace posgan_fast::cpu {
 
-// Taps in correlation order as A. A rank-1 filter, or a 2-D one that is an outer product to within rounding, goes to
-// one vector per axis.
+// The task without its filter. With odd_rows, x [N, 2C, R, P] holds the even rows of the input and odd_rows
+// [N, 2C, R - 1, P] the odd ones, both in channels_last: channel q * C + c of pixel p is channel c of input pixel 2p +
+// q.
+inline Upfirdn2dTask make_task(const Upfirdn2dTensors& tensors, const std::optional<Tensor>& odd_rows) {
+  const char* const op = tensors.op;
+  const Tensor &x = tensors.x, &y = tensors.y;
+  // A result of one pixel is dense in both memory formats; then the input decides.
+  const bool one_pixel = y.size(2) == 1 && y.size(3) == 1;
+  const bool channels_last = odd_rows || channels_innermost(y) || (one_pixel && channels_innermost(x));
+  const auto has_dense_rows = [&](const Tensor& t) {
+    return channels_last ? has_stride(t, 1, 1) && has_stride(t, 3, t.size(1)) : has_stride(t, 3, 1);
+  };
+  Upfirdn2dTask task;
+  task.params = tensors.params(channels_last, odd_rows ? 2 : 1);
+  STD_TORCH_CHECK(has_dense_rows(x) && has_dense_rows(y), op, ": expected dense rows of x and y in one memory format");
+  task.dtype = dtype_of(x);
+  task.x = x.const_data_ptr();
+  task.y = y.mutable_data_ptr();
+  if (odd_rows) {
+    check_like(op, "odd_rows", *odd_rows, x);
+    STD_TORCH_CHECK(odd_rows->dim() == 4 && odd_rows->size(0) == x.size(0) && odd_rows->size(1) == x.size(1) &&
+                        odd_rows->size(2) == x.size(2) - 1 && odd_rows->size(3) == x.size(3),
+                    op, ": expected odd_rows of the size of x but for one row less");
+    STD_TORCH_CHECK(odd_rows->numel() == 0 || has_dense_rows(*odd_rows), op,
+                    ": expected dense rows of odd_rows in channels_last");
+    Upfirdn2dParams& p = task.params;
+    p.x.in = 2 * x.size(3);
+    p.y.in = 2 * x.size(2) - 1;
+    p.in_stride_w = p.c;
+    if (odd_rows->numel() > 0) {
+      task.odd_rows = odd_rows->const_data_ptr();
+      task.odd_rows_stride_n = odd_rows->stride(0);
+      task.odd_rows_stride_h = odd_rows->stride(2);
+    }
+  }
+  task.nontemporal = prepare_result(task.y, task.x, y.numel() * itemsize(task.dtype));
+  return task;
+}
+
+// Taps in correlation order. A filter of rank 1, or a 2-D one that is an outer product to within rounding, becomes one
+// vector per axis.
 template <typename A>
 struct Taps {
   std::vector<A> x, y;
   bool separable;
 };
 
+// Takes g [fh, fw] apart if it is an outer product to within rounding: the row and the column of its largest tap.
 template <typename A>
-Taps<A> taps_of(const Tensor& f, bool flip, double gain) {
-  const bool wide = f.scalar_type() == ScalarType::Double;
-  const void* data = f.const_data_ptr();
-  const int fw = int(f.size(f.dim() - 1)), fh = int(f.size(0));
-  auto at = [&](int64_t i) { return wide ? static_cast<const double*>(data)[i] : static_cast<const float*>(data)[i]; };
+Taps<A> factor_taps(const std::vector<double>& g, int fh, int fw, double gain) {
   Taps<A> taps;
-  if (f.dim() == 1) {
-    taps.separable = true;
-    for (int k = 0; k < fw; ++k) {
-      const double value = at(tap_index(k, fw, flip));
-      taps.x.push_back(A(value));
-      taps.y.push_back(A(value * gain));
-    }
-    return taps;
-  }
-  std::vector<double> g;
-  for (int ky = 0; ky < fh; ++ky) {
-    for (int kx = 0; kx < fw; ++kx) g.push_back(at(int64_t(tap_index(ky, fh, flip)) * fw + tap_index(kx, fw, flip)));
-  }
   const auto pivot = std::max_element(g.begin(), g.end(), [](double a, double b) { return std::abs(a) < std::abs(b); });
   const int64_t place = pivot - g.begin(), py = place / fw, px = place % fw;
-  const double tolerance = (wide ? 1e-15 : 1e-7) * *pivot * *pivot;
+  const double tolerance = (sizeof(A) == sizeof(double) ? 1e-15 : 1e-7) * *pivot * *pivot;
   taps.separable = *pivot != 0;
   for (int ky = 0; ky < fh && taps.separable; ++ky) {
     for (int kx = 0; kx < fw; ++kx) {
@@ -56,95 +79,57 @@ Taps<A> taps_of(const Tensor& f, bool flip, double gain) {
   return taps;
 }
 
-inline std::vector<Phase> phases_of(const Axis& axis) {
+template <typename A>
+Taps<A> make_taps(const Tensor& f, bool flip, double gain) {
+  const A* const data = static_cast<const A*>(f.const_data_ptr());
+  const int fw = int(f.size(f.dim() - 1)), fh = int(f.size(0));
+  if (f.dim() == 1) {
+    Taps<A> taps;
+    taps.separable = true;
+    for (int k = 0; k < fw; ++k) {
+      const double value = data[tap_index(k, fw, flip)];
+      taps.x.push_back(A(value));
+      taps.y.push_back(A(value * gain));
+    }
+    return taps;
+  }
+  std::vector<double> g;
+  for (int ky = 0; ky < fh; ++ky) {
+    for (int kx = 0; kx < fw; ++kx) g.push_back(data[int64_t(tap_index(ky, fh, flip)) * fw + tap_index(kx, fw, flip)]);
+  }
+  return factor_taps<A>(g, fh, fw, gain);
+}
+
+inline std::vector<Phase> make_phases(const Axis& axis) {
   std::vector<Phase> phases;
   phases.reserve(size_t(axis.out));
   for (int64_t o = 0; o < axis.out; ++o) phases.push_back(phase_of(axis, o));
   return phases;
 }
 
-// Completes the part of a task that says how to resample, and runs it.
 template <typename A, typename Task>
-void resample(void (*kernel)(const Task&, int64_t, int64_t), const Task& task, Upfirdn2dTask& fir, const Tensor& f) {
-  const Taps<A> taps = taps_of<A>(f, fir.params.flip, fir.params.gain);
+void run_resampling_as(void (*kernel)(const Task&, int64_t, int64_t), const Task& task, Upfirdn2dTask& fir,
+                       const Tensor& f) {
+  const Taps<A> taps = make_taps<A>(f, fir.params.flip, fir.params.gain);
   fir.params.separable = taps.separable;
   fir.fx = taps.x.data();
   fir.fy = taps.separable ? taps.y.data() : nullptr;
   const Upfirdn2dParams& p = fir.params;
-  const std::vector<Phase> columns = phases_of(p.x), rows = phases_of(p.y);
-  fir.columns = columns.data();
-  fir.rows = rows.data();
+  const std::vector<Phase> columns = make_phases(p.x), rows = make_phases(p.y);
+  fir.column_phases = columns.data();
+  fir.row_phases = rows.data();
   const int64_t items = p.n * p.y.out * (p.channels_last ? 1 : p.c);
   // A row costs about as much as 128 values of it; a thread is worth waking for a thousand short rows.
   const int64_t cost = (128 + p.x.out * (p.channels_last ? p.c : 1)) * (taps.separable ? 1 : p.y.taps);
-  spread(kernel, task, items, (int64_t(1) << 17) / cost);
+  parallel_for(kernel, task, items, (int64_t(1) << 17) / cost);
 }
 
-// Memory of input and output, checked; of the filter, set_filter.
-inline Upfirdn2dTask task_of(const char* op, const Tensor& x, const std::optional<Tensor>& odd, const Tensor& y) {
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0) && x.size(1) == y.size(1) * (odd ? 2 : 1), op,
-                  ": x and y must be [N, C, H, W] with equal N and C, twice C beside odd");
-  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), op, ": x and y must have one dtype");
-  // A result of one pixel is dense in both formats; then the input decides.
-  const bool one_pixel = y.size(2) == 1 && y.size(3) == 1;
-  const bool channels_last = odd || channels_innermost(y) || (one_pixel && channels_innermost(x));
-  auto unit = [&](const Tensor& t) {
-    const int64_t pixel = channels_last ? t.size(1) : 1;
-    return (pixel == 1 || t.stride(1) == 1) && (t.size(3) == 1 || t.stride(3) == pixel);
-  };
-  STD_TORCH_CHECK(unit(x) && unit(y), op, ": rows of x and y must be dense in one memory format");
-  Upfirdn2dTask task;
-  task.type = type_of(x);
-  task.x = x.const_data_ptr();
-  task.y = y.mutable_data_ptr();
-  task.fx = task.fy = nullptr;
-  task.params = {};
-  Upfirdn2dParams& p = task.params;
-  p.x.in = x.size(3);
-  p.y.in = x.size(2);
-  p.x.out = y.size(3);
-  p.y.out = y.size(2);
-  p.n = y.size(0);
-  p.c = y.size(1);
-  p.in_stride_n = x.stride(0);
-  p.in_stride_c = x.stride(1);
-  p.in_stride_h = x.stride(2);
-  p.in_stride_w = x.stride(3);
-  p.out_stride_n = y.stride(0);
-  p.out_stride_c = y.stride(1);
-  p.out_stride_h = y.stride(2);
-  p.out_stride_w = y.stride(3);
-  p.channels_last = channels_last;
-  if (odd) {
-    STD_TORCH_CHECK(odd->dim() == 4 && odd->size(0) == x.size(0) && odd->size(1) == x.size(1) &&
-                        odd->size(2) == x.size(2) - 1 && odd->size(3) == x.size(3),
-                    op, ": odd must be of the size of x but for one row less");
-    STD_TORCH_CHECK(odd->scalar_type() == x.scalar_type() && (odd->numel() == 0 || unit(*odd)), op,
-                    ": odd must be of the dtype of x, its rows dense in its memory format");
-    p.x.in = 2 * x.size(3);
-    p.y.in = 2 * x.size(2) - 1;
-    p.in_stride_w = p.c;
-    if (odd->numel() > 0) {
-      task.odd = odd->const_data_ptr();
-      task.odd_stride_n = odd->stride(0);
-      task.odd_stride_h = odd->stride(2);
-    }
-  }
-  task.stream = prepare_result(task.y, task.x, y.numel() * bytes_of(task.type));
-  return task;
-}
-
-// The arguments of the filter.
-inline void set_filter(const char* op, Upfirdn2dTask& task, const Tensor& f, int64_t upx, int64_t upy, int64_t downx,
-                       int64_t downy, int64_t padx0, int64_t pady0, bool flip, double gain) {
-  STD_TORCH_CHECK((f.dim() == 1 || f.dim() == 2) && f.numel() > 0 && f.is_contiguous(), op, ": f must be dense");
-  STD_TORCH_CHECK(f.scalar_type() == ScalarType::Float || f.scalar_type() == ScalarType::Double, op,
-                  ": f must be float32 or float64");
-  Upfirdn2dParams& p = task.params;
-  p.x = axis_of(op, "x", p.x.in, p.x.out, upx, downx, padx0, f.size(f.dim() - 1));
-  p.y = axis_of(op, "y", p.y.in, p.y.out, upy, downy, pady0, f.size(0));
-  p.flip = flip;
-  p.gain = gain;
+// Completes fir, a part of the task or the task itself, by the taps and phases, and runs the kernel.
+template <typename Task>
+void run_resampling(void (*kernel)(const Task&, int64_t, int64_t), const Task& task, Upfirdn2dTask& fir,
+                    const Tensor& f) {
+  if (fir.dtype == Dtype::kDouble) return run_resampling_as<double>(kernel, task, fir, f);
+  run_resampling_as<float>(kernel, task, fir, f);
 }
 
 }  // namespace posgan_fast::cpu

@@ -1,2 +1,2 @@
-"""Triton kernels, one module per op: kernel, launcher and launch table; ``launch`` is what the launchers share. They
-import torch and triton only."""
+"""Triton kernels. The module of an op holds its kernel, launcher and launch table; ``launch`` holds what the launchers
+share, ``records`` the arguments that travel together. All of them import torch and triton only."""

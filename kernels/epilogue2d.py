@@ -2,17 +2,17 @@
 
     y[n, c, h, w] = clamp(gain * act(x[n, c, h, w] * scale[n, c] + noise[n or 0, h, w] + b[c]))
 
-With a filter, upfirdn2d writes ``y`` first and this kernel runs over it in place. Sums and taps of those kernels fill
-the registers that their rows of the launch table allow; what the epilogue would add to them, spills.
+With a filter, upfirdn2d writes ``y`` first and this kernel then updates it in place. Fusing both would spill registers:
+sums and taps fill those that the launch table of upfirdn2d allows.
 
-Memory is seen as rows: [N * C, H * W] with a scale and a bias per row and noise along it (NCHW), or for each sample
-[H * W, C] with scale and bias along the row and noise per row (channels_last).
+The kernel sees memory as rows: [N * C, H * W] with a scale and a bias per row and noise along it (NCHW), or for each
+sample [H * W, C] with scale and bias along the row and noise per row (channels_last).
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -20,7 +20,17 @@ import triton.language as tl
 
 from . import bias_act, upfirdn2d
 from .bias_act import activate
-from .launch import LARGE, Row, arch_of, cdiv, first_row, vector
+from .launch import (
+    INT32_LIMIT,
+    Activation,
+    KernelConfig,
+    Resample,
+    arch_of,
+    cdiv,
+    config_for_length,
+    constants,
+    vector_size,
+)
 
 NO_NOISE, ONE_NOISE, NOISE_PER_SAMPLE = 0, 1, 2
 
@@ -32,45 +42,52 @@ def epilogue2d(
     noise: torch.Tensor | None,
     b: torch.Tensor | None,
     y: torch.Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    pad0: tuple[int, int],
-    flip: bool,
-    filter_gain: float,
-    act: str,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    resample: Resample,
+    activation: Activation,
 ) -> None:
-    """Write the result to ``y``, dense in NCHW or channels_last. Without ``f``, ``x`` is ``y`` or of its strides; with
-    it, as :func:`upfirdn2d` takes it. ``scale``, ``noise``, ``b`` are contiguous; ``clamp`` < 0 means none."""
+    """Write the result to ``y``, dense in NCHW or channels_last. Without ``f``, ``x`` is ``y`` or has its strides; with
+    ``f``, ``x`` meets the rules of :func:`upfirdn2d`. ``scale``, ``noise`` and ``b`` are contiguous."""
     if y.numel() == 0:
         return
+    act, alpha, gain, clamp = activation
     if f is not None:
-        upfirdn2d.upfirdn2d(x, f, y, up, down, pad0, flip, filter_gain)
+        upfirdn2d.upfirdn2d(x, f, y, resample)
         x = y
         if scale is noise is b is None and (act, gain) == ("linear", 1) and clamp < 0:
             return
     n, c, h, w = y.shape
     channels_last = not y.is_contiguous()
     samples, rows, cols = (n, h * w, c) if channels_last else (1, n * c, h * w)
-    vec = vector(y, cols)
-    noises = NO_NOISE if noise is None else ONE_NOISE if noise.shape[0] == 1 else NOISE_PER_SAMPLE
-    spec = Spec(act, channels_last, scale is not None, noises, b is not None, clamp >= 0, vec, y.numel() >= LARGE)
-    row = select(arch_of(y.device), y.element_size(), cols)
-    tiles = cdiv(cols, row.cols), cdiv(rows, row.rows)
+    vec = vector_size(y, cols)
+    key = KernelKey(
+        act,
+        channels_last,
+        scale is not None,
+        noise_mode(noise),
+        b is not None,
+        clamp >= 0,
+        vec,
+        y.numel() < INT32_LIMIT,
+    )
+    config = select(arch_of(y.device), y.element_size(), cols)
+    tiles = cdiv(cols, config.block_cols), cdiv(rows, config.block_rows)
     with torch.cuda.device_of(y):
         kernel[(tiles[0] * tiles[1] * samples,)](
             x, scale, noise, b, y, rows, cols // vec, c, *tiles, float(alpha), float(gain), float(clamp),
-            **spec.constants(row), **row.options(),
+            **constants(key, config), **config.options(),
         )  # fmt: skip
 
 
-TABLE = bias_act.TABLE  # whose traffic it has
+def noise_mode(noise: torch.Tensor | None) -> int:
+    """Tell which noise a call has: none, one map for the batch, or one per sample."""
+    return NO_NOISE if noise is None else ONE_NOISE if noise.shape[0] == 1 else NOISE_PER_SAMPLE
 
 
-class Spec(NamedTuple):
-    """What a binary depends on besides the row of the table and the dtypes."""
+TABLE = bias_act.TABLE  # both kernels move the same bytes per element
+
+
+class KernelKey(NamedTuple):
+    """Properties of a call that its binary depends on, besides the config and the dtypes."""
 
     act: str
     channels_last: bool
@@ -78,21 +95,14 @@ class Spec(NamedTuple):
     noise: int
     bias: bool
     clamp: bool
-    vec: int  # divides the length of a row, which is passed divided, so that Triton can prove the alignment
-    big: bool  # 64-bit offsets
-
-    def constants(self, row: Row) -> dict[str, Any]:
-        """The constexpr arguments of the kernel."""
-        return dict(
-            ACT=self.act, CHANNELS_LAST=self.channels_last, SCALE=self.scale, NOISE=self.noise, BIAS=self.bias,
-            CLAMP=self.clamp, VEC=self.vec, BIG=self.big, ROWS=row.rows, COLS=row.cols,
-        )  # fmt: skip
+    vec: int  # divides the length of a row; the launcher passes the quotient, so that Triton can prove the alignment
+    use_int32_index: bool
 
 
 @functools.lru_cache(4096)
-def select(arch: int, itemsize: int, cols: int) -> Row:
-    """The row of the launch table for a call."""
-    return first_row(TABLE, arch, itemsize, cols)
+def select(arch: int, itemsize: int, cols: int) -> KernelConfig:
+    """Return the config of the launch table for rows of memory of this length."""
+    return config_for_length(TABLE, arch, itemsize, cols)
 
 
 @triton.jit(do_not_specialize=("rows", "cols", "channels", "tiles_x", "tiles_y"))
@@ -100,15 +110,16 @@ def kernel(
     x, scale, noise, b, y, rows, cols, channels, tiles_x, tiles_y,
     alpha: tl.float64, gain: tl.float64, clamp: tl.float64,
     ACT: tl.constexpr, CHANNELS_LAST: tl.constexpr, SCALE: tl.constexpr, NOISE: tl.constexpr, BIAS: tl.constexpr,
-    CLAMP: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    CLAMP: tl.constexpr, VEC: tl.constexpr, USE_INT32_INDEX: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     math_t: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    index_t: tl.constexpr = tl.int64 if BIG else tl.int32
+    index_t: tl.constexpr = tl.int32 if USE_INT32_INDEX else tl.int64
     pid = tl.program_id(0)
-    col = (pid % tiles_x).to(index_t) * COLS + tl.arange(0, COLS)[None, :]
+    col = (pid % tiles_x).to(index_t) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)[None, :]
     pid = pid // tiles_x
-    row = (pid % tiles_y).to(index_t) * ROWS + tl.arange(0, ROWS)[:, None]
-    first = (pid // tiles_y).to(index_t) * rows  # row of the sample, in channels_last
+    row = (pid % tiles_y).to(index_t) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    first = (pid // tiles_y).to(index_t) * rows  # the sample's first row, in channels_last
     width = cols.to(index_t) * VEC
     in_row, in_col = row < rows, col < width
     mask = in_row & in_col

@@ -1,6 +1,24 @@
 """Fast, proven ops for convolutional GANs: modulated convolution, positional encodings and resampling on PyTorch.
 
 Importing compiles nothing, probes no device and patches nothing.
+
+Example:
+    >>> import torch
+    >>> import posgan_fast
+    >>> from posgan_fast import functional as PF
+    >>> tuned = posgan_fast.tune_allocator()  # once, for a program that works on large tensors on the CPU
+    >>> x, f = torch.randn(1, 64, 128, 128), PF.setup_filter([1, 3, 3, 1])
+    >>> y = PF.upsample2d(x, f)
+    >>> with posgan_fast.use_backend("reference"):
+    ...     posgan_fast.explain("upsample2d", x, f).backend
+    'reference'
+    >>> try:
+    ...     PF.upsample2d(x, f, backend="cuda")
+    ... except posgan_fast.BackendError:
+    ...     print("a tensor on the CPU")
+    a tensor on the CPU
+    >>> report = posgan_fast.patch()  # from here on, StyleGAN2 code that was or is imported runs on these ops
+    >>> posgan_fast.unpatch()
 """
 
 from . import functional

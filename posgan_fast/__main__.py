@@ -1,4 +1,4 @@
-"""``python -m posgan_fast``: the same as ``posgan-fast``, for torchrun and for machines without the script."""
+"""``python -m posgan_fast``: the command ``posgan-fast`` for torchrun, and for machines without the script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""An explicit opt-in that keeps freed memory in the process, where glibc would hand large blocks back to the kernel."""
+"""A setting of glibc, opt-in: freed memory stays in the process, where large blocks otherwise return to the kernel."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import sys
 
 
 def tune_allocator() -> bool:
-    """Make glibc serve large tensors from memory the process keeps, for the rest of its life.
+    """Have glibc keep freed memory and reuse it for large tensors, for the rest of the process's life.
 
-    A large CPU tensor is otherwise a fresh mapping whose pages fault on first touch, which costs more than most
-    elementwise ops. The price: the process holds on to its peak memory. Equivalent to starting the program with
-    ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 MALLOC_TOP_PAD_=268435456``.
+    By default glibc maps fresh memory for each large CPU tensor, and the page faults of its first use cost more than
+    most elementwise ops. With this setting the process never shrinks below its peak memory. Starting the program with
+    ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 MALLOC_TOP_PAD_=268435456`` has the same effect.
 
     Returns:
         Whether the setting took effect: False where the C library has no ``mallopt`` (macOS, Windows, musl).
+
+    Example:
+        >>> import posgan_fast
+        >>> tuned = posgan_fast.tune_allocator()  # at the start of a program
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Loads the compiled leaves, on first use, and can say why they are missing.
+"""Loads the compiled native ops on first use, and says why they are missing where they are.
 
 The build writes ``lib/libposgan_fast_{cpu,cuda}.so`` and ``lib/build.json`` (what was built, with what, or why not)
 into the package. The schemas live here, so that either library can be present without the other.
@@ -28,17 +28,17 @@ LIB_DIR = Path(__file__).parent / "lib"
 _SCHEMAS = (
     "upfirdn2d(Tensor x, Tensor f, Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0,"
     " bool flip, float gain) -> ()",
-    "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int order, int act, float alpha,"
+    "bias_act(Tensor x, Tensor? b, Tensor? ref, Tensor? dy, Tensor(a!) out, int step, int grad, int act, float alpha,"
     " float gain, float clamp) -> ()",
-    "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? scale, Tensor(b!) out, Tensor(c!)? odd, float eps,"
-    " bool fold, bool transposed, bool flip) -> ()",
+    "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? dcoefs, Tensor(b!) out, Tensor(c!)? odd_rows,"
+    " float eps, bool fold, bool transposed, bool flip) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
-    "epilogue2d(Tensor x, Tensor? odd, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
+    "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
     " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
     " float gain, float clamp) -> ()",
 )
-# Leaves that a library does not have: weights are prepared by torch's own operators on CUDA.
+# The ops that a library lacks: on CUDA, torch's own operators prepare weights.
 _NOT_IN = {CPU: (), CUDA: ("modulated_weight",)}
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
@@ -46,7 +46,7 @@ _INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a native library is usable, and otherwise why not and what mends it."""
+    """Tells whether a native library is usable, and otherwise why not and what mends it."""
 
     loaded: bool
     reason: str = ""
@@ -55,7 +55,7 @@ class Status:
 
 @functools.cache
 def load(library: str) -> Status:
-    """Load ``libposgan_fast_<library>.so`` once; it counts as loaded when it has every leaf that the ops call."""
+    """Load ``libposgan_fast_<library>.so`` once; it counts as loaded if it has every native op that the ops call."""
     path = LIB_DIR / f"libposgan_fast_{library}.so"
     record = build_record().get(library, {})
     if not os.path.exists(path):
@@ -70,14 +70,14 @@ def load(library: str) -> Status:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return Status(False, f"{path.name} does not load: {error.__cause__ or error}", rebuild())
-    missing = _missing_leaves(library)
+    missing = _missing_ops(library)
     if missing:
         return Status(False, f"{path.name} lacks {', '.join(missing)}: it is of another version", rebuild())
     return Status(True)
 
 
 def build_record() -> dict[str, dict[str, Any]]:
-    """What the build wrote about itself, for each library; empty where there is no record, or none that can be read."""
+    """The record that the build wrote for each library; empty if there is none that can be read."""
     try:
         record = json.loads((LIB_DIR / "build.json").read_text())
     except (OSError, ValueError, RecursionError):
@@ -88,7 +88,7 @@ def build_record() -> dict[str, dict[str, Any]]:
 
 def rebuild() -> str:
     """The command that builds the libraries into the package that was imported."""
-    if (Path(__file__).parents[1] / "setup.py").exists():  # an installation elsewhere would stay hidden behind it
+    if (Path(__file__).parents[1] / "setup.py").exists():  # Python finds the checkout before any other installation
         return "pip install --no-build-isolation --no-deps -e .   (in this checkout of posgan_fast)"
     return "pip install --no-build-isolation --force-reinstall --no-deps .   (in a checkout of posgan_fast)"
 
@@ -100,7 +100,7 @@ def instruction_set() -> str:
         ValueError: ``POSGAN_FAST_ISA`` is none of them.
     """
     wish = os.environ.get("POSGAN_FAST_ISA", _INSTRUCTION_SETS[0])
-    if wish not in _INSTRUCTION_SETS:  # which the library itself would answer by an exception through C
+    if wish not in _INSTRUCTION_SETS:  # the library would throw an exception through C
         raise ValueError(f"POSGAN_FAST_ISA: expected one of {', '.join(_INSTRUCTION_SETS)}, got {wish!r}")
     if not load(CPU).loaded:
         return "unknown"
@@ -142,11 +142,11 @@ def _define_schemas() -> torch.library.Library:
 
 
 def _schemas_digest() -> str:
-    """The digest of the leaves' schemas, which ``setup.py`` records too."""
+    """A digest of the schemas, which ``setup.py`` records as well."""
     return hashlib.sha256(repr(_SCHEMAS).encode()).hexdigest()
 
 
-def _missing_leaves(library: str) -> list[str]:
+def _missing_ops(library: str) -> list[str]:
     names = [schema.partition("(")[0] for schema in _SCHEMAS]
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return [
@@ -157,14 +157,14 @@ def _missing_leaves(library: str) -> list[str]:
 
 
 def _is_truncated(path: Path) -> bool:
-    """Whether an ELF file ends before its table of sections, which linkers write last: mapping it kills the process."""
+    """Tell whether an ELF file ends before its table of sections, which linkers write last. Mapping it kills Python."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(64)
     except OSError:
-        return False  # which loading it reports
-    if len(head) < 64 or not head.startswith(b"\x7fELF\x02\x01"):  # of 64 bits, little-endian
+        return False  # loading the library reports it
+    if len(head) < 64 or not head.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little-endian
         return False
     (sections,) = struct.unpack_from("<Q", head, 40)
     width, count = struct.unpack_from("<HH", head, 58)

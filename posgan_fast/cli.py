@@ -1,4 +1,4 @@
-"""The command ``posgan-fast``."""
+"""The command ``posgan-fast``: finds the command to run and imports no more than that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ usage: posgan-fast COMMAND ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command.
+
+    Args:
+        argv: the arguments after ``posgan-fast``; None: those of this process.
+
+    Returns:
+        The exit status; 2 if the arguments are wrong.
+
+    Example:
+        >>> main(["--help"])  # doctest: +ELLIPSIS
+        usage: posgan-fast COMMAND ...
+        0
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments else "--help"
     if command in ("-h", "--help"):
@@ -32,23 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import run
 
         return run.main(arguments)
-    if command in ("doctor", "verify"):
-        if arguments in (["-h"], ["--help"]):
-            print(USAGE, end="")
-            return 0
-        from . import doctor
-
-        return _without_arguments(command, arguments) or (doctor.main() if command == "doctor" else doctor.verify())
     if command == "demo":
         from . import demo
 
         return demo.main(arguments)
+    if command in ("doctor", "verify"):
+        return _without_arguments(command, arguments)
     print(f"posgan-fast: no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
     return 2
 
 
 def _without_arguments(command: str, arguments: list[str]) -> int:
+    """Run a command that takes no arguments other than --help."""
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
     if arguments:
         print(f"posgan-fast {command}: takes no arguments, got {arguments}", file=sys.stderr)
         return 2
-    return 0
+    from . import doctor
+
+    return doctor.main() if command == "doctor" else doctor.verify()

@@ -1,25 +1,28 @@
 """``posgan-fast demo``: a published StyleGAN2 package, unmodified, generates and trains on both backends.
 
-The package is stylegan2-torch 1.3.0 (rosinality lineage). By itself it compiles CUDA code when imported and has no CPU
-path. Under the hooks its 256-pixel generator runs from a fixed seed, and its generator and discriminator train at
-32 pixels with R1 and path-length regularisation on the face photographs inside scikit-image. Every generation and every
-training step runs on the reference backend and on the best one, from the same weights and random numbers: training
-amplifies rounding from step to step, so only runs from one state can be held to a tight bound. It trains in float64,
-since the slope of a leaky ReLU jumps at zero: in float32 a rounding error that flips one sign shows in the penalties.
-Results must be equal.
+The package is stylegan2-torch 1.3.0, a descendant of rosinality's code. By itself it compiles CUDA code when imported
+and cannot run on a CPU. Under the hooks its generator makes images of 256 pixels from a fixed seed; its generator and
+discriminator train at 32 pixels, with R1 and path-length regularisation, on the photographs of faces that scikit-image
+contains. The reference backend and the best one run every generation and every training step from the same weights and
+random numbers, and their results must be equal.
+
+Each training step starts both backends from the same state because training amplifies rounding from step to step: only
+then can the bound be tight. Training runs in float64, since the slope of a leaky ReLU jumps at zero: in float32 one
+sign flipped by rounding changes the penalties visibly.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -33,53 +36,69 @@ BOUNDS = {"op": 1e-6, "image": 1e-5, "training": 1e-10}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo; exit status 1 on any mismatch, 2 where its packages are missing."""
+    """Run the demo, print a table of all comparisons, and write demo.png and demo.json.
+
+    Args:
+        argv: the arguments after ``posgan-fast demo``.
+
+    Returns:
+        The exit status: 1 on a mismatch or without a backend to compare, 2 if a package is missing.
+
+    Example:
+        >>> main(["--quick", "--out", "out"])  # doctest: +SKIP
+        0
+    """
     parser = argparse.ArgumentParser(prog="posgan-fast demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.png and demo.json")
     parser.add_argument("--quick", action="store_true", help="64 pixels and one training step, to see that it runs")
     options = parser.parse_args(argv)
     try:
-        import numpy  # noqa: F401
-        import PIL  # noqa: F401
-        import skimage  # noqa: F401
-        import tqdm  # noqa: F401
+        for name in ("numpy", "PIL", "skimage", "tqdm"):
+            importlib.import_module(name)
     except ImportError as error:
-        print(f"posgan-fast demo: {error.name} is missing; pip install 'posgan_fast[demo]'", file=sys.stderr)
-        return 2
+        return _missing(f"{error.name} is missing")
     with posgan_fast.patch() as report:
         try:
             import stylegan2_torch
         except ImportError as error:
-            print(f"posgan-fast demo: {error}; pip install 'posgan_fast[demo]'", file=sys.stderr)
-            return 2
-        resolution, repeats, steps = (64, 1, 1) if options.quick else (256, 5, 4)
-        fast = functional.explain("upfirdn2d", torch.empty(1, 1, 8, 8), None).backend
+            return _missing(str(error))
+        choice = functional.explain("upfirdn2d", torch.empty(1, 1, 8, 8), None)
         print(f"stylegan2-torch {stylegan2_torch.__version__}, unmodified; {report.paragraph()}\n")
-        if fast == "reference":
-            print(functional.explain("upfirdn2d", torch.empty(1, 1, 8, 8), None))
+        if choice.backend in (None, "reference"):
+            print(choice)
             print("verdict: nothing to compare, since no backend but the reference runs here", file=sys.stderr)
             return 1
         started = time.perf_counter()
-        rows, images = _generate(stylegan2_torch, fast, resolution, repeats)
-        trained = _train(stylegan2_torch, fast, steps)
-    rows += trained
-    _print_table(rows, fast)
-    wrong = [row["name"] for row in rows if not row["equal"]]
-    verdict = f"MISMATCH in {', '.join(wrong)}" if wrong else f"all {len(rows)} comparisons equal"
-    total = next(row for row in rows if row["name"].startswith("generator"))
-    verdict += f"; the generator runs {total['speedup']:.2f}x as fast as on the reference backend"
-    options.out.mkdir(parents=True, exist_ok=True)
-    _write_picture(options.out / "demo.png", images)
-    record = {"verdict": verdict, "equal": not wrong, "backend": fast, "rows": rows, "patched": report.paragraph()}
-    record |= {"seconds": time.perf_counter() - started, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    record |= {"processor": platform.processor() or platform.machine(), "posgan_fast": posgan_fast.__version__}
-    (options.out / "demo.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"\nwritten: {options.out / 'demo.png'}, {options.out / 'demo.json'}\nverdict: {verdict}")
-    return 1 if wrong else 0
+        resolution, repeats, steps = (64, 1, 1) if options.quick else (256, 5, 4)
+        comparisons, images = _generate(stylegan2_torch, choice.backend, resolution, repeats)
+        comparisons += _train(stylegan2_torch, choice.backend, steps)
+    _print_table(comparisons, choice.backend)
+    run = {"backend": choice.backend, "patched": report.paragraph(), "seconds": time.perf_counter() - started}
+    return _conclude(comparisons, images, run, options.out)
 
 
-def _generate(package, fast, resolution, repeats):
-    """Images of one generator on both backends, and each of its op calls replayed."""
+def _missing(problem: str) -> int:
+    print(f"posgan-fast demo: {problem}; pip install 'posgan_fast[demo]'", file=sys.stderr)
+    return 2
+
+
+class Comparison(NamedTuple):
+    """A result of both backends, their difference and their times; ``equal`` if ``relative_l2`` is within ``bound``."""
+
+    name: str
+    max_abs: float
+    relative_l2: float
+    bound: float
+    reference_ms: float
+    ours_ms: float
+    speedup: float
+    equal: bool
+
+
+def _generate(
+    package: Any, fast: str, resolution: int, repeats: int
+) -> tuple[list[Comparison], tuple[torch.Tensor, torch.Tensor]]:
+    """Compare the images of a generator, and each of its op calls; return the images of both backends too."""
     torch.manual_seed(0)
     generator = package.Generator(resolution).eval()
     z = torch.randn(2, generator.latent_dim)
@@ -88,29 +107,62 @@ def _generate(package, fast, resolution, repeats):
         torch.manual_seed(1)  # the noise that the layers draw
         return generator([z])
 
+    def on(backend: str) -> torch.Tensor:
+        with use_backend(backend):
+            return image()
+
+    title = f"generator {resolution}"
     with torch.no_grad():
         with use_backend(fast), _Recorder() as recorder:
             image()
-        reference, ours, times = _compare(f"generator {resolution}", image, fast, repeats)
-        end_to_end = _row(f"generator {resolution} pixels, 2 images", ours, reference, times, BOUNDS["image"])
-        rows = [_replay(call, fast, repeats) for call in _progress(recorder.calls.values(), "ops")]
-    return [*rows, end_to_end], (reference, ours)
+        reference, ours, times = _interleave(lambda: on("reference"), lambda: on(fast), repeats, title)
+        images = _comparison(f"{title} pixels, 2 images", ours, reference, times, BOUNDS["image"])
+        ops = [_replay(call, fast, repeats) for call in _progress(recorder.calls.values(), "ops")]
+    return [*ops, images], (reference, ours)
 
 
-def _replay(call, fast, repeats):
-    """One recorded op call on random data of the same shape, both backends against float64."""
-    name, shape, tensors, arguments = call
+class _Call(NamedTuple):
+    """The arguments of an op's call, of ``x`` only the shape."""
+
+    op: str
+    shape: tuple[int, ...]
+    second: torch.Tensor | None  # the filter or the bias
+    arguments: list[Any]  # all others but the backend
+
+
+class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the calls of this library's ops, one for each op, shape and set of arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[Any, _Call] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "posgan_fast":
+            x, second, *arguments = args
+            name = func._schema.name.split("::")[1]
+            key = (name, tuple(x.shape), str(arguments))
+            self.calls.setdefault(key, _Call(name, tuple(x.shape), second, arguments[:-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def _replay(call: _Call, fast: str, repeats: int) -> Comparison:
+    """Compare a recorded call of an op, on random data of the same shape, with the definition in float64."""
     torch.manual_seed(2)
-    x = torch.randn(shape)
-    op = getattr(torch.ops.posgan_fast, name)
-    _, ours, times = _interleave([lambda b=b: op(x, *tensors, *arguments, b) for b in ("reference", fast)], repeats)
-    expected = op(x.double(), *[t.double() if t is not None else None for t in tensors], *arguments, "reference")
-    label = f"{name} {'x'.join(map(str, shape))}"
-    return _row(label, ours, expected, times, BOUNDS["op"])
+    x = torch.randn(call.shape)
+    op = getattr(torch.ops.posgan_fast, call.op)
+
+    def on(backend: str) -> torch.Tensor:
+        return op(x, call.second, *call.arguments, backend)
+
+    _, ours, times = _interleave(lambda: on("reference"), lambda: on(fast), repeats)
+    second = None if call.second is None else call.second.double()
+    expected = op(x.double(), second, *call.arguments, "reference")
+    return _comparison(f"{call.op} {'x'.join(map(str, call.shape))}", ours, expected, times, BOUNDS["op"])
 
 
-def _train(package, fast, steps):
-    """Training steps with both regularisations, each on both backends from one state; weights follow the fast one."""
+def _train(package: Any, fast: str, steps: int) -> list[Comparison]:
+    """Compare training steps with both regularisations, each run on both backends from the weights of the fast one."""
     torch.manual_seed(3)
     channels = {4: 128, 8: 128, 16: 128, 32: 64}
     faces = _faces().double()
@@ -121,26 +173,33 @@ def _train(package, fast, steps):
     results: dict[str, list[dict[str, torch.Tensor]]] = {"reference": [], fast: []}
     seconds = {"reference": 0.0, fast: 0.0}
     for step in _progress(range(steps), "training 32"):
-        for backend, record in results.items():
+        for backend, outcomes in results.items():  # the fast one last: its gradients stay for the optimizers
             torch.manual_seed(step)
             started = time.perf_counter()
             with use_backend(backend):
                 outcome, mean = _training_step(package, generator, discriminator, faces, mean_path_length)
             seconds[backend] += time.perf_counter() - started
-            record.append(outcome)
+            outcomes.append(outcome)
         mean_path_length = mean
         for optimizer in optimizers:
             optimizer.step()
-    rows = []
-    for key in results[fast][0]:
-        ours, expected = (torch.stack([r[key] for r in results[b]]) for b in (fast, "reference"))
-        times = [seconds["reference"] / steps, seconds[fast] / steps]
-        rows.append(_row(f"{steps} training steps: {key}", ours, expected, times, BOUNDS["training"]))
-    return rows
+    times = (seconds["reference"] / steps, seconds[fast] / steps)
+
+    def compared(key: str) -> Comparison:
+        ours, expected = (torch.stack([outcome[key] for outcome in results[b]]) for b in (fast, "reference"))
+        return _comparison(f"{steps} training steps: {key}", ours, expected, times, BOUNDS["training"])
+
+    return [compared(key) for key in results[fast][0]]
 
 
-def _training_step(package, generator, discriminator, faces, mean_path_length):
-    """Losses and gradients of one step; the gradients stay in the parameters."""
+def _training_step(
+    package: Any,
+    generator: torch.nn.Module,
+    discriminator: torch.nn.Module,
+    faces: torch.Tensor,
+    mean_path_length: Any,
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """Return the losses, the gradients and the mean path length of one step; the parameters keep the gradients."""
     real = faces[torch.randperm(len(faces))[:8]].requires_grad_()
     image, latents = generator([torch.randn(8, 512, dtype=faces.dtype)], return_latents=True)
     real_score = discriminator(real)
@@ -148,92 +207,101 @@ def _training_step(package, generator, discriminator, faces, mean_path_length):
     r1 = package.d_reg_loss(real_score, real)
     discriminator.zero_grad()
     (d_loss + 5 * r1).backward()
-    d_gradient = _take_gradient(discriminator)
+    d_gradient = _gradient(discriminator)
     g_loss = package.g_loss(discriminator(image))
     penalty, mean_path_length, _ = package.g_reg_loss(image, latents, mean_path_length)
     generator.zero_grad()
     (g_loss + 2 * penalty).backward()
     losses = {"D loss": d_loss, "R1": r1, "G loss": g_loss, "path length": penalty}
-    gradients = {"D gradient, R1 included": d_gradient, "G gradient, path length included": _take_gradient(generator)}
+    gradients = {"D gradient, R1 included": d_gradient, "G gradient, path length included": _gradient(generator)}
     for parameter, gradient in zip(discriminator.parameters(), _split(d_gradient, discriminator), strict=True):
-        parameter.grad = gradient  # the generator's loss has added its own
-    return {k: v.detach() for k, v in losses.items()} | gradients, mean_path_length
+        parameter.grad = gradient  # the generator's loss has added to it
+    return {name: loss.detach() for name, loss in losses.items()} | gradients, mean_path_length
 
 
-def _take_gradient(module: torch.nn.Module) -> torch.Tensor:
+def _gradient(module: torch.nn.Module) -> torch.Tensor:
+    """Return the gradients of all parameters as one vector."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.parameters()])
 
 
 def _split(flat: torch.Tensor, module: torch.nn.Module) -> list[torch.Tensor]:
+    """Split a vector into tensors of the shapes of the module's parameters."""
     shapes = [p.shape for p in module.parameters()]
     return [part.reshape(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
 
 
 def _faces() -> torch.Tensor:
-    """The 100 faces of scikit-image's extract of Labelled Faces in the Wild, [100, 1, 32, 32] in [-1, 1]."""
+    """Return the 100 faces of scikit-image's extract of Labelled Faces in the Wild, [100, 1, 32, 32] in [-1, 1]."""
     from skimage.data import lfw_subset
 
     faces = torch.from_numpy(lfw_subset()[:100]).float()[:, None]  # [100, 1, 25, 25] in [0, 1]
     return torch.nn.functional.interpolate(faces, size=(32, 32), mode="bilinear", align_corners=True) * 2 - 1
 
 
-class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-    """Every distinct call of this library's ops while it is entered, by op, shape and scalar arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: dict[Any, Any] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "posgan_fast":
-            x, second, *arguments = args
-            key = (func._schema.name, tuple(x.shape), str(arguments))
-            name = func._schema.name.split("::")[1]
-            self.calls.setdefault(key, (name, tuple(x.shape), [second], arguments[:-1]))
-        return func(*args, **(kwargs or {}))
-
-
-def _compare(title: str, function: Callable[[], torch.Tensor], fast: str, repeats: int):
-    def on(backend: str) -> torch.Tensor:
-        with use_backend(backend):
-            return function()
-
-    return _interleave([lambda: on("reference"), lambda: on(fast)], repeats, title)
-
-
-def _interleave(functions, repeats, title=None):
-    """The first results of two functions, and the medians of their interleaved times."""
-    results = [function() for function in functions]
-    times: list[list[float]] = [[], []]
+def _interleave(
+    reference: Callable[[], torch.Tensor], ours: Callable[[], torch.Tensor], repeats: int, title: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
+    """Return the results of both functions and the medians of their times, taken in turn."""
+    results = reference(), ours()
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in _progress(range(repeats), title) if title else range(repeats):
-        for function, record in zip(functions, times, strict=True):
+        for function, taken in zip((reference, ours), times, strict=True):
             started = time.perf_counter()
             function()
-            record.append(time.perf_counter() - started)
-    return *results, [statistics.median(t) for t in times]
+            taken.append(time.perf_counter() - started)
+    return *results, (statistics.median(times[0]), statistics.median(times[1]))
 
 
-def _row(name, actual, expected, times, bound):
+def _comparison(
+    name: str, actual: torch.Tensor, expected: torch.Tensor, times: tuple[float, float], bound: float
+) -> Comparison:
+    """Compare two results; ``times`` are the seconds of the reference and ours."""
     actual, expected = actual.detach().double(), expected.detach().double()
     difference = actual - expected
     relative = (difference.norm() / expected.norm().clamp(min=1e-300)).item()
-    row = {"name": name, "max_abs": difference.abs().max().item(), "relative_l2": relative, "bound": bound}
-    row |= {"reference_ms": 1e3 * times[0], "ours_ms": 1e3 * times[1], "speedup": times[0] / times[1]}
-    return row | {"equal": bool(relative <= bound)}
+    reference, ours = times
+    return Comparison(
+        name=name,
+        max_abs=difference.abs().max().item(),
+        relative_l2=relative,
+        bound=bound,
+        reference_ms=1e3 * reference,
+        ours_ms=1e3 * ours,
+        speedup=reference / ours,
+        equal=bool(relative <= bound),
+    )
 
 
-def _print_table(rows, fast):
-    width = max(len(row["name"]) for row in rows)
+def _print_table(comparisons: Sequence[Comparison], fast: str) -> None:
+    width = max(len(row.name) for row in comparisons)
     print(f"\n{'':{width}}  max abs   rel. L2   reference {fast:>9}  speed-up")
-    for row in rows:
+    for row in comparisons:
         print(
-            f"{row['name']:{width}}  {row['max_abs']:.1e}   {row['relative_l2']:.1e} {row['reference_ms']:8.2f} ms"
-            f" {row['ours_ms']:6.2f} ms {row['speedup']:8.2f}x{'' if row['equal'] else '  DIFFERS'}"
+            f"{row.name:{width}}  {row.max_abs:.1e}   {row.relative_l2:.1e} {row.reference_ms:8.2f} ms"
+            f" {row.ours_ms:6.2f} ms {row.speedup:8.2f}x{'' if row.equal else '  DIFFERS'}"
         )
 
 
-def _write_picture(path, images):
-    """Samples of the reference and of the fast backend, and their difference at ten thousand times the contrast."""
+def _conclude(
+    comparisons: Sequence[Comparison], images: tuple[torch.Tensor, torch.Tensor], run: dict[str, Any], folder: Path
+) -> int:
+    """Write demo.png and demo.json, print the verdict, and return the exit status."""
+    wrong = [row.name for row in comparisons if not row.equal]
+    verdict = f"MISMATCH in {', '.join(wrong)}" if wrong else f"all {len(comparisons)} comparisons equal"
+    generator = next(row for row in comparisons if row.name.startswith("generator"))
+    verdict += f"; the generator runs {generator.speedup:.2f}x as fast as on the reference backend"
+    record = {"verdict": verdict, "equal": not wrong, "rows": [row._asdict() for row in comparisons]} | run
+    record |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    record |= {"processor": platform.processor() or platform.machine(), "posgan_fast": posgan_fast.__version__}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_picture(folder / "demo.png", images)
+    (folder / "demo.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\nwritten: {folder / 'demo.png'}, {folder / 'demo.json'}\nverdict: {verdict}")
+    return 1 if wrong else 0
+
+
+def _write_picture(path: Path, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Draw the images of the reference, those of the fast backend, and their difference, 10000 times amplified."""
     from PIL import Image
 
     reference, ours = images
@@ -242,7 +310,10 @@ def _write_picture(path, images):
     Image.fromarray(((picture + 1) * 127.5).round().byte().numpy()).save(path)
 
 
-def _progress(items, title):
+_Item = TypeVar("_Item")
+
+
+def _progress(items: Iterable[_Item], title: str) -> Iterable[_Item]:
     from tqdm import tqdm
 
     return tqdm(list(items), desc=f"{title:24}", file=sys.stdout, ncols=90)

@@ -1,5 +1,4 @@
-"""``posgan-fast run``: a Python program, started as python itself would start it, with the hooks in place before its
-first import."""
+"""``posgan-fast run``: start a Python program as python does, with the hooks in place before its first import."""
 
 from __future__ import annotations
 
@@ -37,7 +36,23 @@ options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``posgan-fast run`` with these arguments; returns the exit status, or raises the program's SystemExit."""
+    """Run a program under the hooks, as its command line asks.
+
+    Args:
+        argv: the arguments after ``posgan-fast run``.
+
+    Returns:
+        The exit status: 0, 1 if the program raised an exception, 2 if the arguments are wrong.
+
+    Raises:
+        SystemExit, KeyboardInterrupt: as the program raises them.
+
+    Example:
+        >>> main(["--help"])  # doctest: +ELLIPSIS
+        usage: posgan-fast run [options] SCRIPT.py [ARGS ...]
+        ...
+        0
+    """
     try:
         program = parse(argv)
     except (TypeError, ValueError) as error:
@@ -49,21 +64,27 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(program)
     except Exception as error:
-        # Shown here, so that it starts at the program's first frame; the interpreter would begin with ours.
+        # Print the traceback here, from the program's first frame on; the interpreter would begin with our frames.
         error.__traceback__ = _from_program(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
-        _say(program, died=True)
+        _print_report(program, died=True)
         return 1
     except BaseException as error:
-        _say(program, died=not (isinstance(error, SystemExit) and error.code in (None, 0)))
+        _print_report(program, died=not (isinstance(error, SystemExit) and error.code in (None, 0)))
         raise
-    _say(program, died=False)
+    _print_report(program, died=False)
     return 0
 
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: a script, or a module with ``is_module``; ``argv`` are its own arguments."""
+    """A program and the options to run it with.
+
+    Attributes:
+        name: the path of a script or, with ``is_module``, the name of a module.
+        argv: the program's own arguments.
+        backend, device, tune_allocator, quiet: the options of ``posgan-fast run`` of these names.
+    """
 
     name: str
     argv: tuple[str, ...] = ()
@@ -75,10 +96,15 @@ class Program:
 
 
 def parse(argv: Sequence[str]) -> Program | None:
-    """The program an argument list asks for; None: help.
+    """Read an argument list; None if it asks for help.
 
     Raises:
         ValueError: an unknown option, backend or device, a missing value, or nothing to run.
+
+    Example:
+        >>> program = parse(["--backend=reference", "-m", "package.train", "--outdir", "out"])
+        >>> program.name, program.argv, program.backend
+        ('package.train', ('--outdir', 'out'), 'reference')
     """
     options: dict[str, Any] = {}
     rest = list(argv)
@@ -106,13 +132,13 @@ def parse(argv: Sequence[str]) -> Program | None:
 
 
 def run(program: Program) -> None:
-    """Put the hooks in place and run the program as ``__main__``; whatever it raises comes through.
+    """Put the hooks in place and run the program as ``__main__``; exceptions of the program propagate.
 
-    The hooks, ``sys.argv`` and ``sys.path[0]`` stay as they are afterwards: threads and exit handlers of the program
-    may still be running.
+    The hooks, ``sys.argv`` and ``sys.path[0]`` stay in place afterwards, since the program's threads and exit handlers
+    may still run.
     """
     if program.backend is not None:
-        os.environ["POSGAN_FAST_BACKEND"] = program.backend  # processes that the program starts are to follow
+        os.environ["POSGAN_FAST_BACKEND"] = program.backend  # inherited by processes that the program starts
     if program.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     join(program.tune_allocator, program.device)
@@ -126,8 +152,8 @@ def run(program: Program) -> None:
         _run_path(os.path.abspath(program.name))
 
 
-def _say(program: Program, died: bool) -> None:
-    """The report in one paragraph; of a program that died, only what may have to do with it."""
+def _print_report(program: Program, died: bool) -> None:
+    """Print the report in one paragraph; after an error, only if the hooks did anything."""
     done = report()
     nothing = not (done.patched or done.left_alone or done.plugins or done.standins)
     if not (program.quiet or (died and nothing)) and os.environ.get("RANK", "0") == "0":
@@ -135,7 +161,7 @@ def _say(program: Program, died: bool) -> None:
 
 
 def _run_path(path: str) -> None:
-    """As python does for a script, where runpy differs in ``__file__`` and takes ``__main__`` away at the end."""
+    """Run a script as python does; runpy sets another ``__file__`` and removes ``__main__`` at the end."""
     if os.path.isdir(path) or path.endswith(".pyc") or zipfile.is_zipfile(path):
         runpy.run_path(path, run_name="__main__")
         return
@@ -146,10 +172,14 @@ def _run_path(path: str) -> None:
 
 
 def join(tuned: bool, device: str | None) -> Changes:
-    """Put hooks and stand-ins in place in this process and in those that multiprocessing spawns from it.
+    """Put hooks and stand-ins in place, in this process and in those that multiprocessing spawns from it.
+
+    Args:
+        tuned: whether to tune the allocator.
+        device: "cpu" sends programs with a hard-coded "cuda" there.
 
     Returns:
-        The stand-ins, which can be undone; the hooks are undone by ``unpatch()``.
+        The stand-ins, to be undone; ``unpatch()`` undoes the hooks.
     """
     from multiprocessing import spawn
 
@@ -170,8 +200,10 @@ def join(tuned: bool, device: str | None) -> Changes:
 
 
 class _Join:
-    """Travels in what multiprocessing sends to a spawned process, and installs the hooks there by being unpickled:
-    before that process imports the program, and from wherever this package was imported here."""
+    """Installs the hooks in a spawned process, where multiprocessing unpickles it before the program is imported.
+
+    The process imports this package from the same folder as its parent.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -183,6 +215,7 @@ class _Join:
 
 
 def _from_program(traceback: TracebackType | None) -> TracebackType | None:
+    """Drop the frames of this module and of runpy from the top of a traceback."""
     while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
         traceback = traceback.tb_next
     return traceback

@@ -43,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     part_of(config)
     # Results in float32 are held to float64: no product on a GPU may round its factors.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # Fresh memory is filled with NaN, which the results then show where a kernel left an element unwritten.
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,6 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="compiles C++ for long (--slow)"))
         if not torch.cuda.is_available() and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if hasattr(config, "workerinput"):  # a long file that starts last would leave the other processes idle
+        items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
 
 
 def part_of(config: pytest.Config) -> tuple[int, int]:
@@ -129,4 +134,9 @@ class _Peers(dict):
 
 
 _PEER_NAMES = ("nvlabs", "rosinality", "mmgeneration", "padinv", "hammer", "genforce")
+_LONGEST = (
+    "test_cuda_host", "test_triton_compile", "test_triton", "test_install", "test_modulated_conv2d", "test_epilogue2d",
+    "test_prologue2d", "test_upfirdn2d", "test_bias_act", "test_export", "test_capabilities", "test_integrations",
+    "test_cuda_compile", "test_gpu_gate", "test_benchmarks",
+)  # fmt: skip
 _PEERS = pytest.StashKey[dict]()

@@ -34,5 +34,4 @@ def record_choices(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 def force_64_bit_indices(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "INT32_LIMIT" if hasattr(kernel, "INT32_LIMIT") else "LARGE"
-    monkeypatch.setattr(kernel, name, 0)
+    monkeypatch.setattr(kernel, "INT32_LIMIT", 0)

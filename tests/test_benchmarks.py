@@ -1,4 +1,4 @@
-"""The benchmark harness, its report and its peers: that they say what they measured."""
+"""The benchmarks report what they measured, as they measured it: harness, report, peers and networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch.utils import cpp_extension
 
 from benchmarks import __main__ as command
-from benchmarks import exercise, harness, networks, peers, registry, report, tune
+from benchmarks import exercise, harness, networks, options, peers, registry, report, tune
 from posgan_fast import functional as PF
 
 OURS = "posgan_fast cpu"
@@ -24,7 +24,7 @@ OURS = "posgan_fast cpu"
 
 @pytest.fixture(autouse=True)
 def forget_loaded_peers():
-    """Peers stay in sys.modules, where the hooks under test elsewhere would find them."""
+    """Remove peers from sys.modules, where the hooks that other files test would find them."""
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -155,7 +155,7 @@ def test_allocator_settings_are_processes_of_their_own(monkeypatch):
         runs.append((command, harness.allocator(env)))
         return subprocess.CompletedProcess(command, 4)
 
-    monkeypatch.setattr(command.subprocess, "run", run)
+    monkeypatch.setattr(options.subprocess, "run", run)
     assert command.main(["--quick", "--both", "--op", "bias_act"]) == 4
     assert [setting for _, setting in runs] == ["tuned", "as started"]
     assert all(c[1:] == ["-m", "benchmarks", "--quick", "--op", "bias_act"] for c, _ in runs)
@@ -177,7 +177,7 @@ def test_peers_compute_the_same(name, request):
 
 
 def test_a_peer_is_loaded_without_its_dependencies(tmp_path):
-    """dnnlib and pkg_resources are stood in for, and nothing is left behind under the peer's names."""
+    """Stubs replace dnnlib and pkg_resources, and no module stays under the peer's names."""
     files = {
         "torch_utils/__init__.py": "",
         "torch_utils/custom_ops.py": "verbosity = 'brief'",
@@ -210,7 +210,7 @@ def test_a_wrong_peer_is_told(entry):
 
 
 def test_the_plugins_of_a_peers_networks_are_built_once_and_found(tmp_path, monkeypatch):
-    """The checkout imports a plugin by name after torch built it, which no longer makes it importable."""
+    """The checkout imports a plugin by name after torch built it; torch no longer makes it importable."""
     ops = (
         "import importlib, torch.utils.cpp_extension\n"
         "def _init():\n"
@@ -286,8 +286,16 @@ def test_contenders_of_a_case():
     assert [(c.name, c.kind) for c in found] == [
         (OURS, "ours"), (f"{OURS}, in place", "in place"), ("reference", "other"), ("reference, compiled", "other"),
     ]  # fmt: skip
-    quick = list(registry.selected(cases.CASES, quick=True))
+    quick = registry.selected(cases.CASES, quick=True)
     assert {c.resolution for c in quick} == {16, 64}
+
+
+def test_the_compiled_contender_is_the_definition(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    for case in (*cases.UPFIRDN2D_SMALL[-3:], *cases.BIAS_ACT_SMALL[-3:]):
+        x, extra = case.tensors(torch.float32, torch.contiguous_format)
+        found = {c.name: c.make() for c in registry.contenders(case, x, extra, [], compiled=True)}
+        torch.testing.assert_close(found[registry.COMPILED](x), found[registry.REFERENCE](x), rtol=0, atol=0)
 
 
 def test_the_sanitized_program_covers_every_op(monkeypatch, capsys):
@@ -302,9 +310,10 @@ def test_tuning_tries_the_rows_of_the_table():
 
     module = types.SimpleNamespace(TABLE=table)
 
-    @functools.cache  # as the kernels' own, which remember their answers
+    @functools.cache  # the kernels' own function is cached too
     def select(kind, size):
-        return next(row for row in module.TABLE if row.kind == kind and size <= row.limit)
+        serving = [row for row in module.TABLE if row.kind == kind and size <= row.limit]
+        return serving[0]  # LookupError if there is none, as the kernels' own
 
     module.select = select
     today, rows = tune.candidates(module, lambda: module.select("a", 5))
@@ -315,7 +324,7 @@ def test_tuning_tries_the_rows_of_the_table():
         known = {str(row): row._asdict() for row in rows}
         return {"op": "op", "today": str(today), "rows": known, "seconds": dict(zip(known, seconds, strict=True))}
 
-    # rows: today's with 2, 4 and 8 warps, then the other's
+    # the rows: the current one with 2, 4 and 8 warps, then the other
     (best,) = tune.best_rows([record([2, 2, 2, 1, 2, 8]), record([2, 2, 2, 1.5, 2, 0.1])], 90, "a device")
     assert best["row"] == {"arch": 90, "kind": "a", "limit": 8, "num_warps": 8, "measured": "a device"}
     assert best["cases"] == 2 and best["faster"] == pytest.approx((2 / 8 * 2 / 0.1) ** 0.5)
@@ -329,7 +338,7 @@ def _row(name, resolution, others):
 
 
 def test_networks_are_compared_round_by_round(monkeypatch):
-    times = {"ours": [1.0, 10.0, 3.0], "nvlabs": [2.0, 30.0, 3.0]}  # of a machine that changes its speed
+    times = {"ours": [1.0, 10.0, 3.0], "nvlabs": [2.0, 30.0, 3.0]}  # the speed of the machine changes
     calls = {name: functools.partial(torch.ones, 1) for name in times}
     names = {id(call): name for name, call in calls.items()}
     monkeypatch.setattr(networks, "_seconds", lambda call: times[names[id(call)]].pop(0))

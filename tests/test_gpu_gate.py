@@ -1,4 +1,4 @@
-"""The GPU gate: its steps, what one that fails or overruns stops, its verdicts, and what it needs to be installed."""
+"""The GPU gate plans its steps, stops those whose needs failed, judges the results, and runs on a bare machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_depends_on_what(plans):
 
 
 def test_the_tests_are_files_that_a_bare_gpu_machine_can_collect(tmp_path):
-    """Every file with a test marked gpu is among them, and none imports what that machine may lack."""
+    """Every file with a test marked gpu is among them, and none imports a package that such a machine may lack."""
     marked = {path.name for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text()}
     assert marked - {Path(__file__).name} == set(gpu_gate.TESTS)
     blocker = (
@@ -149,7 +149,7 @@ def test_the_names_of_the_kernels_are_those_in_the_sources():
 
 @pytest.fixture
 def gate(tmp_path, monkeypatch):
-    """Runs steps made of Python code: (name, code[, limit[, needs]]); returns exit code, verdict and statuses."""
+    """Runs steps of Python code, (name, code[, limit[, needs]]), and returns exit code, verdict and statuses."""
     monkeypatch.setattr(gpu_gate, "_stage", lambda built: None)
     monkeypatch.setattr(gpu_gate, "STAGE", tmp_path / "stage")
 

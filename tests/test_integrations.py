@@ -239,7 +239,8 @@ def test_run_starts_a_module_as_python_does():
 
 
 def test_run_passes_on_exit_codes_and_tracebacks():
-    assert hooked(SCRIPTS / "show.py", "--exit", 7).returncode == 7
+    ended = hooked(SCRIPTS / "show.py", "--exit", 7)
+    assert (ended.returncode, ended.stderr) == (7, "")  # a program that died has the last word
     failed, direct = hooked("--quiet", SCRIPTS / "show.py", "--fail"), python(SCRIPTS / "show.py", "--fail")
     assert failed.returncode == direct.returncode == 1
     assert failed.stderr == direct.stderr and "LookupError: from the program" in failed.stderr
@@ -256,7 +257,9 @@ def test_run_reports_at_the_end_unless_told_not_to():
         "--quiet", "--tune-allocator", "--backend=reference", SCRIPTS / "generate.py", path=(FIXTURES / "ros",)
     )
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert json.loads(hooked("--backend", "cpu", SCRIPTS / "show.py").stdout)["backend"] == "cpu"
+    unpatched = hooked("--backend", "cpu", SCRIPTS / "show.py", "--exit", 0)
+    assert json.loads(unpatched.stdout)["backend"] == "cpu"
+    assert unpatched.stderr == "posgan-fast: nothing to patch was imported\n"
 
 
 def test_run_reaches_processes_that_the_program_spawns():

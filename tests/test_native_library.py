@@ -152,10 +152,80 @@ def test_the_library_names_no_folder_of_the_machine_that_built_it():
         assert str(folder).encode() not in text, folder
 
 
-@pytest.mark.parametrize("present, version", [(True, (12, 4)), (False, None)])
-def test_the_driver_tells_what_it_serves(present, version, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "source, version",
+    [
+        ('extern "C" int cuDriverGetVersion(int* v) { *v = 12040; return 0; }', (12, 4)),
+        ('extern "C" int cuDriverGetVersion(int*) { return 100; }', None),  # a driver without a device
+        ("int other;", None),
+        (None, None),
+    ],
+    ids=["a driver", "one that fails", "another library", "no driver"],
+)
+def test_the_driver_tells_what_it_serves(source, version, monkeypatch, tmp_path):
     driver = tmp_path / "libcuda.so.1"
-    if present:
-        compile_library(driver, 'extern "C" int cuDriverGetVersion(int* v) { *v = 12040; return 0; }')
+    if source is not None:
+        compile_library(driver, source)
     monkeypatch.setattr(_native, "_DRIVER", str(driver))
     assert _native.cuda_driver() == version
+
+
+@pytest.mark.parametrize(
+    "runtime, version",
+    [("13.0", (13, 0)), ("12.10", (12, 10)), ("", None), (13, None), ("13", None), ("13.0.1", None), (None, None)],
+)
+def test_the_build_tells_the_runtime_in_the_cuda_library(runtime, version, fresh):
+    (fresh / "build.json").write_text(json.dumps({"cuda": {"runtime": runtime}}))
+    assert _native.cuda_runtime() == version
+
+
+WHOLE = LIBRARY.read_bytes() if LIBRARY.exists() else b""
+
+
+@pytest.mark.parametrize(
+    "content, record, reason",
+    [
+        (None, {}, "{} is not in this installation"),
+        (None, {"reason": "not built: no nvcc"}, "not built: no nvcc"),
+        (WHOLE, {"schemas": "of old"}, "{} was built from another version of posgan_fast"),
+        (WHOLE[:-1], {}, "{} is not a whole library"),
+        (b"not a library", {}, "{} does not load: "),
+        (b"", {}, "{} does not load: "),
+        # The CPU library has its ops for CPU tensors only.
+        (WHOLE, {}, "{} lacks upfirdn2d, bias_act, prologue2d, epilogue2d: it is of another version"),
+    ],
+    ids=["absent", "not built", "other schemas", "truncated", "garbage", "empty", "without its ops"],
+)
+def test_why_a_library_does_not_serve(content, record, reason, fresh):
+    path = fresh / "libposgan_fast_cuda.so"
+    if content is not None:
+        path.write_bytes(content)
+    (fresh / "build.json").write_text(json.dumps({"cuda": record}))
+    status = _native.load("cuda")
+    assert not status.loaded and status.reason.startswith(reason.format(path.name))
+    assert status.remedy == _native.rebuild() and _native.load("cuda") is status
+
+
+def test_a_remedy_of_the_build_is_handed_on(fresh):
+    (fresh / "build.json").write_text('{"cpu": {"reason": "not built", "remedy": "install g++"}}')
+    assert _native.load("cpu") == _native.Status(False, "not built", "install g++")
+    assert _native.instruction_set() == "unknown"
+
+
+def test_a_library_that_is_a_folder(fresh):
+    (fresh / LIBRARY.name).mkdir()
+    assert _native.load("cpu").reason.startswith(f"{LIBRARY.name} does not load: ")
+
+
+def test_a_library_that_vanishes_after_it_was_loaded(fresh):
+    (fresh / LIBRARY.name).symlink_to(LIBRARY)
+    assert _native.load("cpu").loaded
+    (fresh / LIBRARY.name).unlink()
+    assert _native.instruction_set() == "unknown"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_triton_is_found_without_importing_it(installed, monkeypatch):
+    found: list[str] = []
+    monkeypatch.setattr(_native.importlib.util, "find_spec", lambda name: found.append(name) or (installed or None))
+    assert _native.has_triton.__wrapped__() is installed and found == ["triton"]

@@ -166,11 +166,10 @@ def test_the_table_is_the_documents():
 # The report of a program that died
 
 
-@pytest.mark.parametrize(("arguments", "last"), [(("--fail",), "LookupError: from the program"), (("--exit", 3), "")])
-def test_a_program_that_died_has_the_last_word(arguments, last):
-    done = hooked(SCRIPTS / "show.py", *arguments)
+def test_a_program_that_failed_has_the_last_word():
+    done = hooked(SCRIPTS / "show.py", "--fail")
     assert done.returncode and "nothing to patch" not in done.stderr
-    assert (done.stderr.splitlines() or [""])[-1] == last
+    assert done.stderr.splitlines()[-1] == "LookupError: from the program"
 
 
 def test_what_was_patched_is_said_below_the_traceback(tmp_path):
@@ -179,7 +178,3 @@ def test_what_was_patched_is_said_below_the_traceback(tmp_path):
     lines = hooked(script, path=(FIXTURES / "ros",)).stderr.splitlines()
     assert lines[-2] == "LookupError: from the program" and lines[-1].startswith("posgan-fast: patched")
     assert sum(line.startswith("posgan-fast") for line in lines) == 1
-
-
-def test_a_program_that_ends_well_gets_its_report():
-    assert hooked(SCRIPTS / "show.py", "--exit", 0).stderr == "posgan-fast: nothing to patch was imported\n"

@@ -8,6 +8,8 @@ from capability_cases import OPS, Case
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+from posgan_fast import functional as PF
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIRECTIONS = 3
@@ -130,3 +132,27 @@ def test_vmap(name, position):
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+# One argument of each op, which a number moves. Differences of values know nothing of any derivative of ours.
+_X, _TAPS = torch.arange(32.0, dtype=torch.float64).reshape(1, 2, 4, 4), torch.ones(4)
+_RING, _STYLES = torch.zeros(1, 2, 20, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+_WEIGHT = torch.ones(3, 2, 3, 3, dtype=torch.float64)
+MOVED = {
+    "upfirdn2d": lambda t: PF.upfirdn2d(_X + t, _TAPS, padding=2),
+    "bias_act": lambda t: PF.bias_act(_X, t.new_zeros(2) + t),
+    "prologue2d": lambda t: PF.prologue2d(_X, t.new_ones(1, 2) * t, padding=1),
+    "instance_pad2d": lambda t: PF.instance_pad2d(_X, _RING + t),
+    "epilogue2d": lambda t: PF.epilogue2d(_X, scale=t.new_ones(1, 2) * t),
+    "modulated_conv2d": lambda t: PF.modulated_conv2d(_X, _WEIGHT, _STYLES * t, padding=1, demodulate=False),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_tangent_is_the_difference_of_values(name):
+    t, step = torch.ones((), dtype=torch.float64), 1e-6
+    value, tangent = jvp(MOVED[name], (t,), (t,))
+    torch.testing.assert_close(value, MOVED[name](t))
+    difference = (MOVED[name](t + step) - MOVED[name](t - step)) / (2 * step)
+    assert difference.abs().max() > 0
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-6)

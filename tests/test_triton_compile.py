@@ -1,4 +1,7 @@
-"""Every row of the launch tables compiles for sm_80, sm_90 and sm_100 without a GPU, spills nothing and fits."""
+"""Every config of the launch tables compiles for sm_80, sm_90 and sm_100 without a GPU, spills nothing and fits.
+
+Most binaries differ in little, so a run without --slow compiles those alone that show something new: see ``_shows``.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,21 @@ ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 
 
 class Build(NamedTuple):
-    """One binary: module and row of the launch table, what else it depends on, dtype and architecture."""
+    """One binary: op, index into its launch table, the fields of its KernelKey, dtype and architecture."""
 
     op: str
-    row: int
-    spec: tuple
+    config: int
+    key: tuple
     dtype: str
     arch: int
 
     def __str__(self):
-        spec = self.parts()[2]._asdict().items()
-        return f"{self.op}-{self.row}-{self.dtype}-sm{self.arch}-" + ",".join(f"{k}={v}" for k, v in spec if v)
+        fields = self.parts()[2]._asdict().items()
+        return f"{self.op}-{self.config}-{self.dtype}-sm{self.arch}-" + ",".join(f"{k}={v}" for k, v in fields if v)
 
     def parts(self):
         module = MODULES[self.op]
-        return module, module.TABLE[self.row], module.Spec(*self.spec)
+        return module, module.TABLE[self.config], module.KernelKey(*self.key)
 
 
 class Result(NamedTuple):
@@ -63,39 +66,39 @@ def _upfirdn2d_builds():
         "separable": [(12, 12, 1, 1), (12, 12, 2, 1), (12, 12, 1, 2), (24, 24, 2, 1)],
         "looped": [(7, 7, 1, 1)],
     }
-    for i, row in enumerate(upfirdn2d.TABLE):
+    for i, config in enumerate(upfirdn2d.TABLE):
         for dtype, itemsize in ITEMSIZE.items():
-            if itemsize not in row.itemsizes:
+            if itemsize not in config.itemsizes:
                 continue
-            vec = 16 // itemsize if row.layout == "nhwc" else 1
-            for k, (fw, fh, up, down) in enumerate(filters[row.kernel][: 1 if dtype == "bf16" else None]):
-                for separable in (False, True) if row.kernel == "looped" else (row.kernel == "separable",):
-                    fw, fh = (40, 40) if row.kernel == "looped" and separable else (fw, fh)
-                    spec = (row.layout != "nchw", separable, fw, fh, up, up, down, down, up - 1, vec)
-                    assert upfirdn2d.Spec(*spec, False).kernel == row.kernel
-                    yield from (Build("upfirdn2d", i, (*spec, False), dtype, a) for a in (ARCHS if k == 0 else (90,)))
+            vec = 16 // itemsize if config.layout == "nhwc" else 1
+            for k, (fw, fh, up, down) in enumerate(filters[config.kernel][: 1 if dtype == "bf16" else None]):
+                for separable in (False, True) if config.kernel == "looped" else (config.kernel == "separable",):
+                    fw, fh = (40, 40) if config.kernel == "looped" and separable else (fw, fh)
+                    key = (config.layout != "nchw", separable, fw, fh, up, up, down, down, up - 1, vec)
+                    assert upfirdn2d.KernelKey(*key, True).kernel == config.kernel
+                    yield from (Build("upfirdn2d", i, (*key, True), dtype, a) for a in (ARCHS if k == 0 else (90,)))
                     if k == 0 and dtype == "fp32":
-                        yield Build("upfirdn2d", i, (*spec, True), dtype, 90)
+                        yield Build("upfirdn2d", i, (*key, False), dtype, 90)
 
 
 def _served(table):
-    """Every row with each dtype it serves: its index, itself, the dtype, the elements in 16 bytes."""
-    for i, row in enumerate(table):
+    """Yield every config with each dtype it serves: its index, the config, the dtype, the elements in 16 bytes."""
+    for i, config in enumerate(table):
         for dtype, itemsize in ITEMSIZE.items():
-            if itemsize == row.itemsize:
-                yield i, row, dtype, 16 // itemsize
+            if itemsize == config.itemsize:
+                yield i, config, dtype, 16 // itemsize
 
 
 def _bias_act_builds():
     for i, _, dtype, vec in _served(bias_act.TABLE):
         for arch in ARCHS:
             for bias in (bias_act.BIAS_PER_ROW, bias_act.BIAS_PER_COLUMN):
-                yield Build("bias_act", i, ("lrelu", 0, True, bias, True, vec, False), dtype, arch)
+                yield Build("bias_act", i, ("lrelu", 0, True, bias, True, vec, True), dtype, arch)
         if dtype == "bf16":  # which differs from fp16 by its conversions only
             continue
-        yield Build("bias_act", i, ("lrelu", 1, True, bias_act.NO_BIAS, True, vec, False), dtype, 90)
-        yield Build("bias_act", i, ("tanh", 2, False, bias_act.BIAS_PER_ROW, True, 1, False), dtype, 90)
-        yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, True), dtype, 90)
+        yield Build("bias_act", i, ("lrelu", 1, True, bias_act.NO_BIAS, True, vec, True), dtype, 90)
+        yield Build("bias_act", i, ("tanh", 2, False, bias_act.BIAS_PER_ROW, True, 1, True), dtype, 90)
+        yield Build("bias_act", i, ("swish", 1, False, bias_act.BIAS_PER_COLUMN, True, vec, False), dtype, 90)
 
 
 def _prologue2d_builds():
@@ -103,14 +106,14 @@ def _prologue2d_builds():
         # everything at once, the hungriest; padding alone; an encoding alone
         everything = [("instance", last, True, 2, False, True, True, vec if last else 1) for last in (False, True)]
         for arch in (90,) if dtype == "bf16" else ARCHS:  # bf16 differs from fp16 by its conversions only
-            yield from (Build("prologue2d", i, (*spec, False), dtype, arch) for spec in everything)
+            yield from (Build("prologue2d", i, (*key, True), dtype, arch) for key in everything)
         if dtype == "bf16":
             continue
-        yield from (Build("prologue2d", i, (*spec, True), dtype, 90) for spec in everything)
-        yield Build("prologue2d", i, ("reflect", False, True, 1, True, True, False, 1, False), dtype, 90)
-        yield Build("prologue2d", i, ("zeros", False, True, 1, False, True, False, vec, False), dtype, 90)
-        yield Build("prologue2d", i, ("zeros", True, True, 0, False, True, False, vec, False), dtype, 90)
-        yield Build("prologue2d", i, ("zeros", True, False, 2, False, False, False, 1, False), dtype, 90)
+        yield from (Build("prologue2d", i, (*key, False), dtype, 90) for key in everything)
+        yield Build("prologue2d", i, ("reflect", False, True, 1, True, True, False, 1, True), dtype, 90)
+        yield Build("prologue2d", i, ("zeros", False, True, 1, False, True, False, vec, True), dtype, 90)
+        yield Build("prologue2d", i, ("zeros", True, True, 0, False, True, False, vec, True), dtype, 90)
+        yield Build("prologue2d", i, ("zeros", True, False, 2, False, False, False, 1, True), dtype, 90)
 
 
 def _epilogue2d_builds():
@@ -119,24 +122,24 @@ def _epilogue2d_builds():
             # everything there is, vectors and not, in both widths of offsets
             full = ("lrelu", channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, True)
             archs = (90,) if dtype == "bf16" else ARCHS  # bf16 differs from fp16 by its conversions only
-            yield from (Build("epilogue2d", i, (*full, vec, False), dtype, arch) for arch in archs)
+            yield from (Build("epilogue2d", i, (*full, vec, True), dtype, arch) for arch in archs)
             if dtype != "bf16":
-                yield Build("epilogue2d", i, ("swish", *full[1:], 1, True), dtype, 90)
-                one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, False)
+                yield Build("epilogue2d", i, ("swish", *full[1:], 1, False), dtype, 90)
+                one = ("linear", channels_last, False, epilogue2d.ONE_NOISE, False, False, vec, True)
                 yield Build("epilogue2d", i, one, dtype, 90)
 
 
 def _modulated_conv2d_builds():
-    for i, row, dtype, vec in _served(modulated_conv2d.TABLE):
-        out_vec = vec if row.filters % vec == 0 else 1
-        noise = modulated_conv2d.NOISE_PER_SAMPLE
-        for border in (False, True)[: 1 if row.side == 1 else 2]:
-            layer = ("lrelu", row.side, border, True, noise, True, True)
-            yield from (Build("modulated_conv2d", i, (*layer, vec, out_vec, False), dtype, arch) for arch in ARCHS)
+    for i, config, dtype, vec in _served(modulated_conv2d.TABLE):
+        out_vec = vec if config.filters % vec == 0 else 1
+        noise = epilogue2d.NOISE_PER_SAMPLE
+        for border in (False, True)[: 1 if config.side == 1 else 2]:
+            layer = ("lrelu", config.side, border, True, noise, True, True)
+            yield from (Build("modulated_conv2d", i, (*layer, vec, out_vec, True), dtype, arch) for arch in ARCHS)
             if dtype != "bf16":  # which differs from fp16 by its conversions only
-                yield Build("modulated_conv2d", i, (*layer, vec, out_vec, True), dtype, 90)
-                yield from (Build("modulated_conv2d", i, (*layer, 1, 1, False), dtype, arch) for arch in ARCHS)
-        bare = ("swish", row.side, False, False, modulated_conv2d.NO_NOISE, False, False, vec, out_vec, False)
+                yield Build("modulated_conv2d", i, (*layer, vec, out_vec, False), dtype, 90)
+                yield from (Build("modulated_conv2d", i, (*layer, 1, 1, True), dtype, arch) for arch in ARCHS)
+        bare = ("swish", config.side, False, False, epilogue2d.NO_NOISE, False, False, vec, out_vec, True)
         yield Build("modulated_conv2d", i, bare, dtype, 90)
 
 
@@ -149,45 +152,72 @@ BUILDS = [
 ]
 
 
+def _shows(build: Build) -> set[tuple]:
+    """Return what a build shows: its config fits in its dtype, its branches compile, its op has its target. Tensor
+    cores and shared memory differ by architecture, so for modulated_conv2d each config counts on each of them."""
+    key = tuple((k, v) for k, v in build.parts()[2]._asdict().items() if k not in ("vec", "out_vec"))
+    shown = {(build.op, key), (build.op, build.dtype), (build.op, build.arch)}
+    if build.dtype != "bf16":  # which differs from fp16 by its conversions only
+        shown.add((build.op, build.config, build.dtype))
+    if build.op == "modulated_conv2d":
+        shown.add((build.op, build.config, build.arch))
+    return shown
+
+
+def _parameters():
+    seen: set[tuple] = set()
+    for build in sorted(BUILDS, key=lambda build: build.arch != 90):
+        new = _shows(build) - seen
+        seen |= new
+        yield pytest.param(build, id=str(build), marks=() if new else pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What became of each build; all at once, over the cores there are, into an empty cache."""
+def results(request, tmp_path_factory):
+    """Compile the builds of this run into an empty cache, over all cores if the suite does not use them already."""
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_fits"]
+    builds = [item.callspec.params["build"] for item in items if not item.get_closest_marker("skip")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         patch.delenv("TRITON_INTERPRET", raising=False)
+        if len(builds) < 4 or "PYTEST_XDIST_WORKER" in os.environ:
+            return dict(zip(builds, map(_build, builds), strict=True))
         workers = len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            return dict(zip(BUILDS, pool.map(_build, BUILDS, chunksize=4), strict=True))
+            return dict(zip(builds, pool.map(_build, builds, chunksize=4), strict=True))
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=str)
+@pytest.mark.parametrize("build", [*_parameters()])
 def test_fits(build, results):
     result = results[build]
     assert not isinstance(result, str), result
     assert (result.stack, result.local) == (0, 0), "spilled registers"
     assert result.shared <= SHARED_LIMIT[build.arch]
-    _, row, spec = build.parts()
+    _, config, key = build.parts()
+    size = ITEMSIZE[build.dtype]
     if build.op == "upfirdn2d":
-        assert result.registers <= row.options(ITEMSIZE[build.dtype])["maxnreg"]
+        assert result.registers <= config.options(size)["maxnreg"]
     if build.op == "modulated_conv2d":
         assert result.tensor_cores == (build.dtype != "fp32")
-        assert result.vectors == (spec.vec > 1 and spec.out_vec > 1)
-    elif spec.vec > 1 and row.cols * ITEMSIZE[build.dtype] >= 16 and getattr(row, "kernel", "full") == "full":
+        assert result.vectors == (key.vec > 1 and key.out_vec > 1)
+    elif key.vec > 1 and config.block_cols * size >= 16 and getattr(config, "kernel", "full") == "full":
         assert result.vectors, "no accesses of 16 bytes"
 
 
-def test_every_row_serves_a_call():
-    """The rows that select returns, over the sizes at every row's limit and beyond, are all the rows there are."""
+def test_every_config_serves_a_call():
+    """Each config is selected for the sizes at its limit."""
     served = set()
     for b in BUILDS:
-        module, row, spec = b.parts()
+        module, config, key = b.parts()
         size = ITEMSIZE[b.dtype]
         if b.op == "modulated_conv2d":
-            chosen = module.select(b.arch, size, row.side, min(row.channels, 2**40), row.filters, row.pixels)
+            chosen = module.select(
+                b.arch, size, config.side, min(config.channels, 2**40), config.filters, config.pixels
+            )
         else:
-            chosen = module.select(b.arch, *((spec,) if b.op == "upfirdn2d" else ()), size, min(row.limit, 2**40))
+            chosen = module.select(b.arch, *((key,) if b.op == "upfirdn2d" else ()), size, min(config.limit, 2**40))
         served.add((b.op, chosen))
-    assert served == {(op, row) for op, module in MODULES.items() for row in module.TABLE}
+    assert served == {(op, config) for op, module in MODULES.items() for config in module.TABLE}
 
 
 def _build(build: Build) -> Result | str:
@@ -196,26 +226,13 @@ def _build(build: Build) -> Result | str:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module, row, spec = build.parts()
+    module, config, key = build.parts()
+    constants = module.constants(key, config)
     if build.op == "upfirdn2d":
-        kernel, constants, options = module.KERNELS[row.kernel], spec.constants(row), row.options(ITEMSIZE[build.dtype])
-    elif build.op == "prologue2d":
-        given = dict(residual=spec.residual, styles=spec.styles, border=spec.mode == "instance")
-        given |= dict.fromkeys(("columns", "rows"), spec.encoding > 0)
-        absent = [name for name, there in given.items() if not there]
-        kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
-    elif build.op == "modulated_conv2d":
-        given = dict(border=spec.border, scale=spec.scale, noise=spec.noise, b=spec.bias)
-        absent = [name for name, there in given.items() if not there]
-        kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
+        kernel, options = module.KERNELS[config.kernel], config.options(ITEMSIZE[build.dtype])
     else:
-        parts = {"b": spec.bias}
-        if build.op == "bias_act":
-            parts |= {"ref": spec.order, "dy": spec.order == 2}
-        else:
-            parts |= {"scale": spec.scale, "noise": spec.noise}
-        absent = [name for name, there in parts.items() if not there]
-        kernel, constants, options = module.kernel, spec.constants(row) | dict.fromkeys(absent), row.options()
+        kernel, options = module.kernel, config.options()
+    constants = constants | dict.fromkeys(name for name, given in _optional(build.op, key).items() if not given)
     signature = {name: _type(name, constants, build.dtype) for name in kernel.arg_names}
     index = kernel.arg_names.index
     aligned = {(index(name),): [["tt.divisibility", 16]] for name, kind in signature.items() if kind[0] == "*"}
@@ -237,11 +254,25 @@ def _build(build: Build) -> Result | str:
     return Result(registers, stack, local, binary.metadata.shared, bool(loads and stores), tensor_cores)
 
 
+def _optional(op: str, key: Any) -> dict[str, bool]:
+    """Tell for each tensor that a call may leave out whether this one has it."""
+    if op == "bias_act":
+        return dict(b=key.bias, ref=key.grad, dy=key.grad == 2)
+    if op == "epilogue2d":
+        return dict(scale=key.scale, noise=key.noise, b=key.bias)
+    if op == "prologue2d":
+        tables = dict.fromkeys(("columns", "rows"), key.encoding > 0)
+        return dict(residual=key.residual, styles=key.styles, border=key.mode == "instance") | tables
+    if op == "modulated_conv2d":
+        return dict(border=key.border, dcoefs=key.dcoefs, noise=key.noise, bias=key.bias)
+    return {}
+
+
 def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
     if name in constants:
         return "constexpr"
-    if name in ("f", "scale", "noise", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
+    if name in ("f", "scale", "dcoefs", "noise", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
         return "*fp64" if dtype == "fp64" else "*fp32"
-    if name in ("x", "y", "b", "ref", "dy", "out", "residual", "border", "weight"):
+    if name in ("x", "y", "b", "bias", "ref", "dy", "out", "residual", "border", "weight"):
         return f"*{dtype}"
     return "fp64" if name in ("alpha", "gain", "clamp") else "i32"

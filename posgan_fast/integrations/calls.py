@@ -1,4 +1,4 @@
-"""Which calls of foreign code the ops here serve; the module's own code serves the others."""
+"""Decides which calls of foreign code this library's ops serve; the module's own code serves the others."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ..ops.common.op import transforms_active
 from . import torch_internals
 
 
-def takes(x: Any, *others: Any) -> bool:
-    """Whether the ops here serve a call with these tensors, of which ``others`` may be None."""
-    return _plain(x) and all(t is None or _plain(t) for t in others) and not transformed()
+def supports(x: Any, *others: Any) -> bool:
+    """Return whether the ops serve a call with these tensors, of which ``others`` may be None."""
+    return _is_plain(x) and all(t is None or _is_plain(t) for t in others) and not transformed()
 
 
 def transformed() -> bool:
-    """Whether torch records or rewrites the calls made now.
+    """Return whether torch currently records or transforms the calls that are made.
 
-    A recorded graph (torch.jit.trace and its check, torch.export, torch.onnx) is left in plain torch ops, for whoever
-    loads or converts it. Transforms (torch.func, torch.vmap, forward-mode derivatives) know plain torch ops best.
+    A recorded graph (torch.jit.trace and its check, torch.export, torch.onnx) should hold plain torch ops, so that it
+    can be loaded and converted without this library. Transforms (torch.func, torch.vmap, forward-mode derivatives)
+    support plain torch ops best.
     """
     return (
         torch.jit.is_tracing()
@@ -32,10 +33,10 @@ def transformed() -> bool:
     )
 
 
-def _plain(x: Any) -> bool:
-    """Whether ``x`` is a tensor of this library's kinds, not of a subclass (fake, distributed, quantised, ...)."""
+def _is_plain(x: Any) -> bool:
+    """Return whether ``x`` is a tensor that the ops take, and no subclass (fake, distributed, quantised, ...)."""
     return (
-        type(x) in _PLAIN
+        type(x) in _TENSOR_TYPES
         and x.dtype in checks.FLOATS
         and x.device.type in ("cpu", "cuda")
         and x.layout is torch.strided
@@ -43,4 +44,4 @@ def _plain(x: Any) -> bool:
     )
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)

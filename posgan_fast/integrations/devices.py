@@ -1,20 +1,17 @@
-"""``posgan-fast run --device cpu``: programs with a hard-coded "cuda" run on the CPU.
+"""Runs programs with a hard-coded "cuda" on the CPU, for ``posgan-fast run --device cpu``.
 
-``torch.device("cuda")`` stays the object it is, and so does every file that holds one. The device is translated where
-it is used: in the functions that make tensors, in ``Tensor.to`` and its relatives, in loading, and in ``torch.cuda``,
-whose queries answer as one device that is not available. No other call is intercepted, so ops cost what they did.
+``torch.device("cuda")`` remains a CUDA device, also in files. The functions that use a device translate it: those that
+make tensors, ``Tensor.to`` and similar methods, and those that load files. The functions of ``torch.cuda`` behave as on
+a machine with one device that is not available. Nothing else is intercepted, so ops are as fast as before.
 
-One device has one memory: ``.cpu()`` and ``.cuda()`` return the tensor itself where a GPU would copy.
+Since there is one memory only, ``.cpu()`` and ``.cuda()`` return the tensor itself, where a GPU would copy it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import time
 from collections.abc import Callable, Iterator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +19,7 @@ import torch.distributed as dist
 from torch.jit import _builtins as jit_builtins
 from torch.utils import _device
 
+from . import cuda_stub
 from .changes import Changes
 
 DEVICES = ("cpu",)
@@ -32,10 +30,14 @@ _TENSOR_TYPES = ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", 
 
 
 def check_name(device: str, argument: str) -> str:
-    """``device`` if programs can be sent there.
+    """Return ``device`` if programs can be sent there.
 
     Raises:
         ValueError: any other device; programs choose those themselves.
+
+    Example:
+        >>> check_name("cpu", "--device")
+        'cpu'
     """
     if device not in DEVICES:
         raise ValueError(f'{argument}: expected cpu, where programs with a hard-coded "cuda" are sent, got {device!r}')
@@ -44,39 +46,21 @@ def check_name(device: str, argument: str) -> str:
 
 def send_to_cpu(changes: Changes) -> None:
     """Send everything that asks for a CUDA device to the CPU, in this process and all its threads."""
-    builtins = jit_builtins._get_builtin_table()  # by identity: torch.jit.script is to take ours for torch's own
-    for holder, name, factory in _factories():
-        ours = _factory(factory)
-        builtins[id(ours)] = builtins.get(id(factory))
-        changes.then(functools.partial(builtins.pop, id(ours)))
-        changes.put(holder, name, ours)
-    for name, method in _tensor_methods().items():
-        changes.put(torch.Tensor, name, method)
-    changes.put(torch.nn.Module, "to", _module_to(torch.nn.Module.to))
-    for storage in (torch.UntypedStorage, torch.TypedStorage):
-        changes.put(storage, "cuda", lambda self, *_, **__: self)
-    for name in _TENSOR_TYPES:
-        changes.put(torch.cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
-    for name, result in _RESULTS.items():
-        changes.put(torch.cuda, name, _returning(result))
-    for name, answer in _ANSWERS.items():
-        changes.put(torch.cuda, name, answer)
-    for name in ("mark", "range_pop", "range_push"):
-        changes.put(torch.cuda.nvtx, name, _returning(None))
-    changes.put(torch.cuda.nvtx, "range", _named_range)
-    changes.put(torch.cuda.nvtx, "range_start", _returning(0))
-    changes.put(torch.cuda.nvtx, "range_end", _returning(None))
-    changes.put(torch, "Generator", _Generator)
-    changes.put(torch, "set_default_tensor_type", _set_default_tensor_type(torch.set_default_tensor_type))
-    changes.put(torch.jit, "load", _jit_load(torch.jit.load))
-    changes.put(_device.DeviceContext, "__init__", _device_context(_device.DeviceContext.__init__))
-    _restore_to_cpu(changes)
+    _make_on_cpu(changes)
+    _move_to_cpu(changes)
+    _load_to_cpu(changes)
+    cuda_stub.answer_without_device(changes)
     if dist.is_available():
         _distribute_over_cpus(changes)
 
 
 def on_cpu(device: Any) -> Any:
-    """A device as torch takes it, with the CPU in place of CUDA; an index alone means CUDA."""
+    """Return a device in any form that torch accepts, CUDA replaced by the CPU; an index alone means CUDA.
+
+    Example:
+        >>> on_cpu("cuda:1"), on_cpu(torch.device("cuda")), on_cpu(0), on_cpu("meta")
+        ('cpu', device(type='cpu'), device(type='cpu'), 'meta')
+    """
     if isinstance(device, torch.device):
         return _CPU if device.type == "cuda" else device
     if isinstance(device, str):
@@ -84,8 +68,42 @@ def on_cpu(device: Any) -> Any:
     return _CPU if isinstance(device, int) and not isinstance(device, bool) else device
 
 
+def _make_on_cpu(changes: Changes) -> None:
+    """Make tensors and generators on the CPU where a program asks for CUDA, by argument or by default."""
+    builtins = jit_builtins._get_builtin_table()  # torch.jit.script looks up torch's functions here, by id
+    for holder, name, factory in _factories():
+        ours = _factory(factory)
+        builtins[id(ours)] = builtins.get(id(factory))
+        changes.on_undo(functools.partial(builtins.pop, id(ours)))
+        changes.put(holder, name, ours)
+    for name in _TENSOR_TYPES:
+        changes.put(torch.cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
+    changes.put(torch, "Generator", _Generator)
+    changes.put(torch, "set_default_tensor_type", _set_default_tensor_type(torch.set_default_tensor_type))
+    changes.put(_device.DeviceContext, "__init__", _device_context(_device.DeviceContext.__init__))
+
+
+def _move_to_cpu(changes: Changes) -> None:
+    """Make ``.to("cuda")`` and ``.cuda()`` of tensors, modules and storages go to the CPU."""
+    for name, method in _tensor_methods().items():
+        changes.put(torch.Tensor, name, method)
+    changes.put(torch.nn.Module, "to", _module_to(torch.nn.Module.to))
+    for storage in (torch.UntypedStorage, torch.TypedStorage):
+        changes.put(storage, "cuda", lambda self, *_, **__: self)
+
+
+def _load_to_cpu(changes: Changes) -> None:
+    """Load files to the CPU, also those saved on CUDA and those that a program wants there."""
+    changes.put(torch.jit, "load", _jit_load(torch.jit.load))
+    registry = torch.serialization._package_registry
+    # Torch calls the entries in ascending order until one returns a storage: 0 comes before all of torch's own.
+    entry = (0, lambda storage: None, lambda storage, location: storage if location.startswith("cuda") else None)
+    torch.serialization.register_package(*entry)
+    changes.on_undo(lambda: registry.remove(entry))
+
+
 def _factories() -> Iterator[tuple[ModuleType, str, Callable[..., Any]]]:
-    """The functions that take a device, wherever torch keeps them."""
+    """Find the functions that make a tensor on a device: the module that holds each, its name, and the function."""
     known = {*_device._device_constructors(), *(getattr(torch, name) for name in _LIKE)}
     for holder in (torch, torch.fft, torch.nested, torch.sparse):
         for name, value in list(vars(holder).items()):
@@ -94,6 +112,8 @@ def _factories() -> Iterator[tuple[ModuleType, str, Callable[..., Any]]]:
 
 
 def _factory(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that makes a tensor: ``device`` becomes the CPU, ``pin_memory`` False."""
+
     @functools.wraps(theirs)
     def factory(*args: Any, **kwargs: Any) -> Any:
         if "device" in kwargs:
@@ -106,6 +126,7 @@ def _factory(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tensor_methods() -> dict[str, Callable[..., Any]]:
+    """The methods of ``torch.Tensor`` that take a device, by name."""
     to, type_ = torch.Tensor.to, torch.Tensor.type
 
     def _to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -127,14 +148,14 @@ def _tensor_methods() -> dict[str, Callable[..., Any]]:
         return type_(self, _cpu_type(dtype), *args, **kwargs)
 
     ours: dict[str, Callable[..., Any]] = {"to": _to, "cuda": cuda, "pin_memory": pin_memory, "type": _type}
-    ours["record_stream"] = _returning(None)
+    ours["record_stream"] = cuda_stub.returning(None)
     for name, method in ours.items():
         functools.update_wrapper(method, getattr(torch.Tensor, name))
     return {**ours, **{name: _factory(getattr(torch.Tensor, name)) for name in _NEW}}
 
 
 def _module_to(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """Torch reads a device given as a number before the tensors are asked to move."""
+    """Wrap ``Module.to``, which turns an index into a CUDA device before it calls ``Tensor.to``."""
 
     @functools.wraps(theirs)
     def to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -162,19 +183,13 @@ def _jit_load(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _device_context(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """``with torch.device("cuda"):`` and ``torch.set_default_device``."""
+    """Wrap the context behind ``with torch.device("cuda"):`` and ``torch.set_default_device``."""
     return functools.wraps(theirs)(lambda self, device: theirs(self, on_cpu(device)))
 
 
-def _restore_to_cpu(changes: Changes) -> None:
-    """``torch.load`` of what was saved on CUDA, or is to be mapped there; torch asks its restorers lowest first."""
-    registry = torch.serialization._package_registry
-    entry = (0, lambda storage: None, lambda storage, location: storage if location.startswith("cuda") else None)
-    torch.serialization.register_package(*entry)
-    changes.then(lambda: registry.remove(entry))
-
-
 def _distribute_over_cpus(changes: Changes) -> None:
+    """Use gloo in place of nccl, and drop the device indices of process groups and of DistributedDataParallel."""
+
     def without_devices(theirs: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(theirs)
         def ours(*args: Any, **kwargs: Any) -> Any:
@@ -205,73 +220,6 @@ def _distribute_over_cpus(changes: Changes) -> None:
     changes.put(parallel, "__init__", functools.wraps(theirs)(__init__))
 
 
-class Event:
-    """``torch.cuda.Event`` on a device that has finished whatever it was told before it is told more."""
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
-        self._time: float | None = None
-
-    def record(self, stream: Any = None) -> None:
-        self._time = time.perf_counter()
-
-    def elapsed_time(self, end_event: Event) -> float:
-        """Milliseconds from this event to ``end_event``.
-
-        Raises:
-            RuntimeError: one of them was not recorded.
-        """
-        if self._time is None or end_event._time is None:
-            raise RuntimeError("elapsed_time: expected two recorded events")
-        return (end_event._time - self._time) * 1000
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        """Nothing is under way."""
-
-    def wait(self, stream: Any = None) -> None:
-        """Nothing is under way."""
-
-
-class Stream:
-    """``torch.cuda.Stream``; all of them are the one order in which the CPU works."""
-
-    device, device_index, cuda_stream, priority = _CPU, 0, 0, 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream)
-
-    def __hash__(self) -> int:
-        return hash(Stream)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def record_event(self, event: Event | None = None) -> Event:
-        event = Event() if event is None else event
-        event.record()
-        return event
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        """Nothing is under way."""
-
-    def wait_event(self, event: Event) -> None:
-        """Nothing is under way."""
-
-    def wait_stream(self, stream: Stream) -> None:
-        """Nothing is under way."""
-
-
 class _GeneratorMeta(type):
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, torch._C.Generator)
@@ -281,78 +229,4 @@ class _GeneratorMeta(type):
 
 
 class _Generator(metaclass=_GeneratorMeta):
-    """``torch.Generator``, whose instances are torch's own."""
-
-
-class _Device(contextlib.nullcontext):
-    """``torch.cuda.device``, a context that leaves everything where it is."""
-
-    def __init__(self, device: Any = None) -> None:
-        super().__init__()
-        self.idx = 0
-
-
-def _set_rng_state(state: Any, device: Any = None) -> None:
-    """States saved on CUDA are of another size and mean nothing here."""
-    state = state[0] if isinstance(state, (list, tuple)) else state
-    if state.numel() == torch.default_generator.get_state().numel():
-        torch.default_generator.set_state(state)
-
-
-def _returning(result: Any) -> Callable[..., Any]:
-    """A function of its own for each name: torch.compile keeps rules for functions by identity."""
-
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        return result
-
-    return answer
-
-
-@contextlib.contextmanager
-def _named_range(*args: Any, **kwargs: Any) -> Iterator[None]:
-    """A block or, as a decorator, a function that no profiler watches."""
-    yield
-
-
-def _memory(*args: Any, **kwargs: Any) -> tuple[int, int]:
-    """Free and total memory of the machine, in bytes."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
-
-
-def _properties(*args: Any, **kwargs: Any) -> SimpleNamespace:
-    """The properties of a device that programs and torch's own compiler read."""
-    total, cores = _memory()[1], os.cpu_count() or 1
-    return SimpleNamespace(
-        name="cpu", gcnArchName="cpu", total_memory=total, major=0, minor=0, multi_processor_count=cores
-    )
-
-
-_RESULTS: dict[str, Any] = {
-    "is_available": False,
-    "device_count": 1,  # programs take their rank modulo this number
-    "current_device": 0,
-    "get_device_name": "cpu",
-    "get_device_capability": (0, 0),
-    "memory_summary": "",
-    **dict.fromkeys(("memory_allocated", "memory_reserved", "memory_cached", "utilization"), 0),
-    **dict.fromkeys(("max_memory_allocated", "max_memory_reserved", "max_memory_cached"), 0),
-    **dict.fromkeys(("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached"), None),
-    **dict.fromkeys(("reset_accumulated_memory_stats", "set_per_process_memory_fraction"), None),
-    **dict.fromkeys(("init", "set_device", "set_stream", "synchronize", "empty_cache", "ipc_collect"), None),
-    "stream": contextlib.nullcontext(),
-}
-_ANSWERS: dict[str, Callable[..., Any]] = {
-    "get_device_properties": _properties,
-    "mem_get_info": _memory,
-    **dict.fromkeys(("manual_seed", "manual_seed_all"), torch.default_generator.manual_seed),
-    **dict.fromkeys(("seed", "seed_all"), torch.default_generator.seed),
-    "get_rng_state": lambda device=None: torch.get_rng_state(),
-    "get_rng_state_all": lambda: [torch.get_rng_state()],
-    **dict.fromkeys(("set_rng_state", "set_rng_state_all"), _set_rng_state),
-    "current_stream": lambda device=None: Stream(),
-    "default_stream": lambda device=None: Stream(),
-    "device": _Device,
-    "Event": Event,
-    "Stream": Stream,
-}
+    """A stand-in for ``torch.Generator``, whose instances are torch's own."""

@@ -1,10 +1,11 @@
-"""conv2d and grid_sample with the double backward, and the switch, that foreign ``*_gradfix`` modules promise.
+"""conv2d and grid_sample for foreign ``*_gradfix`` modules: twice differentiable, with ``no_weight_gradients``.
 
-Torch's own convolutions have derivatives of every order, so they are called as they are. What is left is the modules'
-flag that keeps convolution weights out of a backward pass, read when that pass runs: an identity on the weight whose
-backward returns nothing while the flag is up. Around an inner gradient in the input (R1, path length) autograd asks
-the convolution for no weight gradient at all; the outer pass, with the flag down, gets it by the double backward.
-Where torch records or transforms the call, there is neither gate nor autograd function: torch's own op alone.
+Torch's convolutions have derivatives of every order and are called directly. ``no_weight_gradients`` suppresses the
+gradients of convolution weights in a backward pass, through a flag that the pass reads when it runs. A gate does the
+same here: an identity on the weight whose backward returns no gradient while the flag is set. R1 and path length
+differentiate with respect to an input, and autograd then computes no weight gradient anyway; the outer backward pass
+runs without the flag and gets the weight gradient from the double backward.
+Calls that torch records or transforms go to torch's op alone, with neither a gate nor an autograd function.
 """
 
 from __future__ import annotations
@@ -17,36 +18,43 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .calls import takes, transformed
+from .calls import supports, transformed
 
 
-def gated_weight(weight: torch.Tensor, enabled: Callable[[], bool], off: Callable[[], bool]) -> torch.Tensor:
-    """``weight``, whose gradient is left out of every backward pass that finds ``off()`` true."""
+def gated_weight(weight: torch.Tensor, enabled: Callable[[], bool], suppressed: Callable[[], bool]) -> torch.Tensor:
+    """Return ``weight``, which gets no gradient from a backward pass during which ``suppressed()`` is true.
+
+    Args:
+        enabled: whether to install the gate at all, read now.
+        suppressed: whether to suppress the gradient, read by each backward pass.
+    """
     if enabled() and torch.is_grad_enabled() and weight.requires_grad and not transformed():
-        return _Gate.apply(weight, off)
+        return _Gate.apply(weight, suppressed)
     return weight
 
 
-def convolutions(enabled: Callable[[], bool], off: Callable[[], bool]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """conv2d and conv_transpose2d with torch's arguments, on a gated weight."""
+def convolutions(
+    enabled: Callable[[], bool], suppressed: Callable[[], bool]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Make a conv2d and a conv_transpose2d that have torch's arguments and gate their weight."""
 
     def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return F.conv2d(input, gated_weight(weight, enabled, off), bias, stride, padding, dilation, groups)
+        return F.conv2d(input, gated_weight(weight, enabled, suppressed), bias, stride, padding, dilation, groups)
 
     def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        weight = gated_weight(weight, enabled, off)
+        weight = gated_weight(weight, enabled, suppressed)
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
     return conv2d, conv_transpose2d
 
 
 def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Linear sampling of images or volumes, zeros outside, ``align_corners=False``, two derivatives on every device.
+    """Sample images or volumes linearly, with zeros outside, ``align_corners=False`` and two derivatives.
 
-    Torch's own where its backward has a derivative there (images on the CPU since 2.13 at the latest), which is found
-    out by trying.
+    Torch's own op serves the call if its backward is differentiable on this device, as it is for images on the CPU
+    since torch 2.13 or earlier; a small call, once per kind of device, finds out.
     """
-    tracked = takes(input, grid) and torch.is_grad_enabled() and (input.requires_grad or grid.requires_grad)
+    tracked = supports(input, grid) and torch.is_grad_enabled() and (input.requires_grad or grid.requires_grad)
     if not tracked or torch_differentiates_twice(input.device.type, input.ndim - 2):
         return _torch_grid_sample(input, grid)
     return GridSample.apply(input, grid)
@@ -54,7 +62,7 @@ def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def torch_differentiates_twice(device_type: str, axes: int) -> bool:
-    """Whether torch's grid_sample of so many axes has a double backward on this kind of device."""
+    """Find out whether torch's grid_sample, of images (2 axes) or volumes (3), has a double backward on this device."""
     with torch.inference_mode(False), torch.enable_grad():
         image = torch.ones([1] * (axes + 2), device=device_type, requires_grad=True)
         grid = torch.zeros([*[1] * (axes + 1), axes], device=device_type, requires_grad=True)
@@ -67,7 +75,7 @@ def torch_differentiates_twice(device_type: str, axes: int) -> bool:
 
 
 class GridSample(torch.autograd.Function):
-    """Torch's kernels forward and backward; a backward that is itself differentiated goes through gathers instead."""
+    """grid_sample by torch's kernels, forward and backward; a backward to be differentiated runs in plain ops."""
 
     @staticmethod
     def forward(ctx, input, grid):
@@ -90,19 +98,21 @@ class GridSample(torch.autograd.Function):
 
 
 class _Gate(torch.autograd.Function):
+    """An identity whose backward returns no gradient while ``suppressed()`` is true."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight, off):
+    def forward(weight, suppressed):
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.off = inputs[1]
+        ctx.suppressed = inputs[1]
 
     @staticmethod
     def backward(ctx, g):
-        return None if ctx.off() else g, None
+        return None if ctx.suppressed() else g, None
 
 
 def _torch_grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -110,10 +120,10 @@ def _torch_grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 
 def _gathered(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """The formula of grid_sample in ops that all have derivatives."""
+    """Compute grid_sample by gather, multiplication and addition, which are differentiable any number of times."""
     n, c, *sizes = input.shape
     extent = grid.new_tensor(sizes[::-1]).to(input.dtype)
-    places = ((grid.to(input.dtype) + 1) * extent / 2 - 0.5).unbind(-1)[::-1]  # slowest axis first; each [N, *out]
+    places = ((grid.to(input.dtype) + 1) * extent / 2 - 0.5).unbind(-1)[::-1]  # one per axis, as in sizes: [N, *out]
     corners = [((low := place.detach().floor(), low + 1 - place), (low + 1, place - low)) for place in places]
     flat = input.reshape(n, c, -1)
     total: Any = 0

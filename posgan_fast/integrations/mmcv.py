@@ -1,7 +1,8 @@
-"""mmcv, the ops of mmgeneration: 1.x follows rosinality, 2.x follows NVlabs under names of its own.
+"""The table of mmcv, whose ops mmgeneration uses: 1.x follows rosinality, 2.x follows NVlabs with names of its own.
 
-mmcv 1.x's ``upfirdn2d`` has rosinality's signature and is served from that table, ``conv2d_gradfix`` (mmcv 2.x and
-mmgeneration) from NVlabs'. ``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their module.
+Two kinds of module match other tables: ``upfirdn2d`` of mmcv 1.x has rosinality's signature, ``conv2d_gradfix`` (mmcv
+2.x and mmgeneration) has NVlabs'. ``filter2d``, ``upsample2d`` and ``downsample2d`` need no row: they call
+``upfirdn2d`` by its global name, which is replaced.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from types import ModuleType
 from .. import functional
 from ..ops.bias_act import ACTIVATIONS
 from . import shared
-from .calls import takes, transformed
-from .engine import Replacement, Report, Target
+from .calls import supports, transformed
+from .engine import Replacement, Target
+from .reports import Report
 
 
 def _fused_bias_leakyrelu(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
@@ -23,10 +25,10 @@ def _fused_bias_leakyrelu(module: ModuleType, report: Report) -> Mapping[str, Re
     def fused_bias_leakyrelu(input, bias, negative_slope=0.2, scale=2**0.5):
         if transformed():
             return plain(input, bias, negative_slope, scale)
-        if not takes(input, bias) or not shared.fits_channels(input, bias):
+        if not supports(input, bias) or not shared.is_channel_bias(input, bias):
             return theirs(input, bias, negative_slope, scale)
         if input.device.type == "cpu":
-            input, bias = shared.promoted(input, bias)
+            input, bias = shared.promote(input, bias)
         elif bias is not None:
             bias = bias.to(input.dtype)
         return functional.bias_act(input, bias, 1, "lrelu", float(negative_slope), float(scale))
@@ -38,7 +40,7 @@ def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     theirs = module.upfirdn2d
 
     def upfirdn2d(input, filter, up=1, down=1, padding=0, flip_filter=False, gain=1, use_custom_op=True):
-        if not use_custom_op or not takes(input, filter) or (filter is not None and filter.requires_grad):
+        if not use_custom_op or not supports(input, filter) or (filter is not None and filter.requires_grad):
             custom = use_custom_op and not transformed()
             return theirs(input, filter, up, down, padding, flip_filter, gain, custom)
         return functional.upfirdn2d(input, filter, up, down, padding, bool(flip_filter), float(gain))
@@ -51,7 +53,7 @@ def _bias_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     table = getattr(module, "activation_funcs", {})
 
     def bias_act(input, bias=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, use_custom_op=True):
-        if not use_custom_op or act not in ACTIVATIONS or not takes(input, bias):
+        if not use_custom_op or act not in ACTIVATIONS or not supports(input, bias):
             custom = use_custom_op and not transformed()
             return theirs(input, bias, dim, act, alpha, gain, clamp, custom)
         return shared.bias_act(table, input, bias, dim, act, alpha, gain, clamp)

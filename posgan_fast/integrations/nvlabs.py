@@ -1,10 +1,10 @@
-"""NVlabs stylegan2-ada-pytorch, stylegan3 and their forks: ``torch_utils.ops.*`` and ``torch_utils.custom_ops``.
+"""The table of NVlabs stylegan2-ada-pytorch, stylegan3 and forks: ``torch_utils.ops.*``, ``torch_utils.custom_ops``.
 
-``impl="ref"`` stays the module's own plain-torch path. So does any call these ops do not take; where torch records or
-transforms it, the module is asked for that path on a GPU too. Everything else comes here on CPU and GPU alike.
-``filter2d``, ``upsample2d`` and ``downsample2d`` call ``upfirdn2d`` through their module and follow. ``filtered_lrelu``
-is not replaced, and its plugin request passes through.
-PadInv and Hammer (``third_party.stylegan*_official_ops``) end every signature with ``impl``.
+The module's own code serves calls with ``impl="ref"`` and calls that this library's ops do not support; for calls that
+torch records or transforms, it is told to use its plain-torch path. All other calls come here, on CPU and GPU alike.
+``filter2d``, ``upsample2d`` and ``downsample2d`` need no row: they call ``upfirdn2d`` by its global name, which is
+replaced. ``filtered_lrelu`` is not replaced, and requests for its plugin are passed on.
+In PadInv and Hammer (``third_party.stylegan*_official_ops``) every signature ends with ``impl``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from .. import functional
 from ..ops.bias_act import ACTIVATIONS
 from . import gradfix, plugins, shared
-from .calls import takes, transformed
-from .engine import MORE, PluginRequest, Replacement, Report, Target
+from .calls import supports, transformed
+from .engine import MORE, Replacement, Target
+from .reports import PluginRequest, Report
 from .shared import CONV2D, CONV2D_GRADFIX, CONV_TRANSPOSE2D
 
 
@@ -27,7 +28,7 @@ def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     theirs = module.upfirdn2d
 
     def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
-        if impl != "cuda" or not takes(x, f) or (f is not None and f.requires_grad):
+        if impl != "cuda" or not supports(x, f) or (f is not None and f.requires_grad):
             return theirs(x, f, up, down, padding, flip_filter, gain, "ref" if transformed() else impl)
         return functional.upfirdn2d(x, f, up, down, padding, bool(flip_filter), float(gain))
 
@@ -39,7 +40,7 @@ def _bias_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     table = getattr(module, "activation_funcs", {})
 
     def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
-        if impl != "cuda" or act not in ACTIVATIONS or not takes(x, b):
+        if impl != "cuda" or act not in ACTIVATIONS or not supports(x, b):
             return theirs(x, b, dim, act, alpha, gain, clamp, "ref" if transformed() else impl)
         return shared.bias_act(table, x, b, dim, act, alpha, gain, clamp)
 
@@ -47,7 +48,7 @@ def _bias_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
 
 
 def _conv2d_gradfix_impl(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    """PadInv's: with any other ``impl`` it leaves the weight's gradient alone."""
+    """Replace PadInv's convolutions, in which only ``impl="cuda"`` honours ``no_weight_gradients``."""
     ours = shared.conv2d_gradfix(module, report)
     gated, gated_transposed = ours["conv2d"].function, ours["conv_transpose2d"].function
 
@@ -61,7 +62,7 @@ def _conv2d_gradfix_impl(module: ModuleType, report: Report) -> Mapping[str, Rep
         op = gated_transposed if impl == "cuda" else F.conv_transpose2d
         return op(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
-    return shared.convolutions(conv2d, conv_transpose2d)
+    return shared.convolution_replacements(conv2d, conv_transpose2d)
 
 
 def _grid_sample_gradfix(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
@@ -72,7 +73,7 @@ def _grid_sample_gradfix(module: ModuleType, report: Report) -> Mapping[str, Rep
 
 
 def _grid_sample_gradfix_impl(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    def grid_sample(input, grid, impl="cuda"):  # any other impl promises no second derivative, and may have one
+    def grid_sample(input, grid, impl="cuda"):  # other values of impl need no second derivative; it does no harm
         return gradfix.grid_sample(input, grid)
 
     return {"grid_sample": Replacement(grid_sample, shared.GRID_SAMPLE)}

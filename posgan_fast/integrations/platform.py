@@ -1,8 +1,8 @@
-"""Breaks of the platform that ``posgan-fast run`` stands in for: what newer torch, torchvision, Pillow, numpy and
-scikit-image took away and programs of the families still use.
+"""Workarounds for incompatible changes of the platform, in force under ``posgan-fast run``.
 
-A stand-in goes into a module when that module is imported, and only where the module no longer does it by itself.
-:data:`BREAKS` is the whole list; docs/running-scripts.md shows it.
+Newer versions of torch, torchvision, Pillow, numpy and scikit-image removed names and arguments that the families'
+programs still use. :data:`BREAKS` lists all that have a workaround, and so does docs/running-scripts.md. A workaround
+is applied when its module is imported, and only if the installed version needs it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from typing import Any, NamedTuple
 
 from . import report as hooks_report
 from .changes import Changes
-from .engine import Engine, Replacement, Report, Target
+from .engine import Engine, Replacement, Target
+from .reports import Report
 
 
 class Break(NamedTuple):
-    """One break: what programs use, since when it fails, how it is answered, and who uses it.
+    """One incompatible change, as docs/running-scripts.md shows it, and its workaround.
 
-    ``apply(changes, module, met)`` mends ``module`` once it is imported, and calls ``met`` when a program needs that;
-    None: the module itself is missing, and ``standins.STANDINS`` makes it.
+    Attributes:
+        what: the name or argument that programs use.
+        since: the version since which that fails.
+        answer: what the program gets instead.
+        used_by: programs that use it.
+        module: the module that changed.
+        apply: ``apply(changes, module, report_use)`` applies the workaround, which calls ``report_use`` when a program
+            uses it; None if the module itself is missing, which ``standins.STANDINS`` makes.
     """
 
     what: str
@@ -36,64 +43,70 @@ class Break(NamedTuple):
 
 
 def stand_in(changes: Changes) -> None:
-    """Answer every break of :data:`BREAKS`, in the modules imported already and in those to come."""
+    """Apply the workarounds of :data:`BREAKS`, in the modules imported already and in those imported later."""
 
-    def mend(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
+    def work_around(module: ModuleType, _: Report) -> Mapping[str, Replacement]:
         for row in BREAKS:
             if row.apply is not None and row.module == module.__name__:
-                row.apply(changes, module, functools.partial(_met, row.what))
+                row.apply(changes, module, functools.partial(_add_to_report, row.what))
         return {}
 
     modules = dict.fromkeys(row.module for row in BREAKS if row.apply is not None)
-    targets = [Target("platform", module, {}, mend) for module in modules]
+    targets = [Target("platform", module, {}, work_around) for module in modules]
     engine = Engine({"platform": targets}, {})
     engine.patch(["platform"])
-    changes.then(engine.unpatch)
+    changes.on_undo(engine.unpatch)
 
 
 def table() -> str:
-    """:data:`BREAKS` in Markdown."""
+    """Format :data:`BREAKS` as a table in Markdown, for docs/running-scripts.md.
+
+    Example:
+        >>> table().splitlines()[0]
+        '| what programs use | fails since | answer | used by |'
+    """
     rows = [("what programs use", "fails since", "answer", "used by"), ("---",) * 4]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*rows, *(row[:4] for row in BREAKS)))
 
 
-def _met(what: str) -> None:
+def _add_to_report(what: str) -> None:
+    """Add a break whose workaround a program uses to the report of the hooks, once."""
     names, name = hooks_report().standins, what.replace("`", "")
     if name not in names:
         names.append(name)
 
 
-def _sampler(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+def _sampler(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
     if "__init__" in vars(module.Sampler):
         return
 
     def __init__(self: Any, data_source: Any = None) -> None:
         if data_source is not None:
-            met()
+            report_use()
 
     changes.put(module.Sampler, "__init__", __init__)
 
 
-def _adam(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+def _adam(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
     theirs = module.Adam.__init__
 
     @functools.wraps(theirs)
     def __init__(self: Any, params: Any, lr: Any = 1e-3, betas: Any = (0.9, 0.999), *args: Any, **kwargs: Any) -> None:
         if {type(beta) for beta in betas} == {int, float}:
-            met()
+            report_use()
             betas = tuple(map(float, betas))
         theirs(self, params, lr, betas, *args, **kwargs)
 
     changes.put(module.Adam, "__init__", __init__)
 
 
-def _inert_types(changes: Changes, module: Any, met: Callable[[], None]) -> None:
-    """A weights-only load goes on refusing everything whose loading could run code."""
+def _inert_types(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
+    """Allow types in weights-only loads whose loading runs no code; such loads go on refusing all others."""
     _allow(changes, module, argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *_numpy_data())
 
 
-def _easydict(changes: Changes, module: Any, met: Callable[[], None]) -> None:
-    """A weights-only load fills no dictionaries but Python's own, whatever it allows."""
+def _easydict(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
+    """Load EasyDict as OrderedDict: a weights-only load fills no other class of dictionary, even if it is allowed."""
     _allow(changes, module, (collections.OrderedDict, "easydict.EasyDict"))
 
 
@@ -107,11 +120,11 @@ def _allow(changes: Changes, serialization: Any, *types: Any) -> None:
         serialization.clear_safe_globals()
         serialization.add_safe_globals(kept)
 
-    changes.then(undo)
+    changes.on_undo(undo)
 
 
 def _numpy_data() -> Iterator[Any]:
-    """Arrays, scalars and dtypes, under the names that numpy 1 and numpy 2 write."""
+    """The types behind pickled arrays, scalars and dtypes, under the module names of numpy 1 and of numpy 2."""
     try:
         import numpy
     except ImportError:
@@ -125,13 +138,13 @@ def _numpy_data() -> Iterator[Any]:
         )
 
 
-def _value_range(changes: Changes, module: Any, met: Callable[[], None]) -> None:
-    theirs = module.make_grid  # save_image calls it with whatever it was given
+def _value_range(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
+    theirs = module.make_grid  # save_image passes its arguments on to it
 
     @functools.wraps(theirs)
     def make_grid(*args: Any, **kwargs: Any) -> Any:
         if "range" in kwargs:
-            met()
+            report_use()
             kwargs["value_range"] = kwargs.pop("range")
         return theirs(*args, **kwargs)
 
@@ -139,9 +152,9 @@ def _value_range(changes: Changes, module: Any, met: Callable[[], None]) -> None
 
 
 def _names(**names: Callable[[Any], Any]) -> Callable[[Changes, Any, Callable[[], None]], None]:
-    """Names that the module lost, each with what it stood for in that module."""
+    """Make an ``apply`` that restores names which the module lost, each found by a function of that module."""
 
-    def apply(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+    def apply(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
         for name, find in names.items():
             if name not in vars(module):
                 changes.put(module, name, find(module))
@@ -149,14 +162,14 @@ def _names(**names: Callable[[Any], Any]) -> Callable[[Changes, Any, Callable[[]
     return apply
 
 
-def _compare_ssim(changes: Changes, module: Any, met: Callable[[], None]) -> None:
+def _compare_ssim(changes: Changes, module: Any, report_use: Callable[[], None]) -> None:
     if "compare_ssim" in vars(module):
         return
 
     def compare_ssim(*args: Any, multichannel: bool = False, **kwargs: Any) -> Any:
         from skimage.metrics import structural_similarity
 
-        met()
+        report_use()
         return structural_similarity(*args, channel_axis=-1 if multichannel else None, **kwargs)
 
     changes.put(module, "compare_ssim", compare_ssim)

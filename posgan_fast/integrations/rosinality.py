@@ -1,8 +1,8 @@
-"""rosinality/stylegan2-pytorch and its forks (``op`` packages), and the PyPI packages stylegan2-torch and
-torch-conv-gradfix.
+"""The table of rosinality/stylegan2-pytorch, its forks (``op`` packages), stylegan2-torch and torch-conv-gradfix.
 
-Differences from NVlabs: a padding of two numbers is (before, after) on both axes, the filter is rank 2 and holds the
-gain, the convolution is never flipped. Results are contiguous where the modules' own are: callers use ``view``.
+Differences from NVlabs: two numbers of padding are (before, after) on both axes, the filter has two axes and contains
+the gain, and the filter is never flipped. Results are contiguous wherever those of the modules are, since callers use
+``view``.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any
 
 from .. import functional
 from . import gradfix, plugins
-from .calls import takes, transformed
-from .engine import MORE, PluginRequest, Replacement, Report, Target
+from .calls import supports, transformed
+from .engine import MORE, Replacement, Target
+from .reports import PluginRequest, Report
 from .shared import (
     CONV2D,
     CONV2D_GRADFIX,
     CONV_TRANSPOSE2D,
     GRID_SAMPLE,
-    convolutions,
-    fits_channels,
+    convolution_replacements,
+    is_channel_bias,
     plain_leaky_relu,
-    promoted,
+    promote,
 )
 
 
 def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    serve = _upfirdn2d_like(module.upfirdn2d)
+    serve = _upfirdn2d_serving(module.upfirdn2d)
 
     def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
         return serve(input, kernel, up, down, pad)
@@ -37,7 +38,7 @@ def _upfirdn2d(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
 
 
 def _upfirdn2d_inputs(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    serve = _upfirdn2d_like(module.upfirdn2d)
+    serve = _upfirdn2d_serving(module.upfirdn2d)
 
     def upfirdn2d(inputs, kernel, up=1, down=1, pad=(0, 0)):
         return serve(inputs, kernel, up, down, pad)
@@ -46,7 +47,7 @@ def _upfirdn2d_inputs(module: ModuleType, report: Report) -> Mapping[str, Replac
 
 
 def _upfirdn2d_device(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    serve = _upfirdn2d_like(module.upfirdn2d)
+    serve = _upfirdn2d_serving(module.upfirdn2d)
 
     def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0), device="cpu"):
         return serve(input, kernel, up, down, pad, device)
@@ -55,28 +56,29 @@ def _upfirdn2d_device(module: ModuleType, report: Report) -> Mapping[str, Replac
 
 
 def _upfirdn2d_gain(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    """alias-free-gan-pytorch has filters of one axis, a flag and a gain."""
+    """Replace alias-free-gan-pytorch's upfirdn2d, which takes separable filters, a flag and a gain."""
     theirs = module.upfirdn2d
 
     def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0), flip_filter=False, gain=1):
-        if not takes(input, kernel) or kernel.requires_grad:
+        if not supports(input, kernel) or kernel.requires_grad:
             return theirs(input, kernel, up, down, pad, flip_filter, gain)
         pad = (*pad, *pad) if len(pad) == 2 else tuple(pad)
         input = input.contiguous()
-        return functional.upfirdn2d(input, kernel, _both(up), _both(down), pad, bool(flip_filter), float(gain))
+        return functional.upfirdn2d(input, kernel, _pair(up), _pair(down), pad, bool(flip_filter), float(gain))
 
     return _upfirdn2d_replacement(upfirdn2d)
 
 
-def _upfirdn2d_like(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    # Most forks read two numbers of a padding, whatever its length; those that count take four.
+def _upfirdn2d_serving(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function behind all signatures of upfirdn2d, for a module whose own function is ``theirs``."""
+    # Most forks use the first two numbers of a padding, whatever its length; forks that call len() on it accept four.
     reads_four = "len" in _code(theirs, "co_names")
 
-    def serve(input, kernel, up, down, pad, *more):  # ``more`` is for theirs: it chooses between their kernels
-        if not takes(input, kernel) or kernel.requires_grad:  # on CPU theirs has a gradient for the kernel
+    def serve(input, kernel, up, down, pad, *more):  # ``more`` matters to theirs alone: it selects one of its kernels
+        if not supports(input, kernel) or kernel.requires_grad:  # on CPU theirs computes a gradient of the kernel
             return theirs(input, kernel, up, down, pad, *more)
         pad = tuple(pad) if reads_four and len(pad) == 4 else (*pad[:2], *pad[:2])
-        return functional.upfirdn2d(input.contiguous(), kernel, _both(up), _both(down), pad)
+        return functional.upfirdn2d(input.contiguous(), kernel, _pair(up), _pair(down), pad)
 
     return serve
 
@@ -86,7 +88,7 @@ def _upfirdn2d_replacement(function: Callable[..., Any]) -> Mapping[str, Replace
 
 
 def _fused_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    serve = _fused_leaky_relu_like(module.fused_leaky_relu)
+    serve = _fused_leaky_relu_serving(module.fused_leaky_relu)
 
     def fused_leaky_relu(input, bias=None, negative_slope=0.2, scale=2**0.5):
         return serve(input, bias, negative_slope, scale)
@@ -95,7 +97,7 @@ def _fused_act(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
 
 
 def _fused_act_inputs(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    serve = _fused_leaky_relu_like(module.fused_leaky_relu)
+    serve = _fused_leaky_relu_serving(module.fused_leaky_relu)
 
     def fused_leaky_relu(inputs, bias=None, negative_slope=0.2, scale=2**0.5):
         return serve(inputs, bias, negative_slope, scale)
@@ -104,7 +106,7 @@ def _fused_act_inputs(module: ModuleType, report: Report) -> Mapping[str, Replac
 
 
 def _fused_act_device(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    serve = _fused_leaky_relu_like(module.fused_leaky_relu)
+    serve = _fused_leaky_relu_serving(module.fused_leaky_relu)
 
     def fused_leaky_relu(input, bias, negative_slope=0.2, scale=2**0.5, device="cpu"):
         return serve(input, bias, negative_slope, scale, device)
@@ -114,34 +116,35 @@ def _fused_act_device(module: ModuleType, report: Report) -> Mapping[str, Replac
 
 def _fused_act_trace_model(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
     theirs = module.fused_leaky_relu
-    serve = _fused_leaky_relu_like(theirs)
+    serve = _fused_leaky_relu_serving(theirs)
 
     def fused_leaky_relu(input, bias, negative_slope=0.2, scale=2**0.5, trace_model=False):
-        if trace_model:  # their request for plain torch ops
+        if trace_model:  # asks for plain torch ops
             return theirs(input, bias, negative_slope, scale, trace_model)
         return serve(input, bias, negative_slope, scale, trace_model)
 
     return _fused_act_replacement(fused_leaky_relu)
 
 
-def _fused_leaky_relu_like(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    # On CPU rosinality writes 0.2 where the argument belongs. A model trained or checked there with another slope keeps
-    # its results; forks that mended it, or have no CPU path, have no such constant.
+def _fused_leaky_relu_serving(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function behind all signatures of fused_leaky_relu, for a module whose own function is ``theirs``."""
+    # On CPU rosinality ignores negative_slope and uses 0.2. So do we, so that models give the same results as before.
+    # Forks that corrected this, and forks without a CPU path, do not have both constants.
     constants, names = _code(theirs, "co_consts"), _code(theirs, "co_names")
     cpu_slope = 0.2 if "cpu" in constants and 0.2 in constants else None
-    without_cpu = "apply" in names and "cpu" not in constants  # psp, e4e, basicsr: compiled code or nothing
+    without_cpu = "apply" in names and "cpu" not in constants  # psp, e4e, basicsr: compiled code only
 
     def serve(input, bias, negative_slope, scale, *more):
         if transformed() and without_cpu and input.device.type == "cpu":
             return plain_leaky_relu(input, bias, negative_slope, scale)
-        if not takes(input, bias) or not fits_channels(input, bias):
+        if not supports(input, bias) or not is_channel_bias(input, bias):
             return theirs(input, bias, negative_slope, scale, *more)
-        # StyleCLIP keeps the channels of [batch, layer, channel] last: where both axes fit, only the fork knows.
+        # StyleCLIP passes [batch, layer, channel], channels last; where the bias fits both axes, theirs must decide.
         if not without_cpu and input.ndim == 3 and input.shape[1] == input.shape[2]:
             return theirs(input, bias, negative_slope, scale, *more)
         on_cpu = input.device.type == "cpu"
         slope = cpu_slope if on_cpu and cpu_slope is not None else float(negative_slope)
-        input, bias = promoted(input if on_cpu else input.contiguous(), bias)
+        input, bias = promote(input if on_cpu else input.contiguous(), bias)
         return functional.bias_act(input, bias, 1, "lrelu", slope, float(scale))
 
     return serve
@@ -152,7 +155,7 @@ def _fused_act_replacement(function: Callable[..., Any]) -> Mapping[str, Replace
 
 
 def _grid_sample(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    """``--augment`` samples with an autograd function whose backward current torch cannot run."""
+    """Replace the grid_sample of ``--augment``, whose backward current torch cannot run."""
 
     def grid_sample(input, grid):
         return gradfix.grid_sample(input, grid)
@@ -161,14 +164,14 @@ def _grid_sample(module: ModuleType, report: Report) -> Mapping[str, Replacement
 
 
 def _conv_gradfix(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
-    """torch-conv-gradfix keeps functions and flags on a class, and the last two arguments the other way round."""
+    """Replace torch-conv-gradfix's convolutions: methods of a class, conv_transpose2d with dilation before groups."""
     holder = module.ConvGradFix
     conv2d, transposed = gradfix.convolutions(lambda: holder.enabled.enabled, lambda: holder._no_weight_grad)
 
     def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
         return transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
-    return convolutions(conv2d, conv_transpose2d, "ConvGradFix.")
+    return convolution_replacements(conv2d, conv_transpose2d, "ConvGradFix.")
 
 
 def _cpp_extension(module: ModuleType, report: Report) -> Mapping[str, Replacement]:
@@ -183,14 +186,18 @@ def _cpp_extension(module: ModuleType, report: Report) -> Mapping[str, Replaceme
 
 
 def _code(function: Callable[..., Any], field: str) -> tuple[Any, ...]:
+    """A field of a function's code object; empty for callables that have none."""
     return getattr(getattr(function, "__code__", None), field, ())
 
 
-def _both(factor: int | Iterable[int]) -> int | tuple[int, ...]:
+def _pair(factor: int | Iterable[int]) -> int | tuple[int, ...]:
     return tuple(factor) if isinstance(factor, Iterable) else factor
 
 
-_SWAPPED = (*CONV_TRANSPOSE2D[:-2], "dilation", "groups")
+_GRADFIX_CLASS = {
+    "ConvGradFix.conv2d": CONV2D,
+    "ConvGradFix.conv_transpose2d": (*CONV_TRANSPOSE2D[:-2], "dilation", "groups"),
+}
 _UPFIRDN2D = ("input", "kernel", "up", "down", "pad")
 _FUSED_ACT = ("input", "bias", "negative_slope", "scale")
 _GRID_SAMPLE = {
@@ -213,7 +220,7 @@ TARGETS = (
     Target(
         "rosinality",
         "conv_gradfix",
-        {"ConvGradFix.conv2d": CONV2D, "ConvGradFix.conv_transpose2d": _SWAPPED},
+        _GRADFIX_CLASS,
         _conv_gradfix,
         ("ConvGradFix.enabled.enabled", "ConvGradFix._no_weight_grad"),
     ),

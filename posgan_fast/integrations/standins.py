@@ -1,6 +1,7 @@
-"""Modules that foreign code imports and a current Python or torchvision no longer has, reduced to what that code uses.
+"""Stand-ins for modules that newer versions of Python, setuptools and torchvision removed.
 
-They answer an import only while the hooks are in place and only where no real module can be found.
+Each has only what the families' code uses. The hooks, while they are in place, load a stand-in when the real module
+cannot be found.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 
 
 def pkg_resources() -> ModuleType:
-    """setuptools removed it in version 82; the gradfix modules of NVlabs take parse_version from it."""
+    """Make pkg_resources, which setuptools 82 removed; NVlabs' gradfix modules use its parse_version."""
     import packaging.version
 
     module = ModuleType("pkg_resources", "Stand-in of posgan_fast: parse_version, get_distribution, packaging.")
@@ -28,25 +29,26 @@ def pkg_resources() -> ModuleType:
 
 
 def distutils() -> ModuleType:
-    """Python 3.12 removed it, setuptools brings it back where it is installed."""
+    """Make the package distutils, which Python 3.12 removed; setuptools, if installed, provides a real one."""
     return ModuleType("distutils", "Stand-in of posgan_fast: util.strtobool.")
 
 
 def distutils_util() -> ModuleType:
+    """Make distutils.util with strtobool, which NVlabs' dnnlib uses."""
     module = ModuleType("distutils.util", "Stand-in of posgan_fast: strtobool.")
     module.__dict__["strtobool"] = _strtobool
     return module
 
 
 def torchvision_models_utils() -> ModuleType:
-    """torchvision 0.11 removed it; genforce downloads its Inception network through it."""
+    """Make torchvision.models.utils, which torchvision 0.11 removed; genforce downloads its Inception network by it."""
     module = ModuleType("torchvision.models.utils", "Stand-in of posgan_fast: load_state_dict_from_url.")
     module.__dict__["load_state_dict_from_url"] = torch.hub.load_state_dict_from_url
     return module
 
 
 def torchvision_functional_tensor() -> ModuleType:
-    """torchvision 0.17 removed it; basicsr takes rgb_to_grayscale from it."""
+    """Make a module that torchvision 0.17 removed; basicsr imports rgb_to_grayscale from it."""
     functional = importlib.import_module("torchvision.transforms.functional")
     module = ModuleType("torchvision.transforms.functional_tensor", "Stand-in of posgan_fast: functional, as it is.")
     module.__dict__.update({name: value for name, value in vars(functional).items() if not name.startswith("_")})
@@ -63,7 +65,7 @@ STANDINS = {
 
 
 def _declare_namespace(name: str) -> None:
-    """Callers catch ImportError here and fall back to pkgutil."""
+    """Raise ImportError, which callers catch to use pkgutil instead."""
     raise ImportError(f"{name}: pkg_resources is a stand-in without declare_namespace")
 
 

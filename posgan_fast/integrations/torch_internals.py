@@ -1,10 +1,13 @@
-"""Two functions of torch itself. They enter the report when they have served a call, not before.
+"""Two functions of torch itself that are wrapped while the hooks are in force.
 
-``torch._C._jit_get_operation(name)``: until torch 1.10 it gave a function; ever since, a pair that cannot be called,
-and some names are gone. Gradfix code of that age (grid_sample classes, weight gradients of cuDNN) stops there.
+``torch._C._jit_get_operation(name)`` returned a function until torch 1.10. Today it returns a tuple, which cannot be
+called, and some names no longer exist. Older gradfix code (grid_sample classes, weight gradients of cuDNN) calls the
+result; the wrapper makes that work.
 
-``torch.jit._trace._check_trace``: compares a trace with a plain call of the same function. That call, too, must go
-through the foreign code's own ops, or rounding separates the two.
+``torch.jit._trace._check_trace`` compares a trace with a plain call of the traced function. The trace was made of the
+foreign code's own ops, so the plain call must use them too, or the two differ by rounding; the wrapper sees to it.
+
+The report lists these two when they serve a call, not when they are wrapped.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from typing import Any
 
 import torch
 
-from .engine import MORE, Patched, Replacement, Report, Target
+from .engine import MORE, Replacement, Target
+from .reports import Patched, Report
 
 _checks = 0
 
 
 def checking_trace() -> bool:
-    """Whether torch.jit.trace is comparing a trace with the function it was made of."""
+    """Return whether torch.jit.trace is comparing a trace with the traced function now."""
     return _checks > 0
 
 
@@ -40,7 +44,7 @@ def _jit_get_operation(module: ModuleType, report: Report) -> Mapping[str, Repla
 
 
 class _Operation(tuple):
-    """The pair (function, names of overloads) that torch returns now, callable as torch 1.10 allowed."""
+    """The tuple that torch returns, and at the same time a function, as torch 1.10 returned it."""
 
     def __new__(cls, found: tuple[Any, ...], served: Callable[..., Any]) -> _Operation:
         operation = super().__new__(cls, found)
@@ -61,7 +65,7 @@ def _grid_sampler_3d_backward(grad, input, grid, interpolation, padding, align_c
 
 def _weight_gradient(transposed: bool) -> Callable[..., torch.Tensor]:
     def backward_weight(weight_shape, grad, input, padding, stride, dilation, groups, *flags):
-        weight = input.new_empty(1).expand(weight_shape)  # only its shape is read
+        weight = input.new_empty(1).expand(weight_shape)  # only its shape is used
         output_padding = [0] * (input.ndim - 2)
         return torch.ops.aten.convolution_backward(
             grad,

@@ -1,4 +1,4 @@
-"""Whole networks, written with :mod:`posgan_fast.nn`, and the readers of their weights."""
+"""Whole networks built from :mod:`posgan_fast.nn`, and functions that load their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network in what a file holds: under whatever names, prefixes and wrappers training scripts put it."""
+"""Finding one network in the objects of a file, under the names, prefixes and wrappers of training scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .convert import SIGNATURES, check_weight, family_of
+from .conversion import SIGNATURES, check_weight, family_of
 from .opcodes import Unread
 from .pickles import PickledModule
 from .report import CheckpointError
@@ -17,26 +17,26 @@ from .report import CheckpointError
 
 @dataclass
 class Found:
-    """One network of a file, and what the file holds besides."""
+    """One network of a file, and notes on the rest of the file."""
 
     state: Mapping[str, Any]
-    module: PickledModule | None = None  # where the state is that of a whole module which knows its settings
+    module: PickledModule | None = None  # a whole module, which also stores settings
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def find(data: Any, network: str, ema: bool) -> Found:
-    """The one generator (averaged, if ``ema`` and there is one that is) or discriminator in nested containers.
+    """Find the one generator or discriminator in nested containers; with ``ema`` prefer an averaged generator.
 
-    A network is told by the names of its tensors. Of several, names such as "g_ema" or "netG" decide.
+    The names of its tensors identify a network. Among several networks, labels such as "g_ema" or "netG" decide.
 
     Raises:
-        CheckpointError: there is none, or several that could be meant.
+        CheckpointError: there is none, or more than one could be meant.
     """
     places = _Search(network).run(data)
     networks = [place for place in places if place.known]
-    if not networks:  # the converter says what is wrong with one that has the name only, or is all there is
-        networks = [place for place in places if place.labels and _IS[network].fullmatch(place.labels[-1])]
+    if not networks:  # take one by its label, or the only one: the converter then says what is wrong with it
+        networks = [place for place in places if place.labels and _LABELS[network].fullmatch(place.labels[-1])]
         networks = networks or [place for place in places if not place.labels and place.alone]
     averaged = [place for place in networks if place.averaged]
     training = [place for place in networks if not place.averaged]
@@ -62,25 +62,25 @@ def find(data: Any, network: str, ema: bool) -> Found:
 
 
 _INNER = "pass the inner state dictionary"
-_WORD = re.compile(r"(?:EMA|SWA)(?=[a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # "emaG" has two, as "G-ema2" has
+_WORD = re.compile(r"(?:EMA|SWA)(?=[a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # splits "emaG" and "G-ema2" in two
 _AVERAGED = re.compile(
     r"smooth(ed)?|running|shadow|averaged?|averages|averaging|avg|swa|gs|polyak|moving|mean|slow"
     r"|(g|net|netg|gen|generator|model)?ema(g|net|netg|gen|generator|model)?"
 )
 _KIND = r"(net_?)?({})(_?(ema|smooth|running|avg|state_dict))?"
-_IS = {  # names that say which network it is
+_LABELS = {  # labels that say which network lies under them
     "generator": re.compile(_KIND.format("g|gs|gen|generator|decoder"), re.IGNORECASE),
     "discriminator": re.compile(_KIND.format("d|dis|disc|discriminator"), re.IGNORECASE),
 }
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
 _STORES = {"_parameters", "_buffers", "_modules"}
 _LEVELS = 8
-_MOST = 64  # modules in a file, and prefixes in a dictionary
+_MOST = 64  # limit of the modules in a file, and of the prefixes in a dictionary
 
 
 @dataclass
 class _Container:
-    """A container on the way to a state, by its entry on that way."""
+    """A container around a state, and the name of the entry that leads to the state."""
 
     items: Sequence[tuple[str, Any]]
     name: str
@@ -89,15 +89,15 @@ class _Container:
 
 @dataclass
 class _Place:
-    """A state dictionary in the file, where it lies and what lies around it."""
+    """A state dictionary in the file, its labels from the outside in, and its surroundings."""
 
     labels: tuple[str, ...]
     state: Mapping[str, Any]
-    known: bool  # by the names of the tensors
-    alone: bool  # nothing but tensors
+    known: bool  # the names of the tensors are those of a family
+    alone: bool  # the dictionary holds nothing else
     module: PickledModule | None
     notes: list[str]
-    others: Mapping[str, Any]  # beside the tensors, in the same dictionary
+    others: Mapping[str, Any]  # other entries of the same dictionary
     above: _Container | None
 
     @property
@@ -109,10 +109,10 @@ class _Place:
         return any(_is_average(label) for label in self.labels)
 
     def is_named(self, network: str) -> bool:
-        return any(_IS[network].fullmatch(label) for label in self.labels)
+        return any(_LABELS[network].fullmatch(label) for label in self.labels)
 
     def around(self) -> Iterator[tuple[str, Any]]:
-        """Names and values in every container on the way, the inner ones first."""
+        """Yield the other names and values of every container around the state, the inner ones first."""
         yield from self.others.items()
         container = self.above
         while container is not None:
@@ -125,7 +125,7 @@ class _Place:
         left = {}
         for name, _ in self.around():
             first = name.split(".")[0]
-            network = any(pattern.fullmatch(first) for pattern in _IS.values())
+            network = any(pattern.fullmatch(first) for pattern in _LABELS.values())
             left[first] = "another network" if network else "not part of the network"
         return left
 
@@ -150,7 +150,7 @@ class _Search:
         return self.places
 
     def _visit(self, data: Any, labels: tuple[str, ...], above: _Container | None) -> list[Any]:
-        """Notes the states in a container, and returns the containers in it."""
+        """Collect the states in a container, and return the containers in it."""
         if id(data) in self.seen:
             return []
         self.seen.add(id(data))
@@ -207,7 +207,7 @@ class _Search:
 
 
 def _is_network(state: Mapping[str, Any], network: str) -> bool:
-    """The name that tells a family may be that of any layer: another one has to be there too."""
+    """Require a second name of the family, because other networks may have a layer of the first name."""
     family = family_of(state, network)
     return family is not None and _BESIDE[network][family] in state
 
@@ -235,12 +235,17 @@ def _is_average(label: str) -> bool:
 
 
 def _no_average(place: _Place, others: list[str]) -> list[str]:
-    """Notes on a generator that is no average, though one may lie beside it in a form that is not read."""
+    """Note that the generator is not averaged, and whether an average lies beside it in a form that is not read."""
     unread = set()
     for name, value in place.around():
         first = name.split(".")[0]
-        single = first == name and isinstance(value, torch.Tensor)  # such as latent_avg
-        if _is_average(first) and not single and not _IS["discriminator"].fullmatch(first) and _holds_weights(value):
+        single = first == name and isinstance(value, torch.Tensor)  # latent_avg, for example
+        if (
+            _is_average(first)
+            and not single
+            and not _LABELS["discriminator"].fullmatch(first)
+            and _holds_weights(value)
+        ):
             unread.add(first)
     if unread:
         some = ", ".join(f"{name:.80}" for name in sorted(unread)[:8])
@@ -251,7 +256,7 @@ def _no_average(place: _Place, others: list[str]) -> list[str]:
 
 
 def _holds_weights(data: Any) -> bool:
-    """Whether there is a tensor that is no counter in a value, or in containers in it."""
+    """Tell whether ``data`` is or contains a tensor other than a counter."""
     seen, level = set(), [data]
     for _ in range(_LEVELS):
         below: list[Any] = []
@@ -268,7 +273,7 @@ def _holds_weights(data: Any) -> bool:
 
 
 def _unwrapped(data: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[str]]:
-    """The entries without the names of wrappers, wherever in a path these stand."""
+    """Drop the names of wrappers from the paths of all entries; return the entries and notes."""
     found: set[str] = set()
     names: dict[Any, Any] = {}
     for name, value in data.items():
@@ -292,7 +297,7 @@ def _listed(data: Any) -> str:
 
 
 def _take_average(found: Found, place: _Place) -> None:
-    """rosinality keeps the average of w beside the network, pSp a copy for each layer."""
+    """Add the average of w, which rosinality stores beside the network, and pSp once for each layer."""
     beside = [value for name, value in place.around() if name == "latent_avg" and isinstance(value, torch.Tensor)]
     if not beside or "latent_avg" in found.state:
         return

@@ -1,7 +1,7 @@
-"""Where the families of StyleGAN2 keep their tensors.
+"""Tables of the names that each family of StyleGAN2 code gives its tensors.
 
-The left side of a table is the name in NVlabs' stylegan2-ada-pytorch, which ``stylegan2.py`` shares, the right side
-the name in the family. Templates are spelled out with
+A table maps the name in NVlabs' stylegan2-ada-pytorch, which is also the name in ``stylegan2.py``, to the name in the
+family. Both are templates over these numbers:
 
     generator      b = 1, 2, ... for the blocks of side r = 8, 16, ...; up = 2b-2, odd = 2b-1, even = 2b, below = b-1
     discriminator  d = 0, 1, ... for the blocks of side r = R, R/2, ..., 8; next = d+1, even = 2d, odd = 2d+1;
@@ -20,24 +20,25 @@ _RGB = ("weight", "bias", "affine.weight", "affine.bias")
 
 @dataclass(frozen=True)
 class Family:
-    """The tables of a family, and how its values differ from NVlabs'."""
+    """The tables of a family, and the ways in which its values differ from NVlabs'."""
 
     generator: Mapping[str, str]
     discriminator: Mapping[str, str]
-    generator_filter_sum: float = 1.0  # the sum of the FIR buffers; NVlabs puts the gain of 4 into the call
-    affine_plus: float = 0.0  # added at run time there, part of the stored bias here
-    flipped_up: bool = False  # the kernels of the up-sampling convolutions are stored mirrored
-    mirrored_filters: bool = False  # FIR buffers are applied as correlation there, as convolution here
-    placeholders: Mapping[str, str] = field(default_factory=dict)  # name: why it holds nothing
+    generator_filter_sum: float = 1.0  # sum of a FIR buffer: 4 where it includes the gain of upsampling
+    affine_plus: float = 0.0  # added to styles at run time, where NVlabs stores it in the bias
+    flipped_up: bool = False  # kernels of upsampling convolutions are stored mirrored
+    mirrored_filters: bool = False  # FIR buffers are correlated, where NVlabs convolves
+    placeholders: Mapping[str, str] = field(default_factory=dict)  # name: reason why it holds nothing
     note: str = ""
 
 
-def _together(there: str, here: str, parts: Mapping[str, str]) -> dict[str, str]:
-    return {f"{here}.{ours}": f"{there}.{theirs}" for ours, theirs in parts.items()}
+def _module(source: str, name: str, parts: Mapping[str, str]) -> dict[str, str]:
+    """Map the tensors of NVlabs' module ``name`` to those of the family's module ``source``."""
+    return {f"{name}.{ours}": f"{source}.{theirs}" for ours, theirs in parts.items()}
 
 
 def _same(prefix: str, parts: tuple[str, ...]) -> dict[str, str]:
-    return _together(prefix, prefix, {part: part for part in parts})
+    return _module(prefix, prefix, {part: part for part in parts})
 
 
 _NVLABS = Family(
@@ -75,18 +76,18 @@ _ROS_LAYER = {**_ROS_RGB, "bias": "activate.bias", "noise_strength": "noise.weig
 
 _ROSINALITY = Family(
     generator={
-        **_together("style.{next_j}", "mapping.fc{j}", {"weight": "weight", "bias": "bias"}),
+        **_module("style.{next_j}", "mapping.fc{j}", {"weight": "weight", "bias": "bias"}),
         "mapping.w_avg": "latent_avg",  # beside the network in the file
         "synthesis.b4.const": "input.input",
-        **_together("conv1", "synthesis.b4.conv1", _ROS_LAYER),
+        **_module("conv1", "synthesis.b4.conv1", _ROS_LAYER),
         "synthesis.b4.conv1.noise_const": "noises.noise_0",
-        **_together("to_rgb1", "synthesis.b4.torgb", _ROS_RGB),
+        **_module("to_rgb1", "synthesis.b4.torgb", _ROS_RGB),
         "synthesis.b{r}.resample_filter": "to_rgbs.{below}.upsample.kernel",
-        **_together("convs.{up}", "synthesis.b{r}.conv0", {**_ROS_LAYER, "resample_filter": "conv.blur.kernel"}),
+        **_module("convs.{up}", "synthesis.b{r}.conv0", {**_ROS_LAYER, "resample_filter": "conv.blur.kernel"}),
         "synthesis.b{r}.conv0.noise_const": "noises.noise_{odd}",
-        **_together("convs.{odd}", "synthesis.b{r}.conv1", _ROS_LAYER),
+        **_module("convs.{odd}", "synthesis.b{r}.conv1", _ROS_LAYER),
         "synthesis.b{r}.conv1.noise_const": "noises.noise_{even}",
-        **_together("to_rgbs.{below}", "synthesis.b{r}.torgb", _ROS_RGB),
+        **_module("to_rgbs.{below}", "synthesis.b{r}.torgb", _ROS_RGB),
     },
     discriminator={
         "b{R}.fromrgb.weight": "convs.0.0.weight",
@@ -100,8 +101,8 @@ _ROSINALITY = Family(
         "b{r}.skip.weight": "convs.{next}.skip.1.weight",
         "b4.conv.weight": "final_conv.0.weight",
         "b4.conv.bias": "final_conv.1.bias",
-        **_together("final_linear.0", "b4.fc", {"weight": "weight", "bias": "bias"}),
-        **_together("final_linear.1", "b4.out", {"weight": "weight", "bias": "bias"}),
+        **_module("final_linear.0", "b4.fc", {"weight": "weight", "bias": "bias"}),
+        **_module("final_linear.1", "b4.out", {"weight": "weight", "bias": "bias"}),
     },
     generator_filter_sum=4.0,
 )
@@ -114,17 +115,17 @@ _MMG_LINEAR = {"weight": "linear.weight_orig", "bias": "bias"}
 
 _MMGENERATION = Family(
     generator={
-        **_together("style_mapping.{next_j}", "mapping.fc{j}", _MMG_LINEAR),
+        **_module("style_mapping.{next_j}", "mapping.fc{j}", _MMG_LINEAR),
         "synthesis.b4.const": "constant_input.input",
-        **_together("conv1", "synthesis.b4.conv1", _MMG_LAYER),
+        **_module("conv1", "synthesis.b4.conv1", _MMG_LAYER),
         "synthesis.b4.conv1.noise_const": "injected_noise_0",
-        **_together("to_rgb1", "synthesis.b4.torgb", _MMG_RGB),
+        **_module("to_rgb1", "synthesis.b4.torgb", _MMG_RGB),
         "synthesis.b{r}.resample_filter": "to_rgbs.{below}.upsample.kernel",
-        **_together("convs.{up}", "synthesis.b{r}.conv0", {**_MMG_LAYER, "resample_filter": "conv.blur.kernel"}),
+        **_module("convs.{up}", "synthesis.b{r}.conv0", {**_MMG_LAYER, "resample_filter": "conv.blur.kernel"}),
         "synthesis.b{r}.conv0.noise_const": "injected_noise_{odd}",
-        **_together("convs.{odd}", "synthesis.b{r}.conv1", _MMG_LAYER),
+        **_module("convs.{odd}", "synthesis.b{r}.conv1", _MMG_LAYER),
         "synthesis.b{r}.conv1.noise_const": "injected_noise_{even}",
-        **_together("to_rgbs.{below}", "synthesis.b{r}.torgb", _MMG_RGB),
+        **_module("to_rgbs.{below}", "synthesis.b{r}.torgb", _MMG_RGB),
     },
     discriminator={
         "b{R}.fromrgb.weight": "convs.0.0.conv.weight_orig",
@@ -138,8 +139,8 @@ _MMGENERATION = Family(
         "b{r}.skip.weight": "convs.{next}.skip.1.conv.weight_orig",
         "b4.conv.weight": "final_conv.0.conv.weight_orig",
         "b4.conv.bias": "final_conv.1.bias",
-        **_together("final_linear.0", "b4.fc", _MMG_LINEAR),
-        **_together("final_linear.1", "b4.out", _MMG_LINEAR),
+        **_module("final_linear.0", "b4.fc", _MMG_LINEAR),
+        **_module("final_linear.1", "b4.out", _MMG_LINEAR),
     },
     generator_filter_sum=4.0,
     placeholders={"head_pos_enc._float_tensor": "remembers a device and a dtype, its value was never set"},
@@ -152,30 +153,30 @@ _WEIGHT_BIAS = {"weight": "weight", "bias": "bias"}
 
 _HAMMER = Family(
     generator={
-        **_together("mapping.embedding", "mapping.embed", _WEIGHT_BIAS),
-        **_together("mapping.dense{j}", "mapping.fc{j}", _WEIGHT_BIAS),
+        **_module("mapping.embedding", "mapping.embed", _WEIGHT_BIAS),
+        **_module("mapping.dense{j}", "mapping.fc{j}", _WEIGHT_BIAS),
         "mapping.w_avg": "w_avg",
         "synthesis.b4.const": "synthesis.early_layer.const",
-        **_together("synthesis.layer0", "synthesis.b4.conv1", _HAMMER_LAYER),
-        **_together("synthesis.output0", "synthesis.b4.torgb", _HAMMER_RGB),
+        **_module("synthesis.layer0", "synthesis.b4.conv1", _HAMMER_LAYER),
+        **_module("synthesis.output0", "synthesis.b4.torgb", _HAMMER_RGB),
         "synthesis.b{r}.resample_filter": "synthesis.filter",
-        **_together("synthesis.residual{b}", "synthesis.b{r}.skip", {"weight": "weight", "resample_filter": "filter"}),
-        **_together("synthesis.layer{odd}", "synthesis.b{r}.conv0", {**_HAMMER_LAYER, "resample_filter": "filter"}),
-        **_together("synthesis.layer{even}", "synthesis.b{r}.conv1", _HAMMER_LAYER),
-        **_together("synthesis.output{b}", "synthesis.b{r}.torgb", _HAMMER_RGB),
+        **_module("synthesis.residual{b}", "synthesis.b{r}.skip", {"weight": "weight", "resample_filter": "filter"}),
+        **_module("synthesis.layer{odd}", "synthesis.b{r}.conv0", {**_HAMMER_LAYER, "resample_filter": "filter"}),
+        **_module("synthesis.layer{even}", "synthesis.b{r}.conv1", _HAMMER_LAYER),
+        **_module("synthesis.output{b}", "synthesis.b{r}.torgb", _HAMMER_RGB),
     },
     discriminator={
-        **_together("embedding", "mapping.embed", _WEIGHT_BIAS),
-        **_together("mapping{j}", "mapping.fc{j}", _WEIGHT_BIAS),
+        **_module("embedding", "mapping.embed", _WEIGHT_BIAS),
+        **_module("mapping{j}", "mapping.fc{j}", _WEIGHT_BIAS),
         "b{r}.resample_filter": "filter",
-        **_together("input{d}", "b{r}.fromrgb", _WEIGHT_BIAS),
-        **_together("layer{even}", "b{r}.conv0", _WEIGHT_BIAS),
-        **_together("layer{odd}", "b{r}.conv1", {**_WEIGHT_BIAS, "resample_filter": "filter"}),
-        **_together("residual{d}", "b{r}.skip", {"weight": "weight", "resample_filter": "filter"}),
-        **_together("input{depth}", "b4.fromrgb", _WEIGHT_BIAS),
-        **_together("layer{last}", "b4.conv", _WEIGHT_BIAS),
-        **_together("layer{fc}", "b4.fc", _WEIGHT_BIAS),
-        **_together("output", "b4.out", _WEIGHT_BIAS),
+        **_module("input{d}", "b{r}.fromrgb", _WEIGHT_BIAS),
+        **_module("layer{even}", "b{r}.conv0", _WEIGHT_BIAS),
+        **_module("layer{odd}", "b{r}.conv1", {**_WEIGHT_BIAS, "resample_filter": "filter"}),
+        **_module("residual{d}", "b{r}.skip", {"weight": "weight", "resample_filter": "filter"}),
+        **_module("input{depth}", "b4.fromrgb", _WEIGHT_BIAS),
+        **_module("layer{last}", "b4.conv", _WEIGHT_BIAS),
+        **_module("layer{fc}", "b4.fc", _WEIGHT_BIAS),
+        **_module("output", "b4.out", _WEIGHT_BIAS),
     },
 )
 
@@ -188,14 +189,14 @@ _GENFORCE = Family(
     },
     discriminator={
         "b{r}.resample_filter": "downsample.kernel",
-        **_together("input{d}", "b{r}.fromrgb", _WEIGHT_BIAS),
-        **_together("layer{even}", "b{r}.conv0", _WEIGHT_BIAS),
-        **_together("layer{odd}", "b{r}.conv1", {**_WEIGHT_BIAS, "resample_filter": "filter.kernel"}),
-        **_together("skip_layer{d}", "b{r}.skip", {"weight": "weight", "resample_filter": "filter.kernel"}),
-        **_together("input{depth}", "b4.fromrgb", _WEIGHT_BIAS),
-        **_together("layer{last}", "b4.conv", _WEIGHT_BIAS),
-        **_together("layer{fc}", "b4.fc", _WEIGHT_BIAS),
-        **_together("layer{out}", "b4.out", _WEIGHT_BIAS),
+        **_module("input{d}", "b{r}.fromrgb", _WEIGHT_BIAS),
+        **_module("layer{even}", "b{r}.conv0", _WEIGHT_BIAS),
+        **_module("layer{odd}", "b{r}.conv1", {**_WEIGHT_BIAS, "resample_filter": "filter.kernel"}),
+        **_module("skip_layer{d}", "b{r}.skip", {"weight": "weight", "resample_filter": "filter.kernel"}),
+        **_module("input{depth}", "b4.fromrgb", _WEIGHT_BIAS),
+        **_module("layer{last}", "b4.conv", _WEIGHT_BIAS),
+        **_module("layer{fc}", "b4.fc", _WEIGHT_BIAS),
+        **_module("layer{out}", "b4.out", _WEIGHT_BIAS),
     },
     generator_filter_sum=4.0,
     affine_plus=1.0,
@@ -214,15 +215,14 @@ MAX_LOG2 = 11  # sides up to 2048
 
 
 def expand(table: Mapping[str, str], network: str, log2: int, mapping_layers: int) -> dict[str, str]:
-    """A table spelled out for images of side ``2 ** log2``: name here -> name there."""
+    """Fill in a table for images of side ``2 ** log2``; maps NVlabs' names to the family's."""
     blocks = list(_blocks(network, log2))
     layers = [{"j": j, "next_j": j + 1} for j in range(mapping_layers)]
     always = {"R": 2**log2, "depth": log2 - 2, "last": 2 * log2 - 4, "fc": 2 * log2 - 3, "out": 2 * log2 - 2}
     names = {}
-    for here, there in table.items():
-        spelled = layers if "{j}" in here else blocks if "{r}" in here else [{}]
-        for numbers in spelled:
-            names[here.format(**always, **numbers)] = there.format(**always, **numbers)
+    for name, source in table.items():
+        for numbers in layers if "{j}" in name else blocks if "{r}" in name else [{}]:
+            names[name.format(**always, **numbers)] = source.format(**always, **numbers)
     return names
 
 

@@ -1,4 +1,4 @@
-"""Kinds of files, told by their first bytes, and the way out for a file that holds no weights for this library."""
+"""Recognising the kind of a file by its first bytes, and advice for files that hold no weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .opcodes import AGAIN
+from .opcodes import DOWNLOAD_AGAIN
 from .pickles import LEGACY, Array, first_line, read_pickle
 from .report import CheckpointError, UnsafeFileError
 from .torchfiles import read_legacy, read_zip
@@ -17,12 +17,20 @@ from .torchfiles import read_legacy, read_zip
 def read_checkpoint(path: str | os.PathLike) -> Any:
     """Read the objects in a file, tensors on the CPU; nothing in it runs.
 
-    Files of torch and of safetensors and NVlabs' network pickles are told apart by their content, under any name.
-    Settings beside the weights that are no text, numbers or containers of these become inert objects.
+    The content, not the name, tells whether torch, safetensors or NVlabs wrote the file. Settings beside the weights
+    become inert objects, unless they are text, numbers or containers of these.
 
     Raises:
-        UnsafeFileError, CheckpointError: as in ``load_generator``.
-        ImportError: a file of safetensors, without that package.
+        UnsafeFileError, CheckpointError: as in :func:`load_generator`.
+        ImportError: the file needs the package safetensors, which is missing.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "weights.pt")
+        ...     torch.save({"g_ema": {"bias": torch.zeros(2)}}, path)
+        ...     read_checkpoint(path)
+        {'g_ema': {'bias': tensor([0., 0.])}}
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -42,7 +50,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
 
 
 _START = 1 << 20
-_LEGACY = re.compile(rb"\x80.(\x95.{8})?" + re.escape(LEGACY[2:]), re.DOTALL)  # of any protocol
+_LEGACY = re.compile(rb"\x80.(\x95.{8})?" + re.escape(LEGACY[2:]), re.DOTALL)  # any protocol
 
 
 def _read_pickle(file: BinaryIO, start: bytes) -> Any:
@@ -77,7 +85,7 @@ def _read_safetensors(path: Path) -> Any:
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if 8 + header > path.stat().st_size:
-        raise CheckpointError(f"a file of safetensors, cut short inside its header of {header} bytes; {AGAIN}")
+        raise CheckpointError(f"a file of safetensors, cut short inside its header of {header} bytes; {DOWNLOAD_AGAIN}")
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -85,12 +93,12 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:
-        raise CheckpointError(f"damaged file of safetensors: {first_line(error)}; {AGAIN}") from None
+        raise CheckpointError(f"damaged file of safetensors: {first_line(error)}; {DOWNLOAD_AGAIN}") from None
 
 
 _PAGE = "an HTML page, not the file of weights that its link is for: download the file itself"
-_KINDS: tuple[tuple[str, str], ...] = (  # what the first bytes match, and what to do
-    (r"\Z", f"empty, 0 bytes: {AGAIN}"),
+_KINDS: tuple[tuple[str, str], ...] = (  # pattern of the first bytes, advice
+    (r"\Z", f"empty, 0 bytes: {DOWNLOAD_AGAIN}"),
     (r"version https://git-lfs", "a pointer of Git LFS in place of the file: run git lfs pull in its repository"),
     (r"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", _PAGE),
     (r"\x93NUMPY", "a NumPy array (.npy), expected weights as torch saves them"),

@@ -1,4 +1,4 @@
-"""Weights of StyleGAN2 networks, from the files of every family into this library's models."""
+"""Loading the weights of every family into this library's StyleGAN2 networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from ..ops.common import checks
 from ..ops.common.activations import ACTIVATIONS
 from .containers import Found, find
-from .convert import State, convert_discriminator, convert_generator, positive
+from .conversion import State, positive
+from .convert import convert_discriminator, convert_generator
 from .families import MAX_LOG2
 from .files import read_checkpoint
 from .opcodes import Unread
@@ -22,48 +23,66 @@ Source = str | os.PathLike | Mapping[str, Any] | Sequence[Any]
 
 
 def load_generator(source: Source, family: str | None = None, *, ema: bool = True, **overrides: Any) -> Generator:
-    """The generator in a file, in eval mode, with a ``LoadReport`` as its ``report``.
+    """Load the generator in a file, in eval mode and with a :class:`LoadReport` as its ``report``.
 
-    The ``eps`` of demodulation joins sums over unscaled weights, as in NVlabs' and Hammer's code. The other families
-    scale them first, which float32 shows beside styles near zero only.
+    Demodulation adds ``eps`` to sums over unscaled weights, as NVlabs and Hammer do. The other families scale the
+    weights first; in float32 the difference shows only for styles near zero.
 
     Args:
-        source: a file, what ``read_checkpoint`` made of it, or a state dictionary; networks may lie in dictionaries,
-            lists and tuples, and their names under prefixes and those of wrappers.
-        family: "nvlabs", "rosinality", "mmgeneration", "hammer" (PadInv too) or "genforce"; None: told by the names.
-        ema: take the averaged generator where the file has one (the report notes where it has none); False: the
-            generator in training.
-        overrides: arguments of ``Generator`` in place of the inferred ones, for what tensors do not tell:
-            ``report.assumed`` lists that. What is given decides. ``head="spe"`` has no tensors, and must be given for a
-            state dictionary of this library's own.
+        source: a path, the result of :func:`read_checkpoint`, or a state dictionary. The network may lie inside
+            dictionaries, lists and tuples, and its names may have prefixes, such as those of wrappers.
+        family: "nvlabs", "rosinality", "mmgeneration", "hammer" (PadInv too) or "genforce"; None: inferred from the
+            names.
+        ema: True takes the averaged generator, or the one in training if there is no other, which the report notes;
+            False takes the one in training.
+        overrides: arguments of ``Generator`` that replace inferred ones. ``report.assumed`` lists the arguments that
+            no tensor tells. A state dictionary of this library whose head is "spe" needs ``head="spe"``, since that
+            head has no tensors.
 
     Raises:
         UnsafeFileError: the file asks for code.
-        CheckpointError: it is damaged, does not hold such a network, or its tensors contradict an argument.
-        TypeError: an override that is no argument of ``Generator``.
+        CheckpointError: the file is damaged, does not hold such a network, or its tensors contradict an argument.
+        TypeError: an override is no argument of ``Generator``.
+
+    Example:
+        >>> weights = Generator(8, w_dim=16, channel_max=8, mapping_layers=1).state_dict()  # or the path of a file
+        >>> generator = load_generator(weights)
+        >>> generator.report.family, generator.report.settings["size"]
+        ('nvlabs', 8)
     """
     checks.flag(ema, "ema")
     _check_overrides(overrides, Generator)
     found = find(_read(source), "generator", ema)
     facts, notes = _facts(found.module, "generator")
     known = facts | overrides
-    told: dict[str, Any] = {name: overrides.get(name) for name in ("head", "head_size", "no_pad")}
-    told["lr_multiplier"] = known.get("lr_multiplier", 0.01)
-    told["mapping_activation"] = known.get("mapping_activation") or known.get("activation", "lrelu")
-    state, report = convert_generator(found.state, family, **told)
+    arguments: dict[str, Any] = {name: overrides.get(name) for name in ("head", "head_size", "no_pad")}
+    arguments["lr_multiplier"] = known.get("lr_multiplier", 0.01)
+    arguments["mapping_activation"] = known.get("mapping_activation") or known.get("activation", "lrelu")
+    state, report = convert_generator(found.state, family, **arguments)
     report.notes += notes
-    return _built(state, report, found, facts, overrides)
+    return _build(state, report, found, facts, overrides)
 
 
 def load_discriminator(source: Source, family: str | None = None, **overrides: Any) -> Discriminator:
-    """The discriminator in a file; see ``load_generator``."""
+    """Load the discriminator in a file; see :func:`load_generator`.
+
+    Args:
+        source: a path, the result of :func:`read_checkpoint`, or a state dictionary.
+        family: as in :func:`load_generator`.
+        overrides: arguments of ``Discriminator`` that replace inferred ones.
+
+    Example:
+        >>> weights = Discriminator(8, channel_max=8).state_dict()  # or the path of a file
+        >>> load_discriminator(weights).report.assumed["mbstd_group_size"]
+        '4; a state dictionary does not tell'
+    """
     _check_overrides(overrides, Discriminator)
     found = find(_read(source), "discriminator", ema=False)
     facts, notes = _facts(found.module, "discriminator")
-    told = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
-    state, report = convert_discriminator(found.state, family, **told)
+    arguments = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
+    state, report = convert_discriminator(found.state, family, **arguments)
     report.notes += notes
-    return _built(state, report, found, facts, overrides)
+    return _build(state, report, found, facts, overrides)
 
 
 def _check_overrides(overrides: Mapping[str, Any], network: type) -> None:
@@ -81,33 +100,33 @@ def _read(source: Source) -> Any:
     raise TypeError(f"source: expected a path or a state dictionary, got {type(source).__name__}")
 
 
-def _built(
+def _build(
     state: State, report: LoadReport, found: Found, facts: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Any:
-    """The model, made from the settings and filled strictly."""
+    """Build the model from the settings, and load every tensor into it."""
     report.left |= found.left
     report.notes += found.notes
     for name, value in _untold(report).items() if found.module is None else ():
         report.assumed.setdefault(name, f"{value}; a state dictionary does not tell")
-    told = {name: value for name, value in report.settings.items() if name not in report.assumed}
+    inferred = {name: value for name, value in report.settings.items() if name not in report.assumed}
     report.settings |= {**facts, **overrides}
     report.assumed = {name: why for name, why in report.assumed.items() if name not in overrides}
     network = Generator if report.network == "generator" else Discriminator
     try:
-        return _filled(network(**report.settings), state, report)
+        return _fill(network(**report.settings), state, report)
     except RuntimeError as error:
         against = [
-            f"{name}: expected {told[name]!r}, which the tensors tell, got {value!r}"
+            f"{name}: expected {inferred[name]!r}, which the tensors tell, got {value!r}"
             for name, value in overrides.items()
-            if name in told and told[name] != value
+            if name in inferred and inferred[name] != value
         ]
         why = "; ".join(against) or f"the {report.network} does not fit into {network.__name__}: {error}"
         raise CheckpointError(why) from None
 
 
 def _untold(report: LoadReport) -> dict[str, str]:
-    """Name what no tensor tells: arguments and their defaults, in words."""
-    settings, own = report.settings, report.family == "nvlabs"  # these names are this library's too
+    """List the arguments that no tensor tells, with their defaults in words."""
+    settings, own = report.settings, report.family == "nvlabs"  # this library's state has NVlabs' names
     values = {"conv_clamp": "None", "activation": '"lrelu"'}
     if report.network == "generator" or settings["c_dim"]:
         values |= {"mapping_activation": "that of the convolutions", "lr_multiplier": "0.01"}
@@ -122,8 +141,8 @@ def _untold(report: LoadReport) -> dict[str, str]:
     return values
 
 
-def _filled(model: Any, state: State, report: LoadReport) -> Any:
-    """The model with the tensors of ``state``; filters belong to the layers that resample, there or here."""
+def _fill(model: Any, state: State, report: LoadReport) -> Any:
+    """Load ``state``; filters may differ, because families keep them in different layers."""
     own = model.state_dict()
     for name in [name for name in state if name.endswith("resample_filter") and name not in own]:
         report.left[name] = "the layer does not resample, and keeps no filter here"
@@ -137,7 +156,7 @@ def _filled(model: Any, state: State, report: LoadReport) -> Any:
 
 
 def _facts(module: PickledModule | None, network: str) -> tuple[dict[str, Any], list[str]]:
-    """The arguments that a pickled module knows beyond its tensors, and notes on the rest."""
+    """Read the arguments that a pickled module stores beside its tensors; return them and notes."""
     if module is None:
         return {}, []
     generator = network == "generator"

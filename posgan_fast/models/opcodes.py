@@ -1,9 +1,9 @@
-"""The pickle opcodes of protocols 2 to 5 that files of weights use, walked by a machine that runs nothing.
+"""A pickle machine for the opcodes that files of weights use (protocols 2 to 5), which runs no code of the file.
 
-A name in a file stands for what the caller's table has under it. Any other name is refused, or, in files that keep
-settings beside the weights, becomes an ``Unread`` that stays inert whatever the file does with it. What is built is
-counted in bytes, and may take no more than a multiple of the file: objects can be named again and again, and copies
-of copies would grow with the square of the file and beyond.
+The caller gives a table of the names that a file may use and the objects that they stand for. The machine refuses any
+other name; in files that keep settings beside the weights it makes such a name an inert ``Unread``. The machine counts
+the bytes of everything that it builds and stops at a multiple of the file's size, because a pickle can name an object
+again and again, and copies of copies grow faster than the square of the file.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any, BinaryIO
 
 from .report import CheckpointError, UnsafeFileError
 
-AGAIN = "download or copy it again"  # what helps with a file that is damaged
+DOWNLOAD_AGAIN = "download or copy it again"  # advice for damaged files
 
 
 @dataclass(frozen=True)
 class Global:
-    """A name of the table: callable by REDUCE, and by NEWOBJ where it stands for a class."""
+    """An entry of the table: REDUCE may call it, and NEWOBJ too if it stands for a class."""
 
     build: Callable[..., Any]
     is_class: bool = False
-    cost: int = 0  # bytes that it builds, at most, for each element of an argument
+    cost: int = 0  # upper bound of the bytes that it builds for each element of an argument
 
 
-DICT = Global(dict, is_class=True)  # OrderedDict(), OrderedDict([[key, value], ...]) and EasyDict()
+DICT = Global(dict, is_class=True)  # serves OrderedDict(), OrderedDict([[key, value], ...]) and EasyDict()
 
 
 class Unread:
-    """Stands for a class, function or object that weights have no need of: its name, and the state it was given."""
+    """Replaces a class, function or object that weights do not need; keeps its name and its state."""
 
     __slots__ = ("attributes", "class_name")
 
@@ -46,7 +46,7 @@ class Unread:
 
 
 class Stateful:
-    """Takes a state by BUILD, at ``cost`` bytes for each element of the state."""
+    """An object that BUILD may give a state, at ``cost`` bytes for each element of the state."""
 
     cost = 0
 
@@ -55,7 +55,7 @@ class Stateful:
 
 
 def key(value: Any) -> str | int:
-    """Only these as keys: hashing a deeply nested tuple ends in the C stack, and large ints can share one hash."""
+    """Return ``value`` if it is safe as a key: nested tuples overflow the C stack, and large ints can collide."""
     if not isinstance(value, (str, int)):
         raise CheckpointError(f"a dictionary key of type {type(value).__name__}")
     if not is_key(value):
@@ -68,12 +68,12 @@ def is_key(value: Any) -> bool:
 
 
 class Machine:
-    """One pickle at the place of ``file``, which has ``size`` bytes from there on.
+    """Reads one pickle from the position of ``file``, behind which there are ``size`` bytes.
 
     Args:
-        names: what the names in the file stand for.
-        steps: what the opcodes do; None: ``STEPS``.
-        lenient: other names than these become ``Unread``, and what is done to an ``Unread`` is ignored.
+        names: the names that the file may use, and the objects that they stand for.
+        handlers: a function for each opcode; None: ``HANDLERS``.
+        lenient: True turns other names into ``Unread`` and ignores operations on these; False refuses them.
         factor: bytes that may be built for each byte of the file.
     """
 
@@ -82,14 +82,14 @@ class Machine:
         file: BinaryIO,
         size: int,
         names: Mapping[str, Any],
-        steps: Mapping[bytes, Callable] | None = None,
+        handlers: Mapping[bytes, Callable] | None = None,
         *,
         lenient: bool = False,
         factor: int = 16,  # networks take 3 to 5 times their file
     ) -> None:
         self.file, self.size, self.left, self.lenient = file, size, size, lenient
-        self.names, self.steps = names, STEPS if steps is None else steps
-        self.most = self.budget = _FLOOR + factor * size
+        self.names, self.handlers = names, HANDLERS if handlers is None else handlers
+        self.limit = self.budget = _FLOOR + factor * size
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -97,13 +97,13 @@ class Machine:
     def run(self) -> Any:
         try:
             while (opcode := self.take(1)) != pickle.STOP:
-                step = self.steps.get(opcode)
-                if step is None:
+                handler = self.handlers.get(opcode)
+                if handler is None:
                     known = _OPCODE_NAMES.get(opcode)
                     if known is None or self.size - self.left == 1:
                         raise CheckpointError(f"no pickle of a network: byte {opcode!r} at {self.size - self.left - 1}")
                     raise UnsafeFileError(f"refused, uses the pickle opcode {known}, which weights have no need of")
-                step(self)
+                handler(self)
             (result,) = self.stack
             return result
         except CheckpointError:
@@ -111,16 +111,19 @@ class Machine:
         except Exception as error:
             place = self.size - self.left
             raise CheckpointError(
-                f"broken pickle, at byte {place}: {type(error).__name__}: {error}; {AGAIN}, or save it with torch.save"
+                f"broken pickle, at byte {place}: {type(error).__name__}: {error}; "
+                f"{DOWNLOAD_AGAIN}, or save it with torch.save"
             ) from None
 
     def take(self, count: int) -> bytes:
         if count > self.left:
-            raise CheckpointError(f"cut short: {count} bytes announced, {self.left} left of {self.size}; {AGAIN}")
+            raise CheckpointError(
+                f"cut short: {count} bytes announced, {self.left} left of {self.size}; {DOWNLOAD_AGAIN}"
+            )
         self.left -= count
         data = self.file.read(count)
         if len(data) != count:
-            raise CheckpointError(f"cut short while reading {count} bytes; {AGAIN}")
+            raise CheckpointError(f"cut short while reading {count} bytes; {DOWNLOAD_AGAIN}")
         return data
 
     def number(self, layout: str) -> Any:
@@ -135,7 +138,7 @@ class Machine:
         self.budget -= cost
         if self.budget < 0:
             raise CheckpointError(
-                f"would take more than {self.most} bytes of memory, too much for a file of {self.size}"
+                f"would take more than {self.limit} bytes of memory, too much for a file of {self.size}"
             )
 
     def push(self, value: Any) -> None:
@@ -231,17 +234,17 @@ class Machine:
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Stateful):
-            own = type(target)  # the file may have given the target attributes of these names
-            self.spend_on((state,), own.cost)
-            own.__setstate__(target, state)
-        elif self.lenient:  # of anything else only the stores of modules are of use
+            kind = type(target)  # not the instance, to which the file may have given attributes of these names
+            self.spend_on((state,), kind.cost)
+            kind.__setstate__(target, state)
+        elif self.lenient:  # modules keep their tensors in this state; other objects are of no use
             if isinstance(target, Unread) and type(state) is dict:
                 target.attributes = state
         elif type(target) is not dict:  # attributes of a dictionary, such as _metadata, are not needed
             raise UnsafeFileError(f"refused, sets attributes of a {type(target).__name__}")
 
 
-# Nothing is run, whatever its name. A file that asks for these was made to harm, and whoever opens it should know.
+# The machine runs none of these either. It refuses a file that names them, because only an attack does.
 _HOSTILE = re.compile(
     r"(os|posix|nt|subprocess|commands|sys|shutil|runpy|pty|socket|ctypes|importlib|marshal|pickle|_pickle)\."
     r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|__import__|open|input|breakpoint|globals|locals|vars)$"
@@ -257,12 +260,12 @@ def _bytes(layout: str) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(layout)))
 
 
-_FLOOR = 1 << 22  # for files that are nearly all structure, at ten times and more
+_FLOOR = 1 << 22  # small files that are nearly all structure take ten times their size and more
 _SIZED = {str, bytes, list, tuple, dict, set}
 _PLAIN = {type(None), bool, int, float} | _SIZED
-_OBJECT = {Unread: 128, Global: 0}  # others: a tensor that shares its storage, or a module
+_OBJECT = {Unread: 128, Global: 0}  # bytes; others are tensors that share a storage, or modules
 _OPCODE_NAMES = {value: name for name, value in vars(pickle).items() if name.isupper() and isinstance(value, bytes)}
-STEPS: dict[bytes, Callable[[Machine], Any]] = {
+HANDLERS: dict[bytes, Callable[[Machine], Any]] = {
     pickle.PROTO: Machine.protocol,
     pickle.FRAME: lambda m: m.number("<Q"),
     pickle.NONE: lambda m: m.push(None),

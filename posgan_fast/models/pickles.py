@@ -1,9 +1,9 @@
 """Network pickles of stylegan2-ada-pytorch and stylegan3, read without running anything that is in them.
 
-These files hold whole modules, with the source code of their classes (``torch_utils.persistence``) for the reader
-to execute. Here the small machine of ``opcodes.py`` walks the pickle instead. It knows the names in ``GLOBALS``, each
-bound to a function of this file that only builds data; any other is refused. Modules become inert ``PickledModule``s,
-their source is dropped unread, and what a storage says of itself is walked by the same machine, without callables.
+These files hold whole modules, with the source code of their classes (``torch_utils.persistence``), which NVlabs'
+reader executes. Here the machine of ``opcodes.py`` reads the pickle instead. It knows the names in ``GLOBALS``, whose
+functions only build data, and refuses any other. Modules become inert ``PickledModule``s, and their source is dropped
+unread. The pickles inside a storage go through the same machine, with no callable at all.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .opcodes import DICT, STEPS, Global, Machine, Stateful, Unread, key
+from .opcodes import DICT, HANDLERS, Global, Machine, Stateful, Unread, key
 from .report import CheckpointError, UnsafeFileError
 
 
 def read_pickle(file: BinaryIO) -> Any:
-    """The object pickled at the start of ``file``: dicts, lists, tensors, numbers and ``PickledModule``s.
+    """Read the object pickled at the position of ``file``: dicts, lists, tensors, numbers and ``PickledModule``s.
 
     Raises:
-        UnsafeFileError: for a name or an opcode outside the lists, which is named.
-        CheckpointError: where the file is cut short, is no pickle, or would take memory out of proportion to its size.
+        UnsafeFileError: the file uses a name or an opcode that is not listed.
+        CheckpointError: the file is cut short, is no pickle, or would take memory out of proportion to its size.
     """
     start = file.tell()
     size = file.seek(0, io.SEEK_END) - start
@@ -33,12 +33,12 @@ def read_pickle(file: BinaryIO) -> Any:
 
 
 class PickledModule(Unread):
-    """What is left of a pickled module: the name of its class and its attributes."""
+    """The class name and the attributes of a pickled module."""
 
     __slots__ = ()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Parameters and persistent buffers under the names that ``torch.nn.Module.state_dict`` gives them."""
+        """Return parameters and persistent buffers under the names that ``torch.nn.Module.state_dict`` gives them."""
         state: dict[str, torch.Tensor] = {}
         pending: list[tuple[str, Unread]] = [("", self)]
         entries = 0
@@ -62,7 +62,7 @@ class PickledModule(Unread):
         return state
 
     def submodule(self, path: str) -> PickledModule | None:
-        """The module at a dotted path, if there is one."""
+        """Return the module at a dotted path, or None."""
         module: Any = self
         for name in path.split("."):
             module = dict(_named(module, "_modules")).get(name)
@@ -71,7 +71,7 @@ class PickledModule(Unread):
         return module
 
 
-LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # how torch.save starts where it writes no zip
+LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # the start of a file of torch.save without a zip
 _MAX_ENTRIES = 20_000
 _MAX_NAME = 1000
 _MAX_DIMS = 8
@@ -86,7 +86,7 @@ def _named(module: Unread, store: str) -> list[tuple[str, Any]]:
     return list(entries.items())
 
 
-# What the names in a file may stand for. Every function here builds data and nothing else.
+# Objects that the names in a file stand for. The functions build data and do nothing else.
 
 
 def _module(meta: dict) -> PickledModule:
@@ -105,12 +105,12 @@ def _size(items: Any = ()) -> tuple:
 
 
 def _storage(data: bytes) -> torch.Tensor:  # => [numel]
-    """As ``torch.save`` writes a storage without a zip: five pickles, the fourth about it, a count and the values."""
+    """Read a storage of ``torch.save`` without a zip: five pickles (the fourth describes it), a count, the values."""
     if not isinstance(data, bytes) or not data.startswith(LEGACY):
         raise CheckpointError("the bytes of a tensor cannot be read: no storage as torch pickles it")
     file, size = io.BytesIO(data), len(data)
     try:
-        *_, about, _ = [Machine(file, size - file.tell(), STORAGES, _STORAGE_STEPS).run() for _ in range(5)]
+        *_, about, _ = [Machine(file, size - file.tell(), STORAGES, _STORAGE_HANDLERS).run() for _ in range(5)]
     except UnsafeFileError as error:
         raise UnsafeFileError(f"the bytes of a tensor: {error}") from None
     except CheckpointError as error:
@@ -128,10 +128,10 @@ def _storage(data: bytes) -> torch.Tensor:  # => [numel]
 
 
 def view_of(storage: Any, offset: int, size: tuple, stride: tuple, bits: Any = None) -> torch.Tensor:
-    """A tensor inside its storage; with steps of 0 it may have more elements.
+    """Return a view of ``storage``; with strides of 0 it may have more elements than the storage.
 
     Args:
-        bits: {"neg": bool, "conj": bool}, whether the values are minus those in the storage, or their conjugates.
+        bits: {"neg": bool, "conj": bool}: the storage holds the negated values, or their conjugates.
     """
     if not isinstance(storage, torch.Tensor) or storage.dim() != 1:
         raise CheckpointError("a tensor without a storage")
@@ -172,7 +172,7 @@ def parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 class Dtype(Stateful):
-    """A numpy.dtype of plain numbers, as "f8" and a byte order."""
+    """A numpy.dtype of plain numbers: a code such as "f8", and a byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code, self.order = code if isinstance(code, str) else "", "<"
@@ -188,7 +188,7 @@ _FORMATS |= {"f2": "e", "f4": "f", "f8": "d"}
 
 
 def number(dtype: Dtype, data: bytes) -> Any:
-    """A numpy scalar as a number of Python."""
+    """Convert a numpy scalar to a Python number."""
     if not isinstance(dtype, Dtype) or not isinstance(data, bytes):
         raise CheckpointError("numpy scalar: expected a dtype and bytes")
     if dtype.code not in _FORMATS:
@@ -197,7 +197,7 @@ def number(dtype: Dtype, data: bytes) -> Any:
 
 
 class Array(Stateful):
-    """Stands for a numpy.ndarray. Networks keep some as attributes of modules, never as weights: it is not read."""
+    """Replaces a numpy.ndarray, unread: networks keep some as attributes of modules, but never as weights."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -209,7 +209,7 @@ GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_parameter": Global(parameter),
     "torch.storage._load_from_bytes": Global(_storage, cost=2),
     "torch.Size": Global(_size, cost=8),
-    "torch.device": Global(lambda *_: None),  # where a tensor was; ours are on the CPU
+    "torch.device": Global(lambda *_: None),  # tensors come to the CPU wherever they were
     "collections.OrderedDict": DICT,
     "dnnlib.util.EasyDict": DICT,
     "builtins.set": Global(lambda items=(): {key(item) for item in items}, cost=64),
@@ -233,7 +233,7 @@ STORAGES = {
     "torch.IntStorage": torch.int32,
     "torch.LongStorage": torch.int64,
 }
-_STORAGE_STEPS = STEPS | {pickle.PROTO: lambda m: m.take(1), pickle.BINPERSID: lambda m: None}
+_STORAGE_HANDLERS = HANDLERS | {pickle.PROTO: lambda m: m.take(1), pickle.BINPERSID: lambda m: None}
 
 
 def first_line(error: BaseException) -> str:

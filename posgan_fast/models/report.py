@@ -1,4 +1,4 @@
-"""What was made of a file of weights, and what goes wrong with one."""
+"""The report on weights that were loaded, and the errors of files that cannot be."""
 
 from __future__ import annotations
 
@@ -7,29 +7,59 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """The file or state dictionary cannot be read, or does not hold the network that was asked for."""
+    """The file or state dictionary cannot be read, or does not hold the network that was asked for.
+
+    Example:
+        >>> from posgan_fast.models import load_generator
+        >>> try:
+        ...     load_generator({"generator": {}})
+        ... except CheckpointError as error:
+        ...     print(error)
+        no generator among generator; pass the inner state dictionary
+    """
 
 
 class UnsafeFileError(CheckpointError):
-    """The file asks for a function or class that weights have no need of. Nothing of it was run."""
+    """The file asks for a function or class that weights do not need; nothing in the file was run.
+
+    Example:
+        >>> import os, pickle, tempfile
+        >>> from posgan_fast.models import read_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "weights.pkl")
+        ...     with open(path, "wb") as file:
+        ...         pickle.dump(os.system, file)
+        ...     try:
+        ...         read_checkpoint(path)
+        ...     except UnsafeFileError:
+        ...         print("refused")
+        refused
+    """
 
 
 @dataclass
 class LoadReport:
-    """The way of every tensor from a file into a model.
+    """Tells how every tensor of a file came into a model.
 
-    ``str(report)`` is the summary, ``report.table()`` adds the tensors that only took another name or shape.
+    ``str(report)`` summarises; ``report.table()`` also lists the tensors that were only renamed or reshaped.
+
+    Example:
+        >>> from posgan_fast.models import Generator, load_generator
+        >>> weights = Generator(8, w_dim=16, channel_max=8, mapping_layers=1).state_dict()
+        >>> weights["mapping.fc0.bias"] = weights["mapping.fc0.bias"].reshape(1, 16)
+        >>> load_generator(weights).report.reshaped
+        {'mapping.fc0.bias': '[1, 16] -> [16]'}
     """
 
     family: str
     network: str
     settings: dict[str, Any] = field(default_factory=dict)  # constructor arguments
-    assumed: dict[str, str] = field(default_factory=dict)  # argument: why, where the tensors do not tell
-    renamed: dict[str, str] = field(default_factory=dict)  # name there: names here, joined by ", "
-    reshaped: dict[str, str] = field(default_factory=dict)  # name here: "[1, 3] -> [3]"
-    changed: dict[str, str] = field(default_factory=dict)  # name here: what was done to the values
-    filled: dict[str, str] = field(default_factory=dict)  # name here: where the values come from instead
-    left: dict[str, str] = field(default_factory=dict)  # name there: why it is not used
+    assumed: dict[str, str] = field(default_factory=dict)  # argument that no tensor tells: its value, or why
+    renamed: dict[str, str] = field(default_factory=dict)  # name in the file: names in the model, joined by ", "
+    reshaped: dict[str, str] = field(default_factory=dict)  # name in the model: "[1, 3] -> [3]"
+    changed: dict[str, str] = field(default_factory=dict)  # name in the model: change of the values
+    filled: dict[str, str] = field(default_factory=dict)  # name in the model: source of values that the file lacks
+    left: dict[str, str] = field(default_factory=dict)  # name in the file: reason why the tensor is not used
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -41,14 +71,14 @@ class LoadReport:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def table(self) -> str:
-        """The summary, then a line for every renamed and every reshaped tensor."""
+        """Return the summary and a line for every renamed and every reshaped tensor."""
         lines = [str(self)]
-        lines += [f"  renamed {there} -> {here}" for there, here in self.renamed.items()]
-        return "\n".join(lines + [f"  reshaped {here}: {shapes}" for here, shapes in self.reshaped.items()])
+        lines += [f"  renamed {source} -> {name}" for source, name in self.renamed.items()]
+        return "\n".join(lines + [f"  reshaped {name}: {shapes}" for name, shapes in self.reshaped.items()])
 
 
 def _grouped(title: str, entries: dict[str, str]) -> list[str]:
-    """One line per reason, with the names that share it."""
+    """Return one line for each reason, with the names that share it."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in entries.items():
         by_reason.setdefault(reason, []).append(name)

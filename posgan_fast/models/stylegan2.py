@@ -1,6 +1,6 @@
-"""StyleGAN2, config F, and what grew out of it: padding maps (PadInv) and positional encodings at any scale (MS-PIE).
+"""StyleGAN2, config F, with two extensions: padding maps (PadInv) and positional encodings at any scale (MS-PIE).
 
-The plain networks are those of NVlabs stylegan2-ada, with its names and shapes of state. The generators of
+Without them the networks are NVlabs stylegan2-ada's, with its names and shapes of state. The generators of
 "Positional Encoding as Spatial Inductive Bias in GANs" (CVPR 2021), Table 5, are configurations:
 
 =====  ==========================================================================================================
@@ -14,7 +14,8 @@ j      ``head="spe", interp_head=True, no_pad=True``
 k      ``head="spe", no_pad=True``
 =====  ==========================================================================================================
 
-each with ``size=256`` and images of ``(4 + scale) * 64`` pixels, judged by ``Discriminator(256, adaptive_pool=True)``.
+All have ``size=256``, make images of ``(4 + scale) * 64`` pixels, and train with
+``Discriminator(256, adaptive_pool=True)``.
 """
 
 from __future__ import annotations
@@ -23,49 +24,48 @@ from typing import Any
 
 import torch
 
-from ..ops.common import checks, encodings
-from ..ops.common.activations import ACTIVATIONS
+from ..ops.common import checks
 from .stylegan2_discriminator import Discriminator
-from .stylegan2_mapping import ARCHITECTURES, Mapping, resolutions
-from .stylegan2_synthesis import Synthesis
+from .stylegan2_mapping import Mapping, check_blocks, mapping_arguments, widths
+from .stylegan2_synthesis import BlockConfig, HeadConfig, Maps, Synthesis
 
 __all__ = ["Discriminator", "Generator", "Mapping", "Synthesis"]
 
-HEADS = ("constant", "csg", "spe")
-
 
 class Generator(torch.nn.Module):
-    """Latents to images: ``synthesis(mapping(z, c))``.
+    """Make images from latents: ``synthesis(mapping(z, c))``.
 
     Args:
         size: side of the images, a power of two >= 8 (with ``head_size`` (4, 4) and scale 0).
-        z_dim, w_dim, c_dim: of the latent, the intermediate latent and the label (0: none).
+        z_dim, w_dim, c_dim: sizes of the latent, the intermediate latent and the label; c_dim=0: no labels.
         channel_multiplier, channel_max: min(16384 * channel_multiplier // r, channel_max) channels at resolution r.
-        mapping_layers: of the mapping network.
+        mapping_layers: number of layers of the mapping network.
         architecture: "skip", "resnet" or "orig".
-        head: what the first convolution reads: a learned "constant", a Cartesian grid ("csg", 2 channels) or a
-            sinusoidal encoding ("spe", as many as the constant).
-        head_size: height and width of the features of the first block at scale 0, hence of the images,
-            [size * height / 4, size * width / 4]. Without padding the head itself has two pixels more each way.
-        interp_head: at other scales an encoding is that of scale 0, interpolated; False: it is made for the size. The
-            constant is interpolated always.
-        no_pad: convolutions without padding, each block's input interpolated to twice its size and 4 pixels.
-        up_after_conv: None: transposed convolution and filter; True: bilinear interpolation after the convolution,
-            False: ahead of it (None with ``no_pad``: False).
-        interp_pad: pixels of the interpolation beyond twice the size: 4 with ``no_pad``, else 0; None: that.
-        conv_clamp: bound of the convolutions' results, None: none.
-        layout, div_half_dim: of the encoding, :func:`posgan_fast.functional.sinusoidal_encoding2d`.
-        img_channels: of the images.
-        activation: of the convolutions and, unless ``mapping_activation`` is another, of the mapping.
-        lr_multiplier: of the mapping.
+        head: input of the first convolution: a learned "constant", a Cartesian grid ("csg", 2 channels) or a
+            sinusoidal encoding ("spe", as many channels as the constant).
+        head_size: height and width of the first block's features at scale 0: the images are
+            [size * height / 4, size * width / 4]. Without padding the head itself has two more rows and columns.
+        interp_head: True interpolates the encoding of scale 0 at other scales; False encodes the size that is asked
+            for. A constant is always interpolated.
+        no_pad: True leaves the convolutions without padding; each block then interpolates its input to twice the size
+            plus 4 pixels.
+        up_after_conv: None upsamples with a transposed convolution and the filter, True with bilinear interpolation
+            after the convolution, False with bilinear interpolation ahead of it. With ``no_pad`` None means False.
+        interp_pad: pixels that the interpolation adds to twice the size: 4 with ``no_pad``, else 0; None: this value.
+        conv_clamp: bound of the convolutions' results; None: no bound.
+        layout, div_half_dim: arguments of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
+        img_channels: number of channels of the images.
+        activation: nonlinearity of the convolutions.
+        mapping_activation: nonlinearity of the mapping; None: ``activation``.
+        lr_multiplier: learning rate of the mapping relative to the rest.
 
     State: ``mapping`` (:class:`Mapping`: ``fc{i}.weight``, ``fc{i}.bias``, ``w_avg``) and ``synthesis``
     (:class:`Synthesis`: ``b{r}.const``, ``b{r}.conv0``, ``b{r}.conv1``, ``b{r}.torgb``, ``b{r}.skip``,
-    ``b{r}.resample_filter``), the names of NVlabs stylegan2-ada, the same in every configuration but for ``b4.const``,
-    which encodings do without.
+    ``b{r}.resample_filter``), the names of NVlabs stylegan2-ada. All configurations have the same state, except that
+    encodings need no ``b4.const``.
 
-    FSDP2 shards no scalars, and each ``noise_strength`` is one. Leave them out and average their gradients, and shard
-    the halves that training calls::
+    FSDP2 cannot shard scalars, and every ``noise_strength`` is one. Shard the two halves that training calls, leave
+    the scalars out, and average their gradients by hand::
 
         scalars = [p for p in generator.parameters() if p.ndim == 0]  # in one order on all ranks
         for module in (generator.mapping, generator.synthesis, generator):
@@ -79,8 +79,14 @@ class Generator(torch.nn.Module):
         optimiser.step()
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
         ValueError: a wrong size or number, an unknown choice, or arguments that do not go together.
+
+    Example:
+        >>> generator = Generator(32, z_dim=16, w_dim=16, channel_max=8, mapping_layers=2).eval()
+        >>> ws = generator.mapping(torch.randn(2, 16), truncation_psi=0.7)
+        >>> generator.synthesis(ws, noise_mode="const").shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(
@@ -109,57 +115,19 @@ class Generator(torch.nn.Module):
         lr_multiplier: float = 0.01,
     ) -> None:
         super().__init__()
-        checks.choice(architecture, "architecture", ARCHITECTURES)
-        checks.choice(head, "head", HEADS)
-        checks.choice(layout, "layout", encodings.LAYOUTS)
-        checks.choice(activation, "activation", tuple(ACTIVATIONS))
-        if mapping_activation is not None:
-            checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
-        checks.flag(interp_head, "interp_head")
-        checks.flag(no_pad, "no_pad")
-        checks.flag(div_half_dim, "div_half_dim")
-        checks.bound(conv_clamp, "conv_clamp")
-        img_channels = checks.integer(img_channels, "img_channels", minimum=1)
-        mapping_layers = checks.integer(mapping_layers, "mapping_layers", minimum=1)
-        if no_pad and up_after_conv:
-            raise ValueError("up_after_conv: expected False or None with no_pad, got True")
-        if interp_pad not in (None, 4 if no_pad else 0):
-            raise ValueError(f"interp_pad: expected {4 if no_pad else 0} or None with {no_pad=}, got {interp_pad}")
-        z_dim, w_dim, c_dim = (
-            checks.integer(v, k, minimum=m)
-            for v, k, m in ((z_dim, "z_dim", 0), (w_dim, "w_dim", 1), (c_dim, "c_dim", 0))
-        )
-        height, width = head_size = checks.size(head_size, "head_size")
-        size = resolutions(size)[-1]
-        self.size, self.z_dim, self.w_dim, self.c_dim = size, z_dim, w_dim, c_dim
-        self.img_channels, self.img_size = img_channels, (size * height // 4, size * width // 4)
-        self.synthesis = Synthesis(
-            size,
-            w_dim,
-            channel_multiplier=channel_multiplier,
-            channel_max=channel_max,
-            img_channels=img_channels,
-            architecture=architecture,
-            head=head,
-            head_size=head_size,
-            interp_head=interp_head,
-            no_pad=no_pad,
-            up_after_conv=False if no_pad else up_after_conv,
-            conv_clamp=conv_clamp,
-            layout=layout,
-            div_half_dim=div_half_dim,
-            activation=activation,
-        )
+        img_channels = check_blocks(img_channels, architecture, conv_clamp, activation)
+        mapping = mapping_arguments(mapping_layers, lr_multiplier, activation, mapping_activation)
+        up_after_conv = _check_upsampling(no_pad, up_after_conv, interp_pad)
+        self.z_dim, self.c_dim = (checks.integer(v, k, minimum=0) for v, k in ((z_dim, "z_dim"), (c_dim, "c_dim")))
+        self.w_dim, self.img_channels = checks.integer(w_dim, "w_dim", minimum=1), img_channels
+        config = BlockConfig(self.w_dim, img_channels, architecture, no_pad, up_after_conv, conv_clamp, activation)
+        first = HeadConfig(head, head_size, interp_head, layout, div_half_dim).checked()
+        channels = widths(size, channel_multiplier, channel_max)
+        self.size = max(channels)
+        self.img_size = (self.size * first.head_size[0] // 4, self.size * first.head_size[1] // 4)
+        self.synthesis = Synthesis(channels, first, config)
         self.num_ws = self.synthesis.num_ws
-        self.mapping = Mapping(
-            z_dim,
-            c_dim,
-            w_dim,
-            self.num_ws,
-            num_layers=mapping_layers,
-            lr_multiplier=lr_multiplier,
-            activation=activation if mapping_activation is None else mapping_activation,
-        )
+        self.mapping = Mapping(self.z_dim, self.c_dim, self.w_dim, self.num_ws, **mapping)
 
     def forward(
         self,
@@ -169,12 +137,29 @@ class Generator(torch.nn.Module):
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
         skip_w_avg_update: bool = False,
-        **synthesis: Any,
+        pad_maps: Maps = None,
+        noise_mode: str | None = None,
+        noises: Maps = None,
+        scale: int | tuple[int, int] = 0,
     ) -> torch.Tensor:
-        """``z`` [N, z_dim] and the label ``c`` [N, c_dim] to images [N, img_channels, height, width]; the truncation
-        and ``skip_w_avg_update`` are those of :meth:`Mapping.forward`, the rest goes to :meth:`Synthesis.forward`."""
+        """Make images [N, img_channels, height, width].
+
+        Args:
+            z, c: latents [N, z_dim] and labels [N, c_dim].
+            truncation_psi, truncation_cutoff, skip_w_avg_update: arguments of :meth:`Mapping.forward`.
+            pad_maps, noise_mode, noises, scale: arguments of :meth:`Synthesis.forward`.
+        """
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff, skip_w_avg_update=skip_w_avg_update)
-        return self.synthesis(ws, **synthesis)
+        return self.synthesis(ws, pad_maps=pad_maps, noise_mode=noise_mode, noises=noises, scale=scale)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, img_size={self.img_size}, num_ws={self.num_ws}"
+
+
+def _check_upsampling(no_pad: Any, up_after_conv: Any, interp_pad: Any) -> Any:
+    """Return ``up_after_conv`` as the blocks take it, which upsample ahead of convolutions without padding."""
+    if checks.flag(no_pad, "no_pad") and up_after_conv:
+        raise ValueError("up_after_conv: expected False or None with no_pad, got True")
+    if interp_pad not in (None, 4 if no_pad else 0):
+        raise ValueError(f"interp_pad: expected {4 if no_pad else 0} or None with {no_pad=}, got {interp_pad}")
+    return False if no_pad else up_after_conv

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -11,31 +11,46 @@ from torch.nn import functional as F
 from .. import functional as PF
 from .. import nn
 from ..ops.common import checks, layout
-from ..ops.common.activations import ACTIVATIONS
-from .stylegan2_mapping import ARCHITECTURES, Mapping, check_latent, full, resolutions, widths
+from .stylegan2_mapping import Mapping, check_blocks, check_latent, mapping_arguments, to_full_precision, widths
+
+
+class BlockConfig(NamedTuple):
+    """Settings that all blocks share; the fields are arguments of :class:`Discriminator`."""
+
+    img_channels: int
+    architecture: str
+    conv_clamp: float | None
+    activation: str
 
 
 class Discriminator(torch.nn.Module):
-    """Images to one number each; config F.
+    """Judge images, one number each; config F.
 
     Args:
         size: side of the images, a power of two >= 8 (with ``head_size`` (4, 4)).
-        c_dim: size of the label, 0: none.
+        c_dim: size of the label; 0: no labels.
         channel_multiplier, channel_max: min(16384 * channel_multiplier // r, channel_max) channels at resolution r.
         architecture: "resnet", "skip" or "orig".
-        mbstd_group_size, mbstd_num_channels: of :class:`posgan_fast.nn.MinibatchStd`; no channels: left out.
-        adaptive_pool: pool the last features to 2 x 2, which allows images of any size (MS-PIE).
-        conv_clamp: bound of the convolutions' results, None: none.
+        mbstd_group_size, mbstd_num_channels: arguments of :class:`posgan_fast.nn.MinibatchStd`; 0 channels leave that
+            layer out.
+        adaptive_pool: True pools the last features to 2 x 2, which allows images of any size (MS-PIE).
+        conv_clamp: bound of the convolutions' results; None: no bound.
         head_size: height and width of the last features: the images are [size * height / 4, size * width / 4].
-        img_channels: of the images.
-        mapping_layers, lr_multiplier: of the label's mapping.
-        activation: of every layer but the last and, unless ``mapping_activation`` is another, of the mapping.
+        img_channels: number of channels of the images.
+        mapping_layers, lr_multiplier: settings of the label's mapping.
+        activation: nonlinearity of every layer but the last.
+        mapping_activation: nonlinearity of the mapping; None: ``activation``.
 
     State, as in NVlabs stylegan2-ada: ``b{r}`` for r = size, ..., 8: ``conv0.weight`` [C(r), C(r), 3, 3],
     ``conv1.weight`` [C(r / 2), C(r), 3, 3] and their ``bias``, ``skip.weight`` [C(r / 2), C(r), 1, 1] ("resnet"),
     ``fromrgb.weight`` [C(r), img_channels, 1, 1] and ``bias`` (the first block; "skip": all, and b4),
     ``resample_filter`` [4, 4]; ``b4.conv``, ``b4.fc``, ``b4.out``, each with ``weight`` and ``bias``; with labels
     ``mapping``.
+
+    Example:
+        >>> discriminator = Discriminator(32, channel_max=8)
+        >>> discriminator(torch.randn(4, 3, 32, 32)).shape
+        torch.Size([4, 1])
     """
 
     def __init__(
@@ -58,58 +73,39 @@ class Discriminator(torch.nn.Module):
         lr_multiplier: float = 0.01,
     ) -> None:
         super().__init__()
-        checks.choice(architecture, "architecture", ARCHITECTURES)
-        c_dim = checks.integer(c_dim, "c_dim", minimum=0)
-        img_channels = checks.integer(img_channels, "img_channels", minimum=1)
-        mapping_layers = checks.integer(mapping_layers, "mapping_layers", minimum=1)
-        checks.choice(activation, "activation", tuple(ACTIVATIONS))
-        if mapping_activation is not None:
-            checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
-        checks.flag(adaptive_pool, "adaptive_pool")
-        checks.bound(conv_clamp, "conv_clamp")
-        if mbstd_group_size is not None:
-            mbstd_group_size = checks.integer(mbstd_group_size, "mbstd_group_size", minimum=1)
-        mbstd_num_channels = checks.integer(mbstd_num_channels, "mbstd_num_channels", minimum=0)
-        size = resolutions(size)[-1]
-        channels = widths(size, channel_multiplier, channel_max)
-        self.size, self.c_dim, self.img_channels, self.adaptive_pool = size, c_dim, img_channels, adaptive_pool
+        img_channels = check_blocks(img_channels, architecture, conv_clamp, activation)
+        mapping = mapping_arguments(mapping_layers, lr_multiplier, activation, mapping_activation)
+        mbstd = _minibatch_std(mbstd_group_size, mbstd_num_channels)
+        self.c_dim, self.img_channels = checks.integer(c_dim, "c_dim", minimum=0), img_channels
+        self.adaptive_pool = checks.flag(adaptive_pool, "adaptive_pool")
         height, width = checks.size(head_size, "head_size")
-        self.img_size = (size * height // 4, size * width // 4)
-        self.resolutions = resolutions(size)[:0:-1]
-        common: dict[str, Any] = dict(
-            img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp, activation=activation
-        )
+        channels = widths(size, channel_multiplier, channel_max)
+        self.resolutions = list(channels)[:0:-1]
+        self.size = self.resolutions[0]
+        self.img_size = (self.size * height // 4, self.size * width // 4)
+        config = BlockConfig(img_channels, architecture, conv_clamp, activation)
         for r in self.resolutions:
-            self.add_module(f"b{r}", Block(channels[r], channels[r // 2], is_first=r == size, **common))
-        mapped: dict[str, Any] = dict(
-            num_layers=mapping_layers,
-            lr_multiplier=lr_multiplier,
-            activation=activation if mapping_activation is None else mapping_activation,
-        )
-        self.mapping = Mapping(0, c_dim, channels[4], None, **mapped) if c_dim else None
-        self.b4 = Tail(
-            channels[4],
-            (2, 2) if adaptive_pool else (height, width),
-            channels[4] if c_dim else 0,
-            mbstd_group_size=mbstd_group_size,
-            mbstd_num_channels=mbstd_num_channels,
-            adaptive_pool=adaptive_pool,
-            **common,
-        )
+            self.add_module(f"b{r}", Block(channels[r], channels[r // 2], r == self.size, config))
+        self.mapping = Mapping(0, self.c_dim, channels[4], None, **mapping) if self.c_dim else None
+        features = math.prod((2, 2) if adaptive_pool else (height, width))
+        self.b4 = Tail(channels[4], features, channels[4] if self.c_dim else 0, mbstd, adaptive_pool, config)
 
     def forward(self, image: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
-        """[N, img_channels, height, width] and the label [N, c_dim] to [N, 1], in float32 (float64 of a float64 image).
+        """Judge images [N, img_channels, height, width] with labels ``c`` [N, c_dim].
+
+        Returns:
+            [N, 1] in float32, or in float64 for float64 images.
 
         Raises:
-            TypeError: an argument of the wrong type.
-            ValueError: an image of another size, unless ``adaptive_pool``; a label of another shape, or one where there
-                is none; a batch that does not divide into groups.
+            TypeError: an argument has the wrong type.
+            ValueError: images of another size without ``adaptive_pool``; labels of another shape, or for a network
+                without labels; a batch that does not divide into groups.
         """
         checks.features(image, "image", self.img_channels, self.b4.out.weight)
         check_latent(c, "c", self.c_dim, self.b4.out.weight, image)
         if not self.adaptive_pool and image.shape[2:] != self.img_size:
             raise ValueError(f"image: expected {self.img_size} pixels, got {tuple(image.shape[2:])}")
-        image = layout.in_format(image, torch.channels_last)  # which every layer keeps, and filters fastest
+        image = layout.in_format(image, torch.channels_last)  # every layer keeps this format, and filters it fastest
         x = None
         for r in self.resolutions:
             x, image = getattr(self, f"b{r}")(x, image)
@@ -124,30 +120,20 @@ class Block(torch.nn.Module):
 
     resample_filter: torch.Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        *,
-        is_first: bool,
-        img_channels: int,
-        architecture: str,
-        conv_clamp: float | None,
-        activation: str,
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, is_first: bool, config: BlockConfig) -> None:
         super().__init__()
-        self.architecture = architecture
-        common: dict[str, Any] = dict(act=activation, clamp=conv_clamp)
-        with_image = is_first or architecture == "skip"
-        self.fromrgb = nn.EqualConv2d(img_channels, channels, 1, **common) if with_image else None
-        self.conv0 = nn.EqualConv2d(channels, channels, **common)
-        self.conv1 = nn.EqualConv2d(channels, out_channels, down=2, **common)
-        residual = architecture == "resnet"
+        self.architecture = config.architecture
+        epilogue: dict[str, Any] = dict(act=config.activation, clamp=config.conv_clamp)
+        with_image = is_first or self.architecture == "skip"
+        self.fromrgb = nn.EqualConv2d(config.img_channels, channels, 1, **epilogue) if with_image else None
+        self.conv0 = nn.EqualConv2d(channels, channels, **epilogue)
+        self.conv1 = nn.EqualConv2d(channels, out_channels, down=2, **epilogue)
+        residual = self.architecture == "resnet"
         self.skip = nn.EqualConv2d(channels, out_channels, 1, bias=False, down=2) if residual else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
     def forward(self, x, image):
-        """Features [N, C, h, w], None in the first block, and the image at this size, to both at half the size."""
+        """Return the features [N, C, h, w], None in the first block, and with "skip" the image, at half the size."""
         if self.fromrgb is not None:
             y = self.fromrgb(image)
             x = y if x is None else x + y
@@ -165,34 +151,38 @@ class Tail(torch.nn.Module):
     def __init__(
         self,
         channels: int,
-        features_size: tuple[int, int],
+        pixels: int,
         cmap_dim: int,
-        *,
-        img_channels: int,
-        architecture: str,
-        conv_clamp: float | None,
-        activation: str,
-        mbstd_group_size: int | None,
-        mbstd_num_channels: int,
+        mbstd: nn.MinibatchStd | None,
         adaptive_pool: bool,
+        config: BlockConfig,
     ) -> None:
         super().__init__()
+        act, skip = config.activation, config.architecture == "skip"
         self.cmap_dim, self.adaptive_pool = cmap_dim, adaptive_pool
-        self.fromrgb = nn.EqualConv2d(img_channels, channels, 1, act=activation) if architecture == "skip" else None
-        self.mbstd = nn.MinibatchStd(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels else None
-        self.conv = nn.EqualConv2d(channels + mbstd_num_channels, channels, act=activation, clamp=conv_clamp)
-        self.fc = nn.EqualLinear(channels * math.prod(features_size), channels, act=activation)
+        self.fromrgb = nn.EqualConv2d(config.img_channels, channels, 1, act=act) if skip else None
+        self.mbstd = mbstd
+        in_channels = channels + (0 if mbstd is None else mbstd.num_channels)
+        self.conv = nn.EqualConv2d(in_channels, channels, act=act, clamp=config.conv_clamp)
+        self.fc = nn.EqualLinear(channels * pixels, channels, act=act)
         self.out = nn.EqualLinear(channels, cmap_dim or 1)
 
     def forward(self, x, image, cmap):
-        """Features [N, C, h, w], the image ("skip") and the mapped label [N, cmap_dim] or None, to [N, 1]."""
+        """Turn features [N, C, h, w], the image ("skip") and the mapped label [N, cmap_dim] or None into [N, 1]."""
         if self.fromrgb is not None:
             x = x + self.fromrgb(image)
-        x = full(x)
+        x = to_full_precision(x)
         if self.mbstd is not None:
             x = self.mbstd(x)
-        x = full(self.conv(x))
+        x = to_full_precision(self.conv(x))
         if self.adaptive_pool:
             x = F.adaptive_avg_pool2d(x, (2, 2))
         x = self.out(self.fc(x.flatten(1)))
         return x if cmap is None else (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
+
+
+def _minibatch_std(group_size: Any, num_channels: Any) -> nn.MinibatchStd | None:
+    if group_size is not None:
+        group_size = checks.integer(group_size, "mbstd_group_size", minimum=1)
+    num_channels = checks.integer(num_channels, "mbstd_num_channels", minimum=0)
+    return nn.MinibatchStd(group_size, num_channels) if num_channels else None

@@ -1,4 +1,4 @@
-"""The mapping network of StyleGAN2, and what both networks share."""
+"""The mapping network of StyleGAN2, and helpers that generator and discriminator share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ARCHITECTURES = ("skip", "resnet", "orig")
 
 
 class Mapping(torch.nn.Module):
-    """Latents and labels to the intermediate latent w, with the average of w for truncation.
+    """Map latents and labels to the intermediate latent w, and track the average of w for truncation.
 
     Args:
         z_dim, c_dim, w_dim: sizes of z, of the label and of w; 0: no z, no label.
-        num_ws: copies of w to return, one for each layer; None: w itself, and no average.
-        num_layers: fully connected ones.
-        lr_multiplier, activation: of those layers.
-        w_avg_beta: decay of the average, tracked in training mode.
+        num_ws: copies of w to return, one for each layer; None: return w itself and keep no average.
+        num_layers: number of fully connected layers.
+        lr_multiplier, activation: settings of those layers.
+        w_avg_beta: decay of the average, which moves in training mode.
 
     State: ``fc{i}.weight``, ``fc{i}.bias``; with labels ``embed.weight`` [w_dim, c_dim], ``embed.bias``; ``w_avg``
     [w_dim].
@@ -72,16 +72,16 @@ class Mapping(torch.nn.Module):
         """Map ``z`` [N, z_dim] and the label ``c`` [N, c_dim].
 
         Args:
-            z, c: above; None where there is none.
-            truncation_psi: 1 leaves w alone, 0 is the average.
-            truncation_cutoff: truncates the first so many copies only; None: all.
-            skip_w_avg_update: leaves the average alone in training mode, as transforms of torch.func always do.
+            z, c: None for a network without latent or label.
+            truncation_psi: weight of w against its average: 1 is w, 0 the average.
+            truncation_cutoff: number of copies, from the first, to truncate; None: all.
+            skip_w_avg_update: True keeps the average as it is in training mode; under torch.func it never moves.
 
         Returns:
             [N, num_ws, w_dim], or [N, w_dim] where ``num_ws`` is None.
 
         Raises:
-            TypeError, ValueError: a latent or label of another type or shape, or one too many or too few.
+            TypeError, ValueError: a latent or label has another type or shape, is missing, or is not taken.
         """
         psi = checks.real(truncation_psi, "truncation_psi")
         if truncation_cutoff is not None:
@@ -101,8 +101,8 @@ class Mapping(torch.nn.Module):
             if psi != 1:
                 raise ValueError(f"truncation_psi: expected 1 without an average of w, got {truncation_psi}")
             return x
-        moves = self.training and not skip_w_avg_update and not transforms_active()  # which refuse writes to a buffer
-        if moves and x.shape[0]:  # len() is a constant in exports
+        updates = self.training and not skip_w_avg_update and not transforms_active()  # torch.func refuses the write
+        if updates and x.shape[0]:  # len() would be a constant in exports
             self.w_avg.copy_(x.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = x[:, None].repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
         if psi == 1:
@@ -117,10 +117,10 @@ class Mapping(torch.nn.Module):
 
 
 def resolutions(size: int) -> list[int]:
-    """4, 8, ... ``size``.
+    """List 4, 8, ... ``size``.
 
     Raises:
-        TypeError, ValueError: not a power of two >= 8.
+        TypeError, ValueError: ``size`` is not a power of two >= 8.
     """
     size = checks.integer(size, "size")
     if size < 8 or size & (size - 1):
@@ -129,27 +129,44 @@ def resolutions(size: int) -> list[int]:
 
 
 def widths(size: int, multiplier: float, maximum: int) -> dict[int, int]:
-    """Channels at each resolution: config F.
+    """Channels at each resolution, as in config F.
 
     Raises:
-        TypeError, ValueError: a multiplier that leaves no channel at the last resolution, a maximum < 1.
+        TypeError, ValueError: ``multiplier`` leaves no channel at the last resolution, or ``maximum`` is < 1.
     """
     multiplier = checks.real(multiplier, "channel_multiplier", minimum=resolutions(size)[-1] / 16384)
     maximum = checks.integer(maximum, "channel_max", minimum=1)
     return {r: min(int(16384 * multiplier) // r, maximum) for r in resolutions(size)}
 
 
-def full(x: torch.Tensor) -> torch.Tensor:
-    """Out of half precision."""
+def check_blocks(img_channels: Any, architecture: Any, conv_clamp: Any, activation: Any) -> int:
+    """Check the settings that the blocks of both networks have; return ``img_channels`` as an int."""
+    checks.choice(architecture, "architecture", ARCHITECTURES)
+    checks.choice(activation, "activation", tuple(ACTIVATIONS))
+    checks.bound(conv_clamp, "conv_clamp")
+    return checks.integer(img_channels, "img_channels", minimum=1)
+
+
+def mapping_arguments(layers: Any, lr_multiplier: Any, activation: str, mapping_activation: Any) -> dict[str, Any]:
+    """Check a network's arguments for its mapping, and return them as :class:`Mapping` takes them."""
+    layers = checks.integer(layers, "mapping_layers", minimum=1)
+    if mapping_activation is not None:
+        activation = checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
+    return dict(num_layers=layers, lr_multiplier=lr_multiplier, activation=activation)
+
+
+def to_full_precision(x: torch.Tensor) -> torch.Tensor:
+    """Convert half precision to float32; other dtypes stay."""
     return x.to(checks.arithmetic(x.dtype))
 
 
 def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: torch.Tensor | None = None) -> None:
-    """``value`` [N, size], real, on the device of the weight ``like``, with the N of ``beside``; without a size None
-    or, as in NVlabs' code, [N, 0].
+    """Check that ``value`` is real, [N, size] and on the device of the weight ``like``, with the N of ``beside``.
+
+    Where ``size`` is 0, the value is None or, as in NVlabs' code, [N, 0].
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: ``value`` is anything else.
     """
     if value is None and not size:
         return
@@ -165,20 +182,21 @@ def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: t
 
 
 def _normalized(x: torch.Tensor) -> torch.Tensor:
-    y = full(x)  # in float16 the squares overflow, and 1e-8 is zero
+    y = to_full_precision(x)  # in float16 the squares overflow and 1e-8 is zero
     return (y * (y.square().mean(1, keepdim=True) + 1e-8).rsqrt()).to(x.dtype)
 
 
 SAMPLES = 4096
-_CHUNK = SAMPLES * 512  # numbers in memory at a time: all at once where the width is the usual one
+_CHUNK = SAMPLES * 512  # numbers in memory at a time: all samples at once in the usual width
 
 
 def mean_latent(
     state: dict[str, torch.Tensor], layers: int, z_dim: int, lr_multiplier: float = 0.01, activation: str = "lrelu"
 ) -> torch.Tensor:  # => [w]
-    """The average of the mapping, as these families compute it when they truncate.
+    """Average the mapping's results over random latents, as the families without a stored average do.
 
-    In chunks, as the file says how wide a latent is; of 16 k rows each, so that randn draws as it does for all at once.
+    The file decides how wide a latent is, so chunks bound the memory. Each chunk has a multiple of 16 rows: randn then
+    draws the same numbers as in one call.
     """
     names = [f"mapping.fc{j}" for j in range(layers)]
     fcs = [(state[f"{name}.weight"].float().cpu(), state[f"{name}.bias"].float().cpu()) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -12,13 +12,44 @@ from torch.nn import functional as F
 from .. import functional as PF
 from .. import nn
 from ..ops.common import checks, encodings, layout
-from .stylegan2_mapping import full, resolutions, widths
+from .stylegan2_mapping import to_full_precision
 
+HEADS = ("constant", "csg", "spe")
 Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
 
 
+class HeadConfig(NamedTuple):
+    """The input of the first convolution; the fields are arguments of :class:`posgan_fast.models.Generator`."""
+
+    head: str
+    head_size: tuple[int, int]
+    interp_head: bool
+    layout: str
+    div_half_dim: bool
+
+    def checked(self) -> HeadConfig:
+        """Return the record with ``head_size`` as ints, or raise the error of a field that is wrong."""
+        checks.choice(self.head, "head", HEADS)
+        checks.choice(self.layout, "layout", encodings.LAYOUTS)
+        checks.flag(self.interp_head, "interp_head")
+        checks.flag(self.div_half_dim, "div_half_dim")
+        return self._replace(head_size=checks.size(self.head_size, "head_size"))
+
+
+class BlockConfig(NamedTuple):
+    """Settings that all blocks share; the fields are arguments of :class:`posgan_fast.models.Generator`."""
+
+    w_dim: int
+    img_channels: int
+    architecture: str
+    no_pad: bool
+    up_after_conv: bool | None
+    conv_clamp: float | None
+    activation: str
+
+
 class Synthesis(torch.nn.Module):
-    """Latents, one for each layer, to images; :class:`posgan_fast.models.stylegan2.Generator` has the arguments.
+    """Turn latents, one for each layer, into images; :class:`posgan_fast.models.Generator` documents the settings.
 
     State: the blocks ``b{r}``, r = 4, 8, ... size: ``b4.const`` [C, height, width] of the head "constant";
     ``b{r}.conv0`` (r > 4) and ``b{r}.conv1``, each a :class:`posgan_fast.nn.StyleConv`; ``b{r}.torgb``, a
@@ -26,43 +57,17 @@ class Synthesis(torch.nn.Module):
     ``b{r}.resample_filter`` [4, 4].
     """
 
-    def __init__(
-        self,
-        size: int,
-        w_dim: int,
-        *,
-        channel_multiplier: float,
-        channel_max: int,
-        img_channels: int,
-        architecture: str,
-        head: str,
-        head_size: tuple[int, int],
-        interp_head: bool,
-        no_pad: bool,
-        up_after_conv: bool | None,
-        conv_clamp: float | None,
-        layout: str,
-        div_half_dim: bool,
-        activation: str,
-    ) -> None:
+    def __init__(self, channels: dict[int, int], head: HeadConfig, blocks: BlockConfig) -> None:
+        """Build a block for each side in ``channels``, the numbers of channels by side."""
         super().__init__()
-        channels = widths(size, channel_multiplier, channel_max)
-        self.w_dim, self.resolutions = w_dim, resolutions(size)
+        self.w_dim, self.resolutions = blocks.w_dim, list(channels)
         self.num_convs = 2 * len(self.resolutions) - 1
         self.num_ws = self.num_convs + 1
-        common: dict[str, Any] = dict(
-            w_dim=w_dim,
-            img_channels=img_channels,
-            architecture=architecture,
-            no_pad=no_pad,
-            up_after_conv=up_after_conv,
-            conv_clamp=conv_clamp,
-            activation=activation,
-        )
-        self.b4 = HeadBlock(channels[4], head, head_size, interp_head, layout, div_half_dim, **common)
+        self.b4 = HeadBlock(channels[4], head, blocks)
         for r in self.resolutions[1:]:
-            sides = (head_size[0] * r // 4, head_size[1] * r // 4)
-            self.add_module(f"b{r}", Block(channels[r // 2], channels[r], sides, is_last=r == size, **common))
+            size = (head.head_size[0] * r // 4, head.head_size[1] * r // 4)
+            is_last = r == self.resolutions[-1]
+            self.add_module(f"b{r}", Block(channels[r // 2], channels[r], size, is_last, blocks))
 
     def forward(
         self,
@@ -72,18 +77,20 @@ class Synthesis(torch.nn.Module):
         noises: Maps = None,
         scale: int | tuple[int, int] = 0,
     ) -> torch.Tensor:
-        """Images [N, img_channels, height, width] in float32 (float64 of a float64 network).
+        """Make images [N, img_channels, height, width] in float32, or in float64 if the network is.
 
         Args:
             ws: [N, num_ws, w_dim].
-            pad_maps: the maps of PadInv: entry 0 takes the place of the head (its centre crop), entry l + 1 surrounds
-                the input of convolution l (the upsampled output of one that enlarges with the filter), as in
-                :func:`posgan_fast.functional.modulated_conv2d`. Their sizes: :meth:`pad_map_sizes`. None entries and a
-                short list leave the rest as it is; further entries are ignored. Never written.
+            pad_maps: the maps of PadInv, in the sizes that :meth:`pad_map_sizes` tells. The centre of entry 0 replaces
+                the head. Entry l + 1 replaces the zero padding of convolution l, as in
+                :func:`posgan_fast.functional.modulated_conv2d`: it surrounds the input or, where the convolution
+                upsamples with the filter, the upsampled output. Where an entry is None, or the list is short, nothing
+                is replaced. Entries beyond the last convolution are ignored, and no map is written to.
             noise_mode: "const", "random" or "none", as in :class:`posgan_fast.nn.StyleConv`. None: "random" in training
                 mode, "const" in evaluation mode.
-            noises: one tensor for each convolution in place of the mode's, [height, width] or [1 or N, 1, height,
-                width] of :meth:`noise_sizes`; None entries and a short list as for ``pad_maps``.
+            noises: tensors that replace the noise of ``noise_mode``, one for each convolution: [height, width] or
+                [1 or N, 1, height, width] in the sizes that :meth:`noise_sizes` tells. Where an entry is None, or the
+                list is short, ``noise_mode`` decides.
             scale: pixels, or [rows, columns], added to the head.
 
         Raises:
@@ -102,8 +109,9 @@ class Synthesis(torch.nn.Module):
             _check_noises(given, self.noise_sizes(scale), ws)
         x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale))
         for i, r in enumerate(self.resolutions[1:]):
-            at = slice(2 * i + 1, 2 * i + 3)  # its convolutions; toRGB shares its latent with the next block
-            x, image = getattr(self, f"b{r}")(x, image, ws[:, at.start : at.stop + 1], maps[at], noise_mode, given[at])
+            first, end = 2 * i + 1, 2 * i + 3  # the block's convolutions; toRGB shares its latent with the next block
+            latents, pads, noise = ws[:, first : end + 1], maps[first:end], given[first:end]
+            x, image = getattr(self, f"b{r}")(x, image, latents, pads, noise_mode, noise)
         return image
 
     def noise_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int]]:
@@ -111,9 +119,10 @@ class Synthesis(torch.nn.Module):
         return [layer.out_size(*size) for layer, size in self._convolutions(scale)]
 
     def pad_map_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int, int] | None]:
-        """Channels and least height and width of each entry of ``pad_maps``, a map [N, channels, height, width] whose
-        centre is taken. From the second on a ring [N, channels, 2 * (height + width) - 4] will do as well, and None
-        stands for a convolution without padding, which takes none::
+        """Channels and least height and width of each entry of ``pad_maps``.
+
+        An entry is a map [N, channels, height, width], of which the centre is read; from the second entry on also a
+        ring [N, channels, 2 * (height + width) - 4]. None stands for a convolution without padding::
 
             sizes = synthesis.pad_map_sizes()
             pad_maps = [None if size is None else torch.zeros(n, *size) for size in sizes]
@@ -122,7 +131,7 @@ class Synthesis(torch.nn.Module):
         return [head, *[layer.pad_map_size(*size) for layer, size in self._convolutions(scale)]]
 
     def _convolutions(self, scale: int | tuple[int, int]) -> list[tuple[nn.StyleConv, tuple[int, int]]]:
-        """Each with height and width of its input."""
+        """The convolutions, each with height and width of its input."""
         size, found = self.b4.size(_both(scale)), []
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
@@ -137,51 +146,28 @@ class HeadBlock(torch.nn.Module):
 
     resample_filter: torch.Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        head: str,
-        head_size: tuple[int, int],
-        interp_head: bool,
-        layout: str,
-        div_half_dim: bool,
-        *,
-        w_dim: int,
-        img_channels: int,
-        architecture: str,
-        no_pad: bool,
-        up_after_conv: bool | None,
-        conv_clamp: float | None,
-        activation: str,
-    ) -> None:
+    def __init__(self, channels: int, head: HeadConfig, config: BlockConfig) -> None:
         super().__init__()
-        self.head, self.in_channels = head, 2 if head == "csg" else channels
-        border = 2 if no_pad else 0
-        self.base_size = (head_size[0] + border, head_size[1] + border)
-        self.encoding: dict[str, Any] = dict(layout=layout, base_size=self.base_size if interp_head else None)
-        if head == "spe":
-            encodings.check_channels(channels, layout, div_half_dim, "channel_max")
-            self.encoding |= dict(channels=channels, div_half_dim=div_half_dim)
-        if head == "constant":
+        self.head, self.in_channels = head.head, 2 if head.head == "csg" else channels
+        border = 2 if config.no_pad else 0
+        self.base_size = (head.head_size[0] + border, head.head_size[1] + border)
+        base_size = self.base_size if head.interp_head else None
+        self.encoding: dict[str, Any] = dict(layout=head.layout, base_size=base_size)
+        if self.head == "spe":
+            encodings.check_channels(channels, head.layout, head.div_half_dim, "channel_max")
+            self.encoding |= dict(channels=channels, div_half_dim=head.div_half_dim)
+        if self.head == "constant":
             self.const = torch.nn.Parameter(torch.randn(channels, *self.base_size))
-        self.conv1 = nn.StyleConv(
-            self.in_channels,
-            channels,
-            w_dim,
-            head_size,
-            padding=0 if no_pad else 1,
-            act=activation,
-            clamp=conv_clamp,
-        )
-        self.torgb = nn.ToRGB(channels, img_channels, w_dim, clamp=conv_clamp) if architecture == "skip" else None
+        self.conv1 = _style_conv(self.in_channels, channels, head.head_size, config)
+        self.torgb = _to_rgb(channels, config) if config.architecture == "skip" else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
     def forward(self, ws, features, pad_map, noise_mode, noise, scale):
-        """Features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
-        # Every later layer keeps the format, in which convolutions and epilogues run fastest.
+        """Return features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
+        # Convolutions and epilogues run fastest in channels_last, and every later layer keeps it.
         x = layout.in_format(self._features(ws.shape[0], scale, features), torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
-        return x, None if self.torgb is None else full(self.torgb(x, ws[:, 1]))
+        return x, None if self.torgb is None else to_full_precision(self.torgb(x, ws[:, 1]))
 
     def size(self, scale: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the head."""
@@ -191,7 +177,7 @@ class HeadBlock(torch.nn.Module):
         return f"head={self.head!r}, size={self.base_size}"
 
     def _features(self, n: int, scale: tuple[int, int], given: torch.Tensor | None) -> torch.Tensor:
-        """What the first convolution reads, [N, I, h, w]."""
+        """Make the input of the first convolution, [N, I, h, w]."""
         h, w = self.size(scale)
         if given is not None:
             return _centre(given, h, w).to(self.conv1.weight.dtype)
@@ -207,51 +193,31 @@ class HeadBlock(torch.nn.Module):
 
 
 class Block(torch.nn.Module):
-    """A further resolution: two convolutions, the first of which enlarges, and for "skip" an image on top of the last
-    one's, enlarged. "resnet" adds the enlarged input; it and "orig" make an image in the last block only."""
+    """One further resolution: two convolutions, the first of which doubles the size.
+
+    "skip" adds its own image to the upsampled image of the block before. "resnet" adds the upsampled input to the
+    features; it and "orig" make an image in the last block only.
+    """
 
     resample_filter: torch.Tensor
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        resolution: tuple[int, int],
-        *,
-        is_last: bool,
-        w_dim: int,
-        img_channels: int,
-        architecture: str,
-        no_pad: bool,
-        up_after_conv: bool | None,
-        conv_clamp: float | None,
-        activation: str,
+        self, in_channels: int, out_channels: int, size: tuple[int, int], is_last: bool, config: BlockConfig
     ) -> None:
         super().__init__()
-        border, padding, clamp = (2, 0, conv_clamp) if no_pad else (0, 1, conv_clamp)
-        self.conv0 = nn.StyleConv(
-            in_channels,
-            out_channels,
-            w_dim,
-            (resolution[0] + border, resolution[1] + border),
-            up=2,
-            padding=padding,
-            up_after_conv=up_after_conv,
-            interp_pad=2 * border,
-            act=activation,
-            clamp=clamp,
-        )
-        self.conv1 = nn.StyleConv(
-            out_channels, out_channels, w_dim, resolution, padding=padding, act=activation, clamp=clamp
-        )
-        with_image = is_last or architecture == "skip"
-        self.torgb = nn.ToRGB(out_channels, img_channels, w_dim, clamp=clamp) if with_image else None
-        residual = architecture == "resnet"
+        border = 2 if config.no_pad else 0
+        upsampled = (size[0] + border, size[1] + border)
+        upsampling: dict[str, Any] = dict(up=2, up_after_conv=config.up_after_conv, interp_pad=2 * border)
+        self.conv0 = _style_conv(in_channels, out_channels, upsampled, config, **upsampling)
+        self.conv1 = _style_conv(out_channels, out_channels, size, config)
+        with_image = is_last or config.architecture == "skip"
+        self.torgb = _to_rgb(out_channels, config) if with_image else None
+        residual = config.architecture == "resnet"
         self.skip = nn.EqualConv2d(in_channels, out_channels, 1, bias=False, up=2) if residual else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
     def forward(self, x, image, ws, pad_maps, noise_mode, noises):
-        """Features [N, I, h, w] and the image before, to [N, O, 2 * h, 2 * w] and the image or None."""
+        """Turn features [N, I, h, w] and the previous image into [N, O, 2 * h, 2 * w] and an image or None."""
         skip = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
         gain = 1.0 if skip is None else math.sqrt(0.5)
         x = self.conv0(x, ws[:, 0], pad_map=pad_maps[0], noise_mode=noise_mode, noise=noises[0])
@@ -260,13 +226,32 @@ class Block(torch.nn.Module):
         if image is not None:
             image = PF.upsample2d(image, self.resample_filter)
         if self.torgb is not None:
-            y = full(self.torgb(x, ws[:, 2]))
+            y = to_full_precision(self.torgb(x, ws[:, 2]))
             image = y if image is None else image + y
         return x, image
 
 
+def _style_conv(
+    in_channels: int, out_channels: int, noise_size: tuple[int, int], config: BlockConfig, **upsampling: Any
+) -> nn.StyleConv:
+    return nn.StyleConv(
+        in_channels,
+        out_channels,
+        config.w_dim,
+        noise_size,
+        padding=0 if config.no_pad else 1,
+        act=config.activation,
+        clamp=config.conv_clamp,
+        **upsampling,
+    )
+
+
+def _to_rgb(channels: int, config: BlockConfig) -> nn.ToRGB:
+    return nn.ToRGB(channels, config.img_channels, config.w_dim, clamp=config.conv_clamp)
+
+
 def _entries(values: Any, name: str, count: int) -> list[torch.Tensor | None]:
-    """``count`` entries, None behind the given ones."""
+    """Return ``count`` entries: the given ones, then None."""
     if values is None:
         return [None] * count
     if not isinstance(values, (Sequence, torch.nn.ParameterList)) or isinstance(values, str):
@@ -280,7 +265,7 @@ def _check_maps(maps: Sequence[Any], sizes: Sequence[tuple[int, int, int] | None
             raise ValueError(f"{name}: expected None for a convolution without padding, got shape {shape}")
         c, h, w = size
         n = ws.shape[0]
-        ring = None if name == "pad_maps[0]" else (n, c, 2 * (h + w) - 4)  # the head has no border
+        ring = None if name == "pad_maps[0]" else (n, c, 2 * (h + w) - 4)  # a ring is a border, and the head has none
         is_map = len(shape) == 4 and shape[:2] == (n, c) and shape[2] >= h and shape[3] >= w
         if not is_map and shape != ring:
             or_ring = "" if ring is None else f" or a ring {list(ring)}"
@@ -295,7 +280,7 @@ def _check_noises(noises: Sequence[Any], sizes: Sequence[tuple[int, int]], ws: t
 
 
 def _given(name: str, values: Sequence[Any], sizes: Sequence[Any], ws: torch.Tensor) -> list[tuple[str, Any, Any]]:
-    """Name, shape and expected size of each entry that is there."""
+    """List name, shape and expected size of each entry that is not None."""
     found = []
     for i, (value, size) in enumerate(zip(values, sizes, strict=True)):
         if value is not None:
@@ -310,6 +295,6 @@ def _both(scale: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _centre(pad_map: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """The centre crop, its offset rounded down."""
+    """Crop to the centre; offsets are rounded down."""
     y, x = (pad_map.shape[2] - h) // 2, (pad_map.shape[3] - w) // 2
     return pad_map[:, :, y : y + h, x : x + w]

@@ -1,7 +1,7 @@
 """Files of ``torch.save``, with a zip or without, read without running anything that is in them.
 
-The machine of ``opcodes.py`` walks the pickle inside, which names the storages of its tensors; their bytes lie beside
-it. Settings that are no tensors, containers, text or numbers become inert ``Unread``s, whatever their class.
+The machine of ``opcodes.py`` reads the pickle inside. The pickle names the storages of its tensors, whose bytes lie
+beside it in the file. Settings other than tensors, containers, text and numbers become inert ``Unread``s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .opcodes import AGAIN, STEPS, Global, Machine, Stateful, Unread, is_key
+from .opcodes import DOWNLOAD_AGAIN, HANDLERS, Global, Machine, Stateful, Unread, is_key
 from .pickles import GLOBALS, STORAGES, first_line, number, parameter, view_of
 from .report import CheckpointError
 
@@ -24,58 +24,24 @@ Storages = Callable[[torch.dtype, str, int], torch.Tensor]  # dtype, key, count 
 
 
 def read_zip(file: BinaryIO) -> Any:
-    """The object in a zip of ``torch.save``.
+    """Read the object in a zip of ``torch.save``.
 
     Raises:
-        UnsafeFileError, CheckpointError: as ``read_pickle``.
+        UnsafeFileError, CheckpointError: as for ``read_pickle``.
     """
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"damaged: no complete zip archive ({error}); {AGAIN}") from None
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    size = file.seek(0, io.SEEK_END)
-    if sum(entry.file_size for entry in archive.infolist()) > size:
-        raise CheckpointError(f"announces more bytes than the file has; {AGAIN}")
-    if any(name.endswith("/constants.pkl") for name in entries):
-        raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
-    pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise CheckpointError(_other_archive(list(entries)))
-    folder = pickles[0].removesuffix("data.pkl")
-
-    def entry(name: str) -> bytes:
-        if folder + name not in entries:
-            raise CheckpointError(f"damaged: {name[:80]} is not in the archive; {AGAIN}")
-        try:
-            return archive.read(folder + name)  # which compares the checksum
-        except Exception as error:  # zipfile raises what its parser stumbled over
-            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}; {AGAIN}") from None
-
-    if folder + "byteorder" in entries and entry("byteorder").strip() != b"little":
+    archive = _Archive(file)
+    if "byteorder" in archive and archive.read("byteorder").strip() != b"little":
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
-    known: dict[str, torch.Tensor] = {}
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
-        if key not in known:
-            known[key] = _numbers(bytearray(entry(f"data/{key}")), torch.uint8)
-        raw = known[key]
-        if raw.numel() != count * dtype.itemsize:
-            raise CheckpointError(
-                f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}; {AGAIN}"
-            )
-        return raw.view(dtype)
-
-    data = entry("data.pkl")
-    return _walk(io.BytesIO(data), len(data), storage)
+    data = archive.read("data.pkl")
+    return _read(io.BytesIO(data), len(data), archive.storage)
 
 
 def read_legacy(file: BinaryIO) -> Any:
-    """The object in a file of ``torch.save(_use_new_zipfile_serialization=False)``; see ``read_zip``."""
+    """Read the object in a file of ``torch.save(_use_new_zipfile_serialization=False)``; see ``read_zip``."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     for _ in range(3):  # the magic number, a version and facts about the machine
-        about = _walk(file, size - file.tell(), _no_storage)
+        about = _read(file, size - file.tell(), _no_storage)
     if isinstance(about, dict) and about.get("little_endian") is False:
         raise CheckpointError("written on a big-endian machine, expected little-endian numbers")
     known: dict[str, torch.Tensor] = {}
@@ -87,33 +53,81 @@ def read_legacy(file: BinaryIO) -> Any:
         if key not in known:
             left -= count * dtype.itemsize
             if left < 0:
-                raise CheckpointError(f"announces more bytes than the file has; {AGAIN}")
+                raise CheckpointError(f"announces more bytes than the file has; {DOWNLOAD_AGAIN}")
             known[key], counts[key] = torch.zeros(count * dtype.itemsize, dtype=torch.uint8), count
         if known[key].numel() != count * dtype.itemsize:
             raise CheckpointError(
-                f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}; {AGAIN}"
+                f"damaged: storage {key[:80]} has {known[key].numel()} bytes, expected {count}; {DOWNLOAD_AGAIN}"
             )
         return known[key].view(dtype)
 
-    data = _walk(file, size - file.tell(), storage)
-    keys = _walk(file, size - file.tell(), _no_storage)
+    data = _read(file, size - file.tell(), storage)
+    keys = _read(file, size - file.tell(), _no_storage)
     if not isinstance(keys, list) or set(map(str, keys)) != set(known) or len(keys) != len(known):
-        raise CheckpointError(f"damaged: other storages than the tensors have; {AGAIN}")
+        raise CheckpointError(f"damaged: other storages than the tensors have; {DOWNLOAD_AGAIN}")
     for key in map(str, keys):
-        values, told = known[key], file.read(8)
-        if len(told) == 8 and told != struct.pack("<q", counts[key]):
-            count = struct.unpack("<q", told)[0]
-            raise CheckpointError(f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}; {AGAIN}")
+        values, announced = known[key], file.read(8)
+        if len(announced) == 8 and announced != struct.pack("<q", counts[key]):
+            count = struct.unpack("<q", announced)[0]
+            raise CheckpointError(
+                f"damaged: storage {key[:80]} has {count} elements, expected {counts[key]}; {DOWNLOAD_AGAIN}"
+            )
         if values.numel() and file.readinto(values.numpy()) != values.numel():  # type: ignore[attr-defined]
-            raise CheckpointError(f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes; {AGAIN}")
+            raise CheckpointError(
+                f"cut short: storage {key[:80]} has fewer than {values.numel()} bytes; {DOWNLOAD_AGAIN}"
+            )
     return data
 
 
-def _walk(file: BinaryIO, size: int, storage: Storages) -> Any:
+class _Archive:
+    """The entries of a zip of ``torch.save``, which share one folder."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        try:
+            self.zip = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise CheckpointError(f"damaged: no complete zip archive ({error}); {DOWNLOAD_AGAIN}") from None
+        size = file.seek(0, io.SEEK_END)
+        if sum(entry.file_size for entry in self.zip.infolist()) > size:
+            raise CheckpointError(f"announces more bytes than the file has; {DOWNLOAD_AGAIN}")
+        self.names = {entry.filename for entry in self.zip.infolist()}
+        if any(name.endswith("/constants.pkl") for name in self.names):
+            raise CheckpointError("a module of TorchScript, expected weights: save module.state_dict() instead")
+        pickles = [name for name in self.names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise CheckpointError(_other_archive(list(dict.fromkeys(self.zip.namelist()))))
+        self.folder = pickles[0].removesuffix("data.pkl")
+        self.storages: dict[str, torch.Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return self.folder + name in self.names
+
+    def read(self, name: str) -> bytes:
+        if name not in self:
+            raise CheckpointError(f"damaged: {name[:80]} is not in the archive; {DOWNLOAD_AGAIN}")
+        try:
+            return self.zip.read(self.folder + name)  # read() also compares the checksum
+        except Exception as error:  # zipfile lets the errors of its parsers through
+            raise CheckpointError(f"damaged: {name[:80]}: {first_line(error)}; {DOWNLOAD_AGAIN}") from None
+
+    def storage(self, dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
+        if key not in self.storages:
+            self.storages[key] = _numbers(bytearray(self.read(f"data/{key}")), torch.uint8)
+        raw = self.storages[key]
+        if raw.numel() != count * dtype.itemsize:
+            raise CheckpointError(
+                f"damaged: data/{key[:80]} has {raw.numel()} bytes, expected {count} of {dtype}; {DOWNLOAD_AGAIN}"
+            )
+        return raw.view(dtype)
+
+
+def _read(file: BinaryIO, size: int, storage: Storages) -> Any:
+    """Read one pickle; ``storage`` returns the tensor behind each reference to a storage."""
+
     def persistent(machine: Machine) -> None:
         about = machine.stack.pop()
         kind = about[0] if isinstance(about, tuple) and about else None
-        if kind == "module" and len(about) > 1:  # a class with its source, in whole modules
+        if kind == "module" and len(about) > 1:  # whole modules hold classes with their source
             machine.push(about[1])
             return
         view = about[5] if isinstance(about, tuple) and len(about) == 6 else None
@@ -124,7 +138,7 @@ def _walk(file: BinaryIO, size: int, storage: Storages) -> Any:
             raise CheckpointError("a storage that is not described as torch does")
         machine.push(storage(dtype, key, count))
 
-    return Machine(file, size, _NAMES, _STEPS | {pickle.BINPERSID: persistent}, lenient=True, factor=32).run()
+    return Machine(file, size, _NAMES, _HANDLERS | {pickle.BINPERSID: persistent}, lenient=True, factor=32).run()
 
 
 def _no_storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
@@ -163,7 +177,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _subclass(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    """A tensor with attributes of its own, which are left."""
+    """Build a tensor without the attributes that its subclass adds."""
     known = isinstance(function, Global) and function.build in (_tensor, _tensor_of, _parameter)
     return function.build(*arguments) if known and isinstance(arguments, tuple) else Unread("torch.Tensor")
 
@@ -176,17 +190,17 @@ def _number(*arguments: Any) -> Any:
 
 
 def _encoded(text: Any, encoding: Any = None) -> Any:
-    """Decode bytes as pickle protocol 2 writes them."""
+    """Decode bytes, which protocol 2 writes as latin1 text."""
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else Unread("bytes")
 
 
 def _set(items: Any = ()) -> Any:
-    """How protocol 2 writes sets; modules keep the names of buffers that they do not save in one."""
+    """Build a set as protocol 2 writes it; modules keep the names of their unsaved buffers in one."""
     return {item for item in items if is_key(item)} if type(items) in (list, tuple) else Unread("set")
 
 
 class _Settings(argparse.Namespace, Stateful):
-    """A command line, as in rosinality's files."""
+    """The command line that rosinality's files hold."""
 
     cost = 128
 
@@ -229,7 +243,7 @@ def _new_with_keywords(machine: Machine) -> None:
     machine.reduce(new=True)
 
 
-_STEPS = STEPS | {
+_HANDLERS = HANDLERS | {
     pickle.PROTO: lambda m: m.take(1),
     pickle.LONG4: lambda m: m.push(int.from_bytes(m.take(m.number("<I")), "little", signed=True)),
     pickle.SHORT_BINSTRING: _text("B"),

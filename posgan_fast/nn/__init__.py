@@ -1,4 +1,4 @@
-"""Layers as torch.nn modules: parameters and state around :mod:`posgan_fast.functional`.
+"""Layers as torch.nn modules, which hold parameters and state for :mod:`posgan_fast.functional`.
 
 Names and shapes of the state follow NVlabs stylegan2-ada; each class lists its own.
 """

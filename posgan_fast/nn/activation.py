@@ -1,4 +1,4 @@
-"""A bias and an activation as a layer."""
+"""A layer that adds a bias and applies an activation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ class BiasAct(Convertible):
     """``clamp(gain * act(x + bias), -clamp, clamp)`` with the bias along dimension ``dim`` of any input.
 
     Args:
-        channels: size of the bias; None, for any, only without one.
-        dim, act, alpha, gain, clamp: of :func:`posgan_fast.functional.bias_act`.
+        channels: size of the bias; None accepts any size and requires ``bias=False``.
+        dim, act, alpha, gain, clamp: arguments of :func:`posgan_fast.functional.bias_act`.
         bias: False leaves the bias out.
 
     State: ``bias`` [channels], zeros at first.
+
+    Example:
+        >>> BiasAct(64, act="lrelu", clamp=256)(torch.randn(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
     """
 
     _foreign = BIAS_ACT
@@ -50,7 +54,7 @@ class BiasAct(Convertible):
         self.bias = bias_parameter(bias, channels, 0.0, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape with ``channels`` along ``dim``, to the same shape and dtype."""
+        """Apply to ``x`` of any shape with ``channels`` along ``dim``; shape and dtype stay."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return PF.bias_act(x, bias, self.dim, self.act, self.alpha, self.gain, self.clamp)
 
@@ -59,14 +63,14 @@ class BiasAct(Convertible):
 
 
 def bias_parameter(bias, size, value, device, dtype):
-    """The bias [size], ``value`` everywhere; None where ``bias`` is False."""
+    """Make a bias [size] filled with ``value``, or None where ``bias`` is False."""
     checks.device(device)
     if not checks.flag(bias, "bias"):
         return None
     return torch.nn.Parameter(torch.full([size], checks.real(value, "bias_init"), device=device, dtype=dtype))
 
 
-def finish(act: str, clamp: float | None, gain: float) -> dict[str, Any]:
-    """The end of a layer as the epilogue takes it: the act's own gain, and it and the clamp times ``gain``."""
+def epilogue_arguments(act: str, clamp: float | None, gain: float) -> dict[str, Any]:
+    """Arguments of the epilogue for a layer whose result and clamp are multiplied by ``gain``."""
     gain = checks.real(gain, "gain")
     return dict(act=act, gain=ACTIVATIONS[act].gain * gain, clamp=None if clamp is None else clamp * abs(gain))

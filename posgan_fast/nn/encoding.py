@@ -1,4 +1,4 @@
-"""Positional encodings as layers: each joins the encoding to its input, and the grid is never held in memory."""
+"""Layers that join a positional encoding to their input without holding the grid in memory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ class _Encoding(torch.nn.Module):
 
 
 class SinusoidalEncoding2d(_Encoding):
-    """Add sines and cosines of row and column to ``x``, or concatenate them behind it. No state.
+    """Add sines and cosines of row and column to ``x``, or append them as channels. No state.
 
     Args:
-        channels: of the encoding, a multiple of 4; to "add" them, those of ``x``.
+        channels: channels of the encoding, a multiple of 4; with "add" as many as ``x`` has.
         join: "add" or "concat".
-        layout, div_half_dim: of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
-        base_size: None expands: positions go on beyond any size, anchored at the top left. [height, width] interpolates
-            the encoding of that size.
+        layout, div_half_dim: arguments of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
+        base_size: [height, width] interpolates the encoding of that size. None counts positions from the top left,
+            for inputs of any size.
+
+    Example:
+        >>> SinusoidalEncoding2d(8, join="concat")(torch.randn(1, 3, 16, 16)).shape
+        torch.Size([1, 11, 16, 16])
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class SinusoidalEncoding2d(_Encoding):
         self.channels = encodings.check_channels(channels, layout, div_half_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] to the same shape ("add", C = channels) or to [N, C + channels, H, W] ("concat")."""
+        """Map [N, C, H, W] to the same shape ("add", C = channels) or to [N, C + channels, H, W] ("concat")."""
         checks.tensor(x, "x", ndim=4)
         if self.join == "add" and x.shape[1] != self.channels:
             raise ValueError(f"x: expected {self.channels} channels to add the encoding to, got {x.shape[1]}")
@@ -68,27 +72,39 @@ class SinusoidalEncoding2d(_Encoding):
 
 
 class CartesianGrid2d(_Encoding):
-    """Add normalised coordinates to the two channels of ``x``, or concatenate them behind it. No state.
+    """Add normalised coordinates to the two channels of ``x``, or append them as channels. No state.
 
-    ``layout`` and ``base_size`` are those of :func:`posgan_fast.functional.cartesian_grid2d`.
+    Args:
+        join: "add" or "concat".
+        layout, base_size: arguments of :func:`posgan_fast.functional.cartesian_grid2d`.
+
+    Example:
+        >>> CartesianGrid2d()(torch.randn(1, 3, 16, 16)).shape
+        torch.Size([1, 5, 16, 16])
     """
 
     def __init__(self, *, join: str = "concat", layout: str = "mmgen", base_size: Sequence[int] | None = None) -> None:
         super().__init__(join, layout, base_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] to [N, C + 2, H, W] ("concat") or, with C = 2, to the same shape ("add")."""
+        """Map [N, C, H, W] to [N, C + 2, H, W] ("concat") or, with C = 2, to the same shape ("add")."""
         return PF.prologue2d(x, encode="csg", join=self.join, layout=self.layout, base_size=self.base_size)
 
 
 class PositionalNoise2d(torch.nn.Module):
-    """What enters a stage of SinGAN: ``pad((noise + encoding) * weight + image)``, in one pass. No state.
+    """Make the input of a SinGAN stage, ``pad((noise + encoding) * weight + image)``, in one pass. No state.
 
     Args:
-        channels: of the result; noise of one channel is repeated. "csg" has 2.
+        channels: channels of the result, 2 for "csg"; noise of one channel is repeated.
         encode: "spe", "csg" or None.
-        padding, mode: of :func:`posgan_fast.functional.prologue2d`, "zeros" or "reflect".
-        layout, div_half_dim, base_size: of the encoding.
+        padding: pixels on each side, as :func:`posgan_fast.functional.prologue2d` takes them.
+        mode: "zeros" or "reflect".
+        layout, div_half_dim, base_size: arguments of the encoding, see :class:`SinusoidalEncoding2d`.
+
+    Example:
+        >>> stage_input = PositionalNoise2d(3, padding=5)
+        >>> stage_input(torch.randn(1, 1, 16, 16), torch.randn(1, 3, 16, 16), weight=0.1).shape
+        torch.Size([1, 3, 26, 26])
     """
 
     def __init__(
@@ -122,8 +138,13 @@ class PositionalNoise2d(torch.nn.Module):
     def forward(
         self, noise: torch.Tensor, image: torch.Tensor | None = None, weight: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
-        """``noise`` [N, channels or 1, H, W], ``image`` [N, channels, H, W] or None and the noise's ``weight``, a
-        number or a tensor [], to [N, channels, H + top + bottom, W + left + right], in the dtype of the image."""
+        """Return [N, channels, H + top + bottom, W + left + right] in the dtype of the image.
+
+        Args:
+            noise: [N, channels or 1, H, W].
+            image: [N, channels, H, W]; None: nothing is added.
+            weight: factor of noise and encoding, a number or a tensor of one element.
+        """
         checks.tensor(noise, "noise", ndim=4)
         if image is not None:
             n, _, h, w = noise.shape

@@ -1,15 +1,15 @@
-"""Layers of other projects with the same content, and how each turns into ours.
+"""Layers of other projects: recognising them, and converting them to the layers of this library.
 
-A layer is recognised by the names of its tensors, which must be these and no others, and by its attributes; nothing is
-imported. The families differ in
+A layer is recognised by its attributes and by the exact set of its tensors' names; nothing is imported. The families
+differ as follows:
 
-    rosinality       weight [1, O, I, k, k], times ``scale`` also under the root of the demodulation; FIR buffers hold
-                     the gain of enlarging; noise is drawn where the call brings none
-    mmgeneration     the same with ``weight_orig``, which a hook scales; a clamp in half precision only
-    NVlabs           names and values are ours
-    Hammer, PadInv   scales as attributes; constant noise [1, 1, H, W] unless the call asks for another
+    rosinality       weight [1, O, I, k, k], multiplied by ``scale`` ahead of the demodulation; filters include the gain
+                     of upsampling; noise is drawn unless the call brings some
+    mmgeneration     like rosinality, but a hook scales ``weight_orig``; clamps in half precision only
+    NVlabs           names and values are those of this library
+    Hammer, PadInv   scales are attributes; noise is constant [1, 1, H, W] unless the call asks for another
 
-A scale that the layer here does not have goes into the parameter.
+Scales that the layers here do not have are multiplied into the parameters.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ L = TypeVar("L", bound="Convertible")
 class Convertible(torch.nn.Module):
     """A layer that other projects have as well."""
 
-    _foreign: tuple[Layout, ...] = ()
+    _foreign: tuple[Pattern, ...] = ()
 
     @classmethod
     def from_foreign(cls: type[L], module: torch.nn.Module) -> L:
-        """Make the layer of one with the same content in another project.
+        """Convert a layer of another project to this class.
 
-        Layers of rosinality's stylegan2-pytorch, NVlabs' stylegan2-ada and stylegan3 (its networks of StyleGAN2),
-        mmgeneration, and Hammer and PadInv are recognised by attributes and names of tensors. Parameters are copied;
-        dtype, device, ``requires_grad`` and ``training`` stay. Noise that a call does not bring is drawn, or constant,
-        as it is there.
+        Attributes and names of tensors identify layers of rosinality's stylegan2-pytorch, NVlabs' stylegan2-ada and
+        stylegan3 (its networks of StyleGAN2), mmgeneration, Hammer and PadInv. Parameters are copied; dtype, device,
+        ``requires_grad`` and ``training`` stay. Where a call brings no noise, the new layer draws it or uses the
+        stored noise as ``module`` does.
 
         Args:
-            module: one layer; a network is converted layer by layer.
+            module: one layer; convert a network layer by layer.
 
         Raises:
-            TypeError: no such layer, or one with hooks, of which the copy would not know.
-            ValueError: such a layer with a setting that this one does not have.
+            TypeError: ``module`` is no such layer, or has hooks, which would be lost.
+            ValueError: ``module`` has a setting that this class does not have.
         """
         arguments, state = recognise(module, cls._foreign, cls.__name__)
         with torch.device("meta"):
@@ -56,53 +56,56 @@ class Convertible(torch.nn.Module):
         if missing:
             raise TypeError(f"module: expected tensors for {', '.join(missing)}, got none in {type(module).__name__}")
         for name, value in state.items():
-            owner, _, leaf = name.rpartition(".")
-            _assign(layer.get_submodule(owner), leaf, value)
+            owner, _, attribute = name.rpartition(".")
+            _assign(layer.get_submodule(owner), attribute, value)
         return layer.train(module.training)
 
 
-class Found(NamedTuple):
-    """The arguments of a layer here, and its parameters and buffers."""
+class Converted(NamedTuple):
+    """Constructor arguments, parameters and buffers of a layer of this library."""
 
     arguments: dict[str, Any]
     state: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The signs of a foreign layer and its reader, which gives None for a layer of other content."""
+class Pattern:
+    """The tensors and attributes that identify a foreign layer, and a function that reads it.
+
+    ``read`` returns None for a layer that matches but computes something else.
+    """
 
     name: str
-    tensors: str  # name or name:dimensions, with "?" where it may be missing
+    tensors: str  # "name" or "name:dimensions", followed by "?" if the tensor may be missing
     attributes: str
     read: Callable[[Any], Any]
 
-    def fits(self, module: torch.nn.Module) -> bool:
-        there = _tensors(module)
-        for sign in self.tensors.split():
-            name, _, dimensions = sign.rstrip("?").partition(":")
-            value = there.pop(name, None)
-            if (sign[-1] != "?") if value is None else (dimensions not in ("", str(value.ndim))):
+    def matches(self, module: torch.nn.Module) -> bool:
+        found = _tensors(module)
+        for entry in self.tensors.split():
+            name, _, dimensions = entry.rstrip("?").partition(":")
+            value = found.pop(name, None)
+            if (entry[-1] != "?") if value is None else (dimensions not in ("", str(value.ndim))):
                 return False
-        return not there and all(_has(module, path) for path in self.attributes.split())
+        return not found and all(_has(module, path) for path in self.attributes.split())
 
 
-def recognise(module: Any, layouts: tuple[Layout, ...], wanted: str) -> Any:
-    """Read ``module`` with the first layout that fits it."""
+def recognise(module: Any, patterns: tuple[Pattern, ...], wanted: str) -> Any:
+    """Read ``module`` with the first pattern that matches."""
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    for layout in layouts:
+    for pattern in patterns:
         try:
-            facts = layout.read(module) if layout.fits(module) else None
+            result = pattern.read(module) if pattern.matches(module) else None
         except AttributeError as error:
-            raise TypeError(f"module: expected {layout.name}, got one with a part missing: {error}") from error
-        if facts is not None:
+            raise TypeError(f"module: expected {pattern.name}, got one with a part missing: {error}") from error
+        if result is not None:
             _check_hooks(module)
-            return facts
+            return result
     names = ", ".join(_tensors(module)) or "no tensors"
     raise TypeError(
-        f"module: expected for {wanted} one of {'; '.join(layout.name for layout in layouts)}, as these projects build"
-        f" it, got {type(module).__name__} with {names}"
+        f"module: expected for {wanted} one of {'; '.join(pattern.name for pattern in patterns)}, as these projects"
+        f" build it, got {type(module).__name__} with {names}"
     )
 
 
@@ -137,7 +140,7 @@ def _assign(owner: torch.nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def copied(source: torch.Tensor, times: float = 1.0, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-    """A tensor of its own, scaled unless ``times`` is 1 up to rounding."""
+    """Copy a tensor, multiplied by ``times`` unless that is 1 up to rounding."""
     value = source.detach().clone()
     if not math.isclose(times, 1, rel_tol=1e-6):
         value *= times
@@ -152,12 +155,12 @@ def expect(module: Any, name: str, expected: Any, got: Any) -> None:
 
 
 def _equalises(hook: Any) -> bool:
-    """mmgeneration's, which computes ``weight`` of ``weight_orig`` ahead of each call."""
+    """Tell whether ``hook`` is mmgeneration's, which computes ``weight`` from ``weight_orig`` ahead of each call."""
     return all(hasattr(hook, name) for name in ("name", "gain", "mode", "lr_mul"))
 
 
 def equalised(module: Any) -> float:
-    """The scale of ``weight_orig``."""
+    """Return the factor by which mmgeneration's hook multiplies ``weight_orig``."""
     hooks = [hook for hook in module._forward_pre_hooks.values() if _equalises(hook)]
     if len(hooks) != 1:
         raise TypeError(f"module: expected one hook that scales weight_orig, got {len(hooks)}")
@@ -170,8 +173,8 @@ def equalised(module: Any) -> float:
 class _Linear(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
-    scale: float  # of the weight
-    multiplier: float  # of the bias
+    weight_scale: float
+    bias_scale: float
     act: str
 
 
@@ -185,42 +188,42 @@ def _mmgeneration_linear(module: Any) -> _Linear:
 
 
 _LINEARS = (
-    Layout(
+    Pattern(
         "rosinality's EqualLinear", "weight:2 bias?", "scale lr_mul activation",
         lambda m: _Linear(m.weight, m.bias, m.scale, m.lr_mul, "lrelu" if m.activation else "linear"),
     ),
-    Layout(
+    Pattern(
         "NVlabs' FullyConnectedLayer", "weight:2 bias?", "weight_gain bias_gain activation",
         lambda m: _Linear(m.weight, m.bias, m.weight_gain, m.bias_gain, m.activation),
     ),
-    Layout("mmgeneration's EqualLinearActModule", "linear.weight_orig:2 bias?", "lr_mul with_activation act_type",
+    Pattern("mmgeneration's EqualLinearActModule", "linear.weight_orig:2 bias?", "lr_mul with_activation act_type",
            _mmgeneration_linear),
-    Layout(
+    Pattern(
         "Hammer's DenseLayer", "weight:2 bias?", "wscale lr_mul activation_type",
         lambda m: _Linear(m.weight, m.bias, m.wscale, m.lr_mul, m.activation_type),
     ),
 )  # fmt: skip
 
 
-def _equal_linear(found: _Linear) -> Found:
-    o, i = found.weight.shape
-    arguments = dict(in_features=i, out_features=o, bias=found.bias is not None, act=found.act)
-    state = {"weight": copied(found.weight, found.scale / found.multiplier * math.sqrt(i))}
-    if found.bias is not None:
-        state["bias"] = copied(found.bias)
-    return Found({**arguments, "lr_multiplier": float(found.multiplier)}, state)
+def _equal_linear(linear: _Linear) -> Converted:
+    o, i = linear.weight.shape
+    arguments = dict(in_features=i, out_features=o, bias=linear.bias is not None, act=linear.act)
+    state = {"weight": copied(linear.weight, linear.weight_scale / linear.bias_scale * math.sqrt(i))}
+    if linear.bias is not None:
+        state["bias"] = copied(linear.bias)
+    return Converted({**arguments, "lr_multiplier": float(linear.bias_scale)}, state)
 
 
 def affine(module: torch.nn.Module, plus: float = 0.0) -> dict[str, torch.Tensor]:
-    """The layer that makes the styles, and ``plus`` beyond its bias."""
-    found = recognise(module, _LINEARS, "the affine layer of styles")
-    expect(module, "activation", "linear", found.act)
-    if found.bias is None:
+    """Convert the layer that computes the styles, and add ``plus`` to its bias."""
+    linear = recognise(module, _LINEARS, "the affine layer of styles")
+    expect(module, "activation", "linear", linear.act)
+    if linear.bias is None:
         raise ValueError(f"module: expected a bias in {type(module).__name__}, got None")
-    bias = copied(found.bias, found.multiplier)
+    bias = copied(linear.bias, linear.bias_scale)
     if plus:
         bias = (bias.detach() + plus).requires_grad_(bias.requires_grad)
-    weight = copied(found.weight, found.scale * math.sqrt(found.weight.shape[1]))
+    weight = copied(linear.weight, linear.weight_scale * math.sqrt(linear.weight.shape[1]))
     return {"affine.weight": weight, "affine.bias": bias}
 
 
@@ -230,46 +233,46 @@ def check_lrelu(module: Any, slope: float, scale: float) -> None:
 
 
 def check_gain(module: Any, act: str) -> None:
-    if act in ACTIVATIONS:  # an unknown one is refused by the layer
+    if act in ACTIVATIONS:  # the layer's constructor refuses others
         expect(module, "act_gain", ACTIVATIONS[act].gain, float(module.act_gain))
 
 
-def _bias_act(module: Any) -> Found:
+def _bias_act(module: Any) -> Converted:
     bias = module.bias
     arguments = dict(act="lrelu", alpha=float(module.negative_slope), gain=float(module.scale), bias=bias is not None)
     if bias is None:
-        return Found({**arguments, "channels": None}, {})
-    return Found({**arguments, "channels": bias.numel()}, {"bias": copied(bias, shape=(bias.numel(),))})
+        return Converted({**arguments, "channels": None}, {})
+    return Converted({**arguments, "channels": bias.numel()}, {"bias": copied(bias, shape=(bias.numel(),))})
 
 
-def _resampled(module: Any, up: bool) -> Found | None:
-    """The filter of an image that is enlarged or shrunk; None: padded for something else."""
+def _resampled(module: Any, up: bool) -> Converted | None:
+    """Read the filter of an image that is upsampled or downsampled; None if its padding serves something else."""
     kernel, factor, total = module.kernel, int(module.factor), float(module.kernel.sum())
     around = _around(kernel, factor if up else 1, 1 if up else factor)
     if tuple(module.pad) != around or total == 0:
         return None
     gain = total / factor**2 if up else total
-    return Found(dict(factor=factor, gain=gain), {"resample_filter": copied(kernel / total)})
+    return Converted(dict(factor=factor, gain=gain), {"resample_filter": copied(kernel / total)})
 
 
 def _around(kernel: torch.Tensor, up: int, down: int) -> tuple[int, int]:
-    """The padding of a filter that keeps, enlarges or shrinks the image."""
+    """Padding of a filter that keeps, upsamples or downsamples the image."""
     taps = kernel.shape[-1]
     return (taps + up - down) // 2, (taps - up * down) // 2
 
 
-def _blur(module: Any) -> Found | None:
+def _blur(module: Any) -> Converted | None:
     kernel, total = module.kernel, float(module.kernel.sum())
     if hasattr(module, "factor") or len(module.pad) != 2 or total == 0:
         return None
     before, after = module.pad
     (fh, fw), (x0, x1) = kernel.shape, (int(before), int(after))
     padding = (x0 - fw // 2, x1 - (fw - 1) // 2, x0 - fh // 2, x1 - (fh - 1) // 2)
-    return Found(dict(padding=padding, gain=total), {"resample_filter": copied(kernel / total)})
+    return Converted(dict(padding=padding, gain=total), {"resample_filter": copied(kernel / total)})
 
 
 def padding_of(blur: Any, kernel: int, up: int, down: int) -> int:
-    """The padding of a convolution beyond that of its filter, which is all the padding there is."""
+    """Padding of the convolution alone, where the blur pads for both the convolution and the filter."""
     before, after = _around(blur.kernel, up, down)
     if up > 1:
         before, after = before - kernel + 1, after - kernel + up
@@ -282,44 +285,46 @@ def padding_of(blur: Any, kernel: int, up: int, down: int) -> int:
     return padding
 
 
-UPSAMPLE = Layout("Upsample of rosinality or mmgeneration", "kernel:2", "factor pad", lambda m: _resampled(m, True))
-DOWNSAMPLE = Layout(
+UPSAMPLE = Pattern("Upsample of rosinality or mmgeneration", "kernel:2", "factor pad", lambda m: _resampled(m, True))
+DOWNSAMPLE = Pattern(
     "Downsample of rosinality or mmgeneration", "kernel:2", "factor pad", lambda m: _resampled(m, False)
 )
-BLUR = Layout("Blur of rosinality or mmgeneration", "kernel:2", "pad", _blur)
-FUSED = Layout("FusedLeakyReLU of rosinality or mmgeneration", "bias?", "bias negative_slope scale", _bias_act)
+BLUR = Pattern("Blur of rosinality or mmgeneration", "kernel:2", "pad", _blur)
+FUSED = Pattern("FusedLeakyReLU of rosinality or mmgeneration", "bias?", "bias negative_slope scale", _bias_act)
 
 
 def unless_filtered(state: dict[str, torch.Tensor]) -> dict[str, None]:
-    """The argument that leaves out a filter which the foreign layer does not keep."""
+    """Return the argument for a layer without a filter, if ``state`` has none."""
     return {} if "resample_filter" in state else {"resample_filter": None}
 
 
 def half_clamp(module: Any) -> float | None:
-    """mmgeneration clamps in half precision only."""
+    """Return the bound of mmgeneration's layers, which clamp in half precision only."""
     return module.conv_clamp if getattr(module, "fp16_enabled", False) else None
 
 
-def _minibatch_std(group: str, channels: str) -> Callable[[Any], Found]:
-    def read(module: Any) -> Found:
+def _minibatch_std(group: str, channels: str) -> Callable[[Any], Converted]:
+    def read(module: Any) -> Converted:
         expect(module, "eps", 1e-8, float(getattr(module, "eps", 1e-8)))
         expect(module, "sync_std", False, getattr(module, "sync_std", False))
-        return Found(dict(group_size=getattr(module, group), num_channels=getattr(module, channels)), {})
+        return Converted(dict(group_size=getattr(module, group), num_channels=getattr(module, channels)), {})
 
     return read
 
 
-def _as_layer(layout: Layout) -> Layout:
-    return Layout(layout.name, layout.tensors, layout.attributes, lambda module: _equal_linear(layout.read(module)))
+def _as_layer(pattern: Pattern) -> Pattern:
+    return Pattern(
+        pattern.name, pattern.tensors, pattern.attributes, lambda module: _equal_linear(pattern.read(module))
+    )
 
 
 EQUAL_LINEAR = tuple(map(_as_layer, _LINEARS))
 UPSAMPLE2D, DOWNSAMPLE2D, BLUR2D, BIAS_ACT = (UPSAMPLE,), (DOWNSAMPLE,), (BLUR,), (FUSED,)
 MINIBATCH_STD = (
-    Layout("NVlabs' MinibatchStdLayer", "", "group_size num_channels", _minibatch_std("group_size", "num_channels")),
-    Layout(
+    Pattern("NVlabs' MinibatchStdLayer", "", "group_size num_channels", _minibatch_std("group_size", "num_channels")),
+    Pattern(
         "mmgeneration's ModMBStddevLayer", "", "group_size channel_groups eps sync_std",
         _minibatch_std("group_size", "channel_groups"),
     ),
-    Layout("Hammer's MiniBatchSTDLayer", "", "groups new_channels eps", _minibatch_std("groups", "new_channels")),
+    Pattern("Hammer's MiniBatchSTDLayer", "", "groups new_channels eps", _minibatch_std("groups", "new_channels")),
 )  # fmt: skip

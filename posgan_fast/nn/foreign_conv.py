@@ -1,4 +1,4 @@
-"""Convolutions without a style of other projects."""
+"""Convolutions of other projects that have no style."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from .foreign import (
     BLUR,
     FUSED,
-    Found,
-    Layout,
+    Converted,
+    Pattern,
     check_gain,
     check_lrelu,
     copied,
@@ -24,21 +24,21 @@ from .foreign import (
 )
 
 
-def _conv(weight, bias, scale, *, bias_scale=1.0, **arguments) -> Found:
+def _conv(weight, bias, scale, *, bias_scale=1.0, **arguments) -> Converted:
     o, i, k, _ = weight.shape
     state = {"weight": copied(weight, scale * math.sqrt(i * k * k))}
     if bias is not None:
         state["bias"] = copied(bias, bias_scale)
-    return Found(dict(in_channels=i, out_channels=o, kernel_size=k, bias=bias is not None, **arguments), state)
+    return Converted(dict(in_channels=i, out_channels=o, kernel_size=k, bias=bias is not None, **arguments), state)
 
 
-def _rosinality_conv(module: Any) -> Found:
+def _rosinality_conv(module: Any) -> Converted:
     stride, padding = _one(module.stride, "stride"), _one(module.padding, "padding")
     settings = dict(stride=stride, padding=padding, resample_filter=None)
     return _conv(module.weight, module.bias, module.scale, **settings)
 
 
-def _mmgeneration_conv(module: Any) -> Found:
+def _mmgeneration_conv(module: Any) -> Converted:
     conv = module.conv
     expect(module, "with_activation", False, getattr(module, "with_activation", False))
     expect(conv, "groups", 1, conv.groups)
@@ -50,60 +50,60 @@ def _mmgeneration_conv(module: Any) -> Found:
 
 
 def _one(value: Any, name: str) -> int:
-    """The number of both axes."""
+    """Return the number that ``value`` has for both axes."""
     numbers = set(value) if isinstance(value, (tuple, list)) else {value}
     if len(numbers) != 1 or not all(isinstance(number, int) for number in numbers):
         raise ValueError(f"module: expected one {name} for both axes, got {value!r}")
     return numbers.pop()
 
 
-def _nvlabs_conv(module: Any) -> Found:
+def _nvlabs_conv(module: Any) -> Converted:
     check_gain(module, module.activation)
     found = _conv(
         module.weight, module.bias, module.weight_gain, up=module.up, down=module.down, padding=module.padding,
         act=module.activation, clamp=module.conv_clamp,
     )  # fmt: skip
-    return Found(found.arguments, found.state | {"resample_filter": copied(module.resample_filter)})
+    return Converted(found.arguments, found.state | {"resample_filter": copied(module.resample_filter)})
 
 
-def _hammer_conv(module: Any) -> Found | None:
-    """ConvLayer, which shrinks in the discriminator and enlarges in the generator: its padding tells."""
+def _hammer_conv(module: Any) -> Converted | None:
+    """Read ConvLayer, whose padding tells whether it downsamples (discriminator) or upsamples (generator)."""
     factor, k, up, down = module.scale_factor, module.kernel_size, 1, 1
     resamples = factor > 1
     if resamples:
         taps = module.filter.shape[-1]
-        enlarges = module.filter_padding[0] == k // 2 + (taps + factor - 1) // 2
-        up, down = (factor, 1) if enlarges else (1, factor)
+        upsamples = module.filter_padding[0] == k // 2 + (taps + factor - 1) // 2
+        up, down = (factor, 1) if upsamples else (1, factor)
     check_gain(module, module.activation_type)
     found = _conv(
         module.weight, module.bias, module.wscale, bias_scale=getattr(module, "bscale", 1.0), up=up, down=down,
         act=module.activation_type, clamp=module.conv_clamp,
     )  # fmt: skip
     state = found.state | ({"resample_filter": copied(module.filter)} if resamples else {})
-    return Found(found.arguments | unless_filtered(state), state)
+    return Converted(found.arguments | unless_filtered(state), state)
 
 
 _CONVS = (
-    Layout("rosinality's EqualConv2d", "weight:4 bias?", "scale stride padding", _rosinality_conv),
-    Layout("NVlabs' Conv2dLayer", "weight:4 bias? resample_filter", "up down weight_gain conv_clamp", _nvlabs_conv),
-    Layout("mmgeneration's EqualizedLRConvModule", "conv.weight_orig:4 conv.bias?", "conv.stride", _mmgeneration_conv),
-    Layout("Hammer's ConvLayer", "weight:4 bias? filter?", "wscale scale_factor conv_clamp", _hammer_conv),
+    Pattern("rosinality's EqualConv2d", "weight:4 bias?", "scale stride padding", _rosinality_conv),
+    Pattern("NVlabs' Conv2dLayer", "weight:4 bias? resample_filter", "up down weight_gain conv_clamp", _nvlabs_conv),
+    Pattern("mmgeneration's EqualizedLRConvModule", "conv.weight_orig:4 conv.bias?", "conv.stride", _mmgeneration_conv),
+    Pattern("Hammer's ConvLayer", "weight:4 bias? filter?", "wscale scale_factor conv_clamp", _hammer_conv),
 )
 _IN_SEQUENCE = (_CONVS[0], _CONVS[2])  # rosinality's and mmgeneration's
 
 
-class _ConvLayer(Layout):
-    """A sequence of blur, convolution and activation, of which only the convolution must be there."""
+class _ConvLayer(Pattern):
+    """A sequence of an optional blur, a convolution and an optional activation."""
 
-    def fits(self, module: torch.nn.Module) -> bool:
+    def matches(self, module: torch.nn.Module) -> bool:
         return isinstance(module, torch.nn.Sequential)
 
 
-def _conv_layer(module: Any) -> Found | None:
+def _conv_layer(module: Any) -> Converted | None:
     parts = list(module)
-    blur = parts.pop(0) if parts and BLUR.fits(parts[0]) else None
-    activate = parts.pop() if len(parts) == 2 and FUSED.fits(parts[1]) else None
-    if len(parts) != 1 or not any(layout.fits(parts[0]) for layout in _IN_SEQUENCE):
+    blur = parts.pop(0) if parts and BLUR.matches(parts[0]) else None
+    activate = parts.pop() if len(parts) == 2 and FUSED.matches(parts[1]) else None
+    if len(parts) != 1 or not any(pattern.matches(parts[0]) for pattern in _IN_SEQUENCE):
         return None
     conv = parts[0]
     arguments, state = recognise(conv, _IN_SEQUENCE, "its convolution")
@@ -124,7 +124,7 @@ def _conv_layer(module: Any) -> Found | None:
         padding = padding_of(blur, arguments["kernel_size"], 1, down)
         arguments |= dict(stride=1, down=down, padding=padding)
         state["resample_filter"] = copied(blur.kernel)
-    return Found(arguments, state)
+    return Converted(arguments, state)
 
 
 EQUAL_CONV2D = (*_CONVS, _ConvLayer("ConvLayer of rosinality or mmgeneration", "", "", _conv_layer))

@@ -9,8 +9,8 @@ import torch
 
 from .foreign import (
     UPSAMPLE,
-    Found,
-    Layout,
+    Converted,
+    Pattern,
     affine,
     check_gain,
     check_lrelu,
@@ -25,7 +25,7 @@ from .foreign import (
 
 
 class _Modulated(NamedTuple):
-    arguments: dict[str, Any]  # shared by the layers here
+    arguments: dict[str, Any]  # shared by ModulatedConv2d and StyleConv
     state: dict[str, torch.Tensor]
     up: int
     down: int
@@ -34,7 +34,7 @@ class _Modulated(NamedTuple):
 
 
 def _modulated(conv: Any) -> _Modulated:
-    """ModulatedConv2d of rosinality or mmgeneration."""
+    """Read ModulatedConv2d of rosinality or mmgeneration."""
     orig = hasattr(conv, "style_modulation")
     weight, scale = (conv.weight_orig, equalised(conv)) if orig else (conv.weight, conv.scale)
     state = affine(conv.style_modulation, conv.style_bias) if orig else affine(conv.modulation)
@@ -55,7 +55,7 @@ def _modulated(conv: Any) -> _Modulated:
         kernel_size=k,
         w_dim=state["affine.weight"].shape[1],
         padding=padding,
-        eps=eps / scale**2,  # the root there is of scaled weights
+        eps=eps / scale**2,  # they add eps to sums of scaled weights
     )
     return _Modulated(arguments | unless_filtered(state), state, up, down, conv.demodulate, interpolated)
 
@@ -66,15 +66,15 @@ def _interpolation(conv: Any) -> dict[str, Any]:
     return dict(up_after_conv=bool(conv.up_after_conv), interp_pad=int(conv.interp_pad or 0))
 
 
-def _modulated_conv2d(conv: Any) -> Found:
+def _modulated_conv2d(conv: Any) -> Converted:
     found = _modulated(conv)
     if found.interpolated:
         raise ValueError("module: expected deconv2conv False of a layer that enlarges, got True")
-    return Found(found.arguments | dict(up=found.up, down=found.down, demodulate=found.demodulate), found.state)
+    return Converted(found.arguments | dict(up=found.up, down=found.down, demodulate=found.demodulate), found.state)
 
 
-def _style_conv(module: Any) -> Found:
-    """StyledConv of rosinality or mmgeneration."""
+def _style_conv(module: Any) -> Converted:
+    """Read StyledConv of rosinality or mmgeneration."""
     found = _modulated(module.conv)
     expect(module.conv, "demodulate", True, found.demodulate)
     expect(module.conv, "downsample", False, found.down > 1)
@@ -83,11 +83,11 @@ def _style_conv(module: Any) -> Found:
     bias = module.activate.bias
     arguments = dict(resolution=None, up=found.up, noise_mode="random", clamp=half_clamp(module), **found.interpolated)
     state = {"bias": copied(bias, shape=(bias.numel(),)), "noise_strength": copied(noise.weight, shape=())}
-    return Found(found.arguments | arguments, found.state | state)
+    return Converted(found.arguments | arguments, found.state | state)
 
 
-def _to_rgb(module: Any) -> Found:
-    """ToRGB of rosinality or mmgeneration."""
+def _to_rgb(module: Any) -> Converted:
+    """Read ToRGB of rosinality or mmgeneration."""
     conv, found = module.conv, _modulated(module.conv)
     expect(conv, "demodulate", False, found.demodulate)
     expect(conv, "resampling", (1, 1), (found.up, found.down))
@@ -98,7 +98,7 @@ def _to_rgb(module: Any) -> Found:
         upsample = recognise(module.upsample, (UPSAMPLE,), "the filter of the skip image")
         expect(module.upsample, "factor", 2, upsample.arguments["factor"])
         state["resample_filter"] = copied(module.upsample.kernel / 4)
-    return Found(arguments | dict(clamp=half_clamp(module)) | unless_filtered(state), state)
+    return Converted(arguments | dict(clamp=half_clamp(module)) | unless_filtered(state), state)
 
 
 def _nvlabs_arguments(module: Any) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _nvlabs_arguments(module: Any) -> dict[str, Any]:
     return dict(in_channels=i, out_channels=o, kernel_size=k, clamp=module.conv_clamp)
 
 
-def _nvlabs_style_conv(module: Any) -> Found:
+def _nvlabs_style_conv(module: Any) -> Converted:
     check_gain(module, module.activation)
     state = {**affine(module.affine), "weight": copied(module.weight), "bias": copied(module.bias)}
     state["resample_filter"] = copied(module.resample_filter)
@@ -121,27 +121,27 @@ def _nvlabs_style_conv(module: Any) -> Found:
         noise_mode="random",
         act=module.activation,
     )
-    return Found(_nvlabs_arguments(module) | arguments, state)
+    return Converted(_nvlabs_arguments(module) | arguments, state)
 
 
-def _nvlabs_to_rgb(module: Any) -> Found:
+def _nvlabs_to_rgb(module: Any) -> Converted:
     state = {**affine(module.affine), "bias": copied(module.bias)}
     gain = module.weight_gain * math.sqrt(math.prod(module.weight.shape[1:]))
     state["weight"] = copied(module.weight, gain)
     arguments = dict(w_dim=state["affine.weight"].shape[1], resample_filter=None)
-    return Found(_nvlabs_arguments(module) | arguments, state)
+    return Converted(_nvlabs_arguments(module) | arguments, state)
 
 
-def _hammer(module: Any) -> Found:
-    """Read what the style layer and ToRGB share, which are one class there."""
+def _hammer(module: Any) -> Converted:
+    """Read the part that style layers and ToRGB share: Hammer has one class for both."""
     expect(module, "space_of_latent", "W", module.space_of_latent.upper())
     times = 1.0 if module.demodulate else module.wscale * math.sqrt(math.prod(module.weight.shape[1:]))
     state = {**affine(module.style), "weight": copied(module.weight, times), "bias": copied(module.bias, module.bscale)}
     check_gain(module, module.activation_type)
-    return Found(_nvlabs_arguments(module) | dict(w_dim=state["affine.weight"].shape[1]), state)
+    return Converted(_nvlabs_arguments(module) | dict(w_dim=state["affine.weight"].shape[1]), state)
 
 
-def _hammer_style_conv(module: Any) -> Found | None:
+def _hammer_style_conv(module: Any) -> Converted | None:
     if not module.demodulate:
         return None
     arguments, state = _hammer(module)
@@ -160,15 +160,15 @@ def _hammer_style_conv(module: Any) -> Found | None:
         act=module.activation_type,
         eps=module.eps,
     )
-    return Found(arguments | unless_filtered(state), state)
+    return Converted(arguments | unless_filtered(state), state)
 
 
-def _hammer_to_rgb(module: Any) -> Found | None:
+def _hammer_to_rgb(module: Any) -> Converted | None:
     if module.demodulate or module.scale_factor != 1 or module.noise_type != "none":
         return None
     expect(module, "activation_type", "linear", module.activation_type)
     arguments, state = _hammer(module)
-    return Found(arguments | unless_filtered(state), state)
+    return Converted(arguments | unless_filtered(state), state)
 
 
 _ROSINALITY_CONV = "weight:5 modulation.weight modulation.bias"
@@ -181,46 +181,46 @@ def _below(prefix: str, names: str) -> str:
 
 
 MODULATED_CONV2D = (
-    Layout(
+    Pattern(
         "rosinality's ModulatedConv2d", f"{_ROSINALITY_CONV} blur.kernel?", f"{_SETTINGS} scale", _modulated_conv2d
     ),
-    Layout(
+    Pattern(
         "mmgeneration's ModulatedConv2d", f"{_MMGENERATION_CONV} blur.kernel?", f"{_SETTINGS} style_bias eps",
         _modulated_conv2d,
     ),
 )  # fmt: skip
 _HAMMERS = "scale_factor demodulate wscale noise_type activation_type conv_clamp space_of_latent bscale"
 STYLE_CONV = (
-    Layout(
+    Pattern(
         "rosinality's StyledConv", f"{_below('conv', MODULATED_CONV2D[0].tensors)} noise.weight activate.bias",
         f"{_below('conv', MODULATED_CONV2D[0].attributes)} activate.negative_slope activate.scale", _style_conv,
     ),
-    Layout(
+    Pattern(
         "mmgeneration's ModulatedStyleConv or ModulatedPEStyleConv",
         f"{_below('conv', MODULATED_CONV2D[1].tensors)} noise_injector.weight activate.bias",
         f"{_below('conv', MODULATED_CONV2D[1].attributes)} activate.negative_slope activate.scale", _style_conv,
     ),
-    Layout(
+    Pattern(
         "NVlabs' SynthesisLayer",
         "weight:4 bias affine.weight affine.bias resample_filter noise_const? noise_strength?",
         "up padding use_noise activation act_gain conv_clamp", _nvlabs_style_conv,
     ),
-    Layout(
+    Pattern(
         "Hammer's ModulateConvLayer with demodulation",
         "weight:4 bias style.weight style.bias noise? noise_strength? filter?", f"{_HAMMERS} eps", _hammer_style_conv,
     ),
 )  # fmt: skip
 TO_RGB = (
-    Layout(
+    Pattern(
         "rosinality's ToRGB", f"{_below('conv', _ROSINALITY_CONV)} bias upsample.kernel?",
         _below("conv", MODULATED_CONV2D[0].attributes), _to_rgb,
     ),
-    Layout(
+    Pattern(
         "mmgeneration's ModulatedToRGB", f"{_below('conv', _MMGENERATION_CONV)} bias upsample.kernel?",
         _below("conv", MODULATED_CONV2D[1].attributes), _to_rgb,
     ),
-    Layout("NVlabs' ToRGBLayer", "weight:4 bias affine.weight affine.bias", "weight_gain conv_clamp", _nvlabs_to_rgb),
-    Layout(
+    Pattern("NVlabs' ToRGBLayer", "weight:4 bias affine.weight affine.bias", "weight_gain conv_clamp", _nvlabs_to_rgb),
+    Pattern(
         "Hammer's ModulateConvLayer without demodulation", "weight:4 bias style.weight style.bias", _HAMMERS,
         _hammer_to_rgb,
     ),

@@ -15,12 +15,23 @@ from .foreign import EQUAL_LINEAR, Convertible
 
 
 class EqualLinear(Convertible):
-    """``act(x @ (weight * lr_multiplier / sqrt(in_features)).T + bias * lr_multiplier)`` with the act's own gain.
+    """``act(x @ (weight * lr_multiplier / sqrt(in_features)).T + bias * lr_multiplier)``, times the gain of act.
 
-    It computes in the dtype of ``x``, under autocast too: the latents keep their precision.
+    The layer computes in the dtype of ``x`` even under autocast, so that latents keep their precision.
+
+    Args:
+        in_features, out_features: sizes of input and result.
+        bias: False leaves the bias out.
+        act: activation, one of those of :func:`posgan_fast.functional.bias_act`.
+        lr_multiplier: learning rate of this layer relative to the rest of the network.
+        bias_init: first value of the bias.
 
     State: ``weight`` [out_features, in_features], N(0, 1) / lr_multiplier at first; ``bias`` [out_features],
     ``bias_init`` at first.
+
+    Example:
+        >>> EqualLinear(512, 512, act="lrelu", lr_multiplier=0.01)(torch.randn(4, 512)).shape
+        torch.Size([4, 512])
     """
 
     _foreign = EQUAL_LINEAR
@@ -52,12 +63,12 @@ class EqualLinear(Convertible):
         self.bias = bias_parameter(bias, out_features, bias_init, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] to [..., out_features]."""
+        """Map [..., in_features] to [..., out_features]."""
         if checks.tensor(x, "x").shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
         checks.same_device(x, "x", self.weight, like="weight")
         with autocast.disabled(x):
-            weight, x = self.weight.to(x.dtype), x * self.weight_gain  # which is smaller than the weight
+            weight, x = self.weight.to(x.dtype), x * self.weight_gain  # x has fewer elements than the weight
             bias = None if self.bias is None else self.bias.to(x.dtype)
             if bias is not None and self.lr_multiplier != 1:
                 bias = bias * self.lr_multiplier

@@ -1,4 +1,4 @@
-"""The batch's own variation as a feature of the discriminator."""
+"""A layer that shows the discriminator how much the samples of a batch differ."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from .foreign import MINIBATCH_STD, Convertible
 class MinibatchStd(Convertible):
     """Append to each sample the standard deviation within its group, averaged over channels and pixels.
 
-    Groups are strided over the batch: with n groups, sample i belongs to group i mod n. ``group_size`` None is the
-    whole batch; a smaller batch forms one group. Each of the ``num_channels`` appended channels, which come last,
-    averages its share of the input channels. No state.
+    With n groups, sample i belongs to group i mod n. The layer has no state. It computes in float64 for every dtype of
+    input: R1 asks for the second derivative, which in a group of two is a difference of nearly equal numbers and would
+    lose all digits of float32.
 
-    It computes in float64 whatever the dtype of its input: in a group of two the second derivative, which R1 asks for,
-    is a difference of nearly equal numbers that leaves nothing of float32.
+    Args:
+        group_size: samples in a group; a smaller batch forms one group. None: the whole batch is one group.
+        num_channels: channels to append. Each averages over its own share of the input channels.
+
+    Example:
+        >>> MinibatchStd(group_size=4)(torch.randn(8, 512, 4, 4)).shape
+        torch.Size([8, 513, 4, 4])
     """
 
     _foreign = MINIBATCH_STD
@@ -27,10 +32,10 @@ class MinibatchStd(Convertible):
         self.num_channels = checks.integer(num_channels, "num_channels", minimum=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] to [N, C + num_channels, H, W].
+        """Map [N, C, H, W] to [N, C + num_channels, H, W].
 
         Raises:
-            ValueError: N is no multiple of the group, or C none of ``num_channels``.
+            ValueError: N is no multiple of the group size, or C is no multiple of ``num_channels``.
         """
         n, c, h, w = checks.tensor(x, "x", ndim=4).shape
         group = max(n if self.group_size is None else min(self.group_size, n), 1)
@@ -38,7 +43,7 @@ class MinibatchStd(Convertible):
             raise ValueError(f"x: expected a batch that is a multiple of group_size={group}, got {n}")
         if c % self.num_channels:
             raise ValueError(f"x: expected channels that are a multiple of {self.num_channels}, got {c}")
-        acc = checks.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+        acc = checks.arithmetic(x.dtype) if x.device.type == "mps" else torch.float64  # Apple's GPUs lack it
         y = x.to(acc).reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
         y = y - y.mean(0)
         deviation = (y.square().mean(0) + 1e-8).sqrt()  # [n, F, C / F, H, W]

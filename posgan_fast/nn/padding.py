@@ -1,4 +1,4 @@
-"""Padding that the caller supplies, pixel by pixel."""
+"""Layers that pad with pixels from the caller."""
 
 from __future__ import annotations
 
@@ -10,18 +10,34 @@ from ..ops.common import checks
 
 
 class InstancePad2d(torch.nn.Module):
-    """Pad by one pixel taken from a map of each sample: :func:`posgan_fast.functional.instance_pad2d`. No state."""
+    """Pad each sample by one pixel taken from a map: :func:`posgan_fast.functional.instance_pad2d`. No state.
+
+    Example:
+        >>> InstancePad2d()(torch.randn(2, 64, 8, 8), torch.randn(2, 64, 10, 10)).shape
+        torch.Size([2, 64, 10, 10])
+    """
 
     def forward(self, x: torch.Tensor, pad_map: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] and a map [N, C, h, w], h >= H + 2, w >= W + 2, or a ring [N, C, 2 * (H + W) + 4], to
-        [N, C, H + 2, W + 2]."""
+        """Pad ``x`` [N, C, H, W] to [N, C, H + 2, W + 2].
+
+        Args:
+            x: features.
+            pad_map: a map [N, C, h, w] with h >= H + 2 and w >= W + 2, or a ring [N, C, 2 * (H + W) + 4].
+        """
         return PF.instance_pad2d(x, pad_map)
 
 
 class PaddingSpaceConv2d(torch.nn.Conv2d):
-    """A torch.nn.Conv2d with zero padding of 1 in whose place a map of each sample may stand.
+    """A torch.nn.Conv2d with zero padding of 1, which a map for each sample can replace.
 
-    Without a map it is its base class. State: ``weight`` [O, I / groups, kh, kw] and ``bias`` [O], as there.
+    Called without a map it computes what torch.nn.Conv2d does. The arguments are those of torch.nn.Conv2d.
+
+    State: ``weight`` [O, I / groups, kh, kw] and ``bias`` [O], as in torch.nn.Conv2d.
+
+    Example:
+        >>> conv = PaddingSpaceConv2d.from_conv(torch.nn.Conv2d(64, 64, 3, padding=1))
+        >>> conv(torch.randn(1, 64, 8, 8), pad_map=torch.randn(1, 64, 10, 10)).shape
+        torch.Size([1, 64, 8, 8])
     """
 
     def __init__(
@@ -50,17 +66,18 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
 
     @classmethod
     def from_conv(cls, conv: torch.nn.Conv2d) -> PaddingSpaceConv2d:
-        """The same layer with the parameters of ``conv``, shared rather than copied.
+        """Make the layer that shares, rather than copies, the parameters of ``conv``.
 
         Raises:
-            TypeError: not a plain torch.nn.Conv2d: a subclass, hooks or parametrizations may compute something else.
-            ValueError: its padding is not 1 on each side ("same" can be), or not of zeros.
+            TypeError: ``conv`` is not a plain torch.nn.Conv2d; subclasses, hooks and parametrizations may compute
+                something else.
+            ValueError: ``conv`` does not pad with 1 zero on each side; "same" is taken where it means that.
         """
         if type(conv) is not torch.nn.Conv2d:  # parametrized ones have a class of their own too
             raise TypeError(f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}")
         if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
             raise TypeError("conv: expected a torch.nn.Conv2d without hooks, got one with them")
-        same = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]  # of both sides together
+        same = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]  # left and right together
         one = conv.padding == (1, 1) or (conv.padding == "same" and same == [2, 2])
         if not one or conv.padding_mode != "zeros":
             raise ValueError(f"conv: expected padding 1 of zeros, got {conv.padding} of {conv.padding_mode!r}")
@@ -78,7 +95,12 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, x: torch.Tensor, pad_map: torch.Tensor | None = None) -> torch.Tensor:
-        """[N, I, H, W] to [N, O, H', W']; ``pad_map`` as in :class:`InstancePad2d`, raw, in the space of ``x``."""
+        """Convolve [N, I, H, W] to [N, O, H', W'].
+
+        Args:
+            x: features.
+            pad_map: map or ring as in :class:`InstancePad2d`, which the convolution reads as it reads ``x``.
+        """
         if pad_map is None:
             return super().forward(x)
         checks.features(x, "x", self.in_channels, self.weight)

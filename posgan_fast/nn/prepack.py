@@ -1,4 +1,4 @@
-"""Weights prepared once for inference on the CPU."""
+"""Preparing weights once for inference on the CPU."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def prepack(module: M, enable: bool = True) -> M:
-    """Keep the weights of the modulated convolutions in ``module`` as inference on the CPU reads them.
+    """Cache the weights of the modulated convolutions in ``module`` in the layout that inference on the CPU reads.
 
-    Otherwise each call casts and reorders its weight, which below 64 pixels takes longer than the convolution. The
-    copies are made at the first call in each dtype and take as much memory as the weights in that dtype. Each call
-    reads the weight once to see whether its values changed, whoever wrote them: an optimiser, ``load_state_dict``,
-    ``.data``, NumPy. Then it is prepared anew. ``load_state_dict(assign=True)`` brings other tensors, which are not
-    kept: call this again after it. Calls with gradients and other backends are not affected, nor are copies and pickles
-    of the module.
+    Without the cache each call casts and reorders its weight, which below 64 pixels takes longer than the convolution.
 
-    With ``torch.__future__.set_swap_module_params_on_conversion(True)`` torch refuses to convert such a module or to
-    load into it ("Couldn't swap"), as it does with any weight that is referred to weakly: forget the copies first.
+    - The first call in each dtype makes the copies, which take as much memory as the weights in that dtype.
+    - Every call compares the weight's values with those that were prepared, and prepares the weight again if an
+      optimiser, ``load_state_dict``, a write through ``.data`` or NumPy changed them.
+    - ``load_state_dict(assign=True)`` replaces the weights by tensors that are not cached: call ``prepack`` again.
+    - Calls with gradients, other backends, and copies and pickles of the module do not use the cache.
+    - With ``torch.__future__.set_swap_module_params_on_conversion(True)`` torch refuses to convert the module or to
+      load into it ("Couldn't swap"), because the cache refers weakly to the weights: empty the cache first.
 
     Args:
-        module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers count.
-        enable: False forgets the copies and keeps no more.
+        module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers are prepared.
+        enable: False empties the cache and stops caching.
 
     Returns:
         ``module``.
 
     Raises:
-        TypeError: not a module.
+        TypeError: ``module`` is no torch.nn.Module, or ``enable`` no bool.
+
+    Example:
+        >>> layer = prepack(StyleConv(64, 64, w_dim=512).eval())
+        >>> with torch.no_grad():
+        ...     layer(torch.randn(1, 64, 16, 16), torch.randn(1, 512), noise_mode="none").shape
+        torch.Size([1, 64, 16, 16])
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")

@@ -1,4 +1,4 @@
-"""Resampling with a fixed filter as layers."""
+"""Layers that resample with a fixed filter."""
 
 from __future__ import annotations
 
@@ -43,39 +43,46 @@ class _ByFactor(_Resample):
 
 
 class Upsample2d(_ByFactor):
-    """Enlarge with a filter: :func:`posgan_fast.functional.upsample2d`.
+    """Upsample with a filter: :func:`posgan_fast.functional.upsample2d`.
 
     Args:
-        factor: of enlarging, int or [x, y].
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
+        factor: upsampling factor, int or [x, y].
+        resample_filter: taps, as :func:`posgan_fast.functional.setup_filter` takes them.
         gain: multiplies the result.
 
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
+
+    Example:
+        >>> Upsample2d()(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 16, 16])
     """
 
     _foreign = UPSAMPLE2D
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] to [N, C, H * factor, W * factor] for a filter of at least ``factor`` taps, in the dtype of
-        ``x``."""
+        """Map [N, C, H, W] to [N, C, H * factor, W * factor], for a filter of at least ``factor`` taps; dtypes stay."""
         return PF.upsample2d(x, self.resample_filter, self.factor, gain=self.gain)
 
 
 class Downsample2d(_ByFactor):
-    """Shrink with a filter: :func:`posgan_fast.functional.downsample2d`.
+    """Downsample with a filter: :func:`posgan_fast.functional.downsample2d`.
 
     Args:
-        factor: of shrinking, int or [x, y].
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
+        factor: downsampling factor, int or [x, y].
+        resample_filter: taps, as :func:`posgan_fast.functional.setup_filter` takes them.
         gain: multiplies the result.
 
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
+
+    Example:
+        >>> Downsample2d()(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 4, 4])
     """
 
     _foreign = DOWNSAMPLE2D
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] to [N, C, H / factor, W / factor], whose sides are rounded, in the dtype of ``x``."""
+        """Map [N, C, H, W] to [N, C, H / factor, W / factor], sides rounded; dtypes stay."""
         return PF.downsample2d(x, self.resample_filter, self.factor, gain=self.gain)
 
 
@@ -83,12 +90,16 @@ class Blur2d(_Resample):
     """Filter without resampling: :func:`posgan_fast.functional.filter2d`.
 
     Args:
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`.
-        padding: pixels beyond those that keep the size, negative ones cropped: int, [x, y] or
+        resample_filter: taps, as :func:`posgan_fast.functional.setup_filter` takes them.
+        padding: pixels to add to the padding that keeps the size, negative to crop: int, [x, y] or
             [x_before, x_after, y_before, y_after].
         gain: multiplies the result.
 
     State: ``resample_filter`` [fh, fw] or [taps], float32, sum 1.
+
+    Example:
+        >>> Blur2d([1, 3, 3, 1])(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 8, 8])
     """
 
     _foreign = BLUR2D
@@ -105,7 +116,7 @@ class Blur2d(_Resample):
         self.padding = checks.padding(padding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, H, W] to [N, C, H + top + bottom, W + left + right] of ``padding``, in the dtype of ``x``."""
+        """Map [N, C, H, W] to [N, C, H + top + bottom, W + left + right] with ``padding``; dtypes stay."""
         return PF.filter2d(x, self.resample_filter, self.padding, gain=self.gain)
 
     def extra_repr(self) -> str:
@@ -113,7 +124,7 @@ class Blur2d(_Resample):
 
 
 def filter_buffer(resample_filter: Any, resamples: bool, device: torch.device | str | None) -> torch.Tensor | None:
-    """The filter of a layer that may resample; None: no buffer, or the identity where the layer resamples."""
+    """Prepare the filter of a layer; None becomes the identity where the layer resamples, else no buffer."""
     if resample_filter is None and not resamples:
         return None
     return PF.setup_filter(resample_filter, device)

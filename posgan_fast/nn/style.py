@@ -13,8 +13,8 @@ from .. import functional as PF
 from ..ops.bias_act import ACTIVATIONS
 from ..ops.common import checks
 from ..ops.modulated_conv2d import conv2d_resample
-from .activation import finish
-from .conv import equal_kernel
+from .activation import epilogue_arguments
+from .conv import equal_kernel, kernel_repr
 from .foreign import Convertible
 from .foreign_style import MODULATED_CONV2D, STYLE_CONV, TO_RGB
 from .linear import EqualLinear
@@ -24,20 +24,24 @@ NOISE_MODES = ("const", "random", "none")
 
 
 class ModulatedConv2d(Convertible):
-    """The modulated convolution alone: what follows it is up to the call.
+    """A modulated convolution; noise, bias and activation are arguments of the call.
 
     Args:
         in_channels, out_channels, kernel_size: I, O, k.
         up, down: factors of resampling with the filter; at most one differs from 1.
-        padding: None: k // 2.
-        demodulate: normalise the output; else the styles carry 1 / sqrt(I * k * k) as well.
-        w_dim: of the latent that an affine layer makes the styles of; None: the styles come from outside.
-        eps: under the root of the normalisation.
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`; None: no buffer where nothing is
-            resampled.
+        padding: pixels on every side; None: k // 2.
+        demodulate: True normalises the output; False multiplies the styles by 1 / sqrt(I * k * k).
+        w_dim: size of the latent, from which an affine layer computes the styles; None: the call brings the styles.
+        eps: constant under the root of the demodulation.
+        resample_filter: taps, as :func:`posgan_fast.functional.setup_filter` takes them; None: no buffer in a layer
+            that does not resample.
 
-    State: ``weight`` [O, I, k, k], N(0, 1) at first; ``resample_filter`` [4, 4], float32, sum 1, whether used or not;
-    with ``w_dim`` also ``affine.weight`` [I, w_dim] and ``affine.bias`` [I], 1 at first.
+    State: ``weight`` [O, I, k, k], N(0, 1) at first; ``resample_filter`` [4, 4], float32, sum 1, also in a layer that
+    does not resample; with ``w_dim`` also ``affine.weight`` [I, w_dim] and ``affine.bias`` [I], 1 at first.
+
+    Example:
+        >>> ModulatedConv2d(64, 64, up=2)(torch.randn(2, 64, 16, 16), styles=torch.randn(2, 64)).shape
+        torch.Size([2, 64, 32, 32])
     """
 
     _foreign = MODULATED_CONV2D
@@ -84,13 +88,16 @@ class ModulatedConv2d(Convertible):
         gain: float | None = None,
         clamp: float | None = None,
     ) -> torch.Tensor:
-        """``x`` [N, I, H, W] and ``styles`` [N, I], or the latent [N, w_dim] of a layer with ``w_dim``, to
-        [N, O, H', W']; :func:`posgan_fast.functional.modulated_conv2d` has the rest."""
+        """Convolve ``x`` [N, I, H, W] to [N, O, H', W'].
+
+        Args:
+            x: features.
+            styles: [N, I], or in a layer with ``w_dim`` the latent [N, w_dim].
+            pad_map, noise, bias, act, gain, clamp: arguments of :func:`posgan_fast.functional.modulated_conv2d`.
+        """
         checks.features(x, "x", self.weight.shape[1], self.weight)
         if self.affine is not None:
-            checks.tensor(styles, "styles", shape=(x.shape[0], self.affine.in_features))
-            checks.same_device(styles, "styles", x)
-            styles = self.affine(styles)
+            styles = _styles(self.affine, styles, "styles", x)
         return PF.modulated_conv2d(
             x,
             self.weight,
@@ -111,9 +118,8 @@ class ModulatedConv2d(Convertible):
         )
 
     def extra_repr(self) -> str:
-        o, i, k, _ = self.weight.shape
         return (
-            f"{i}, {o}, kernel_size={k}, up={self.up}, down={self.down}, padding={self.padding},"
+            f"{kernel_repr(self.weight)}, up={self.up}, down={self.down}, padding={self.padding},"
             f" demodulate={self.demodulate}"
         )
 
@@ -121,30 +127,32 @@ class ModulatedConv2d(Convertible):
 class StyleConv(Convertible):
     """A whole layer of the generator: affine, modulated convolution, noise, bias, activation.
 
-    Enlarging is NVlabs' transposed convolution and filter, or, where ``up_after_conv`` is not None, bilinear
-    interpolation with kept corners after (True) or ahead of (False) the convolution, as in MS-PIE. Noise joins the
-    result at its final size.
-
     Args:
         in_channels, out_channels, kernel_size: I, O, k.
-        w_dim: of the latent.
+        w_dim: size of the latent.
         resolution: side or [height, width] of ``noise_const``: the size of the result in training. None: the layer
-            keeps no noise, which then comes with the call or is drawn anew.
-        up: factor of enlarging.
-        padding: None: k // 2.
-        up_after_conv: None: enlarge with the filter.
-        interp_pad: pixels that the interpolation adds beyond ``up`` times the size, for convolutions without padding.
+            stores no noise, so that a call brings noise or draws it.
+        up: upsampling factor.
+        padding: pixels on every side; None: k // 2.
+        up_after_conv: None upsamples with a transposed convolution and the filter, as NVlabs does. True and False, as
+            in MS-PIE, interpolate bilinearly with ``align_corners=True``, after or ahead of the convolution.
+        interp_pad: pixels that the interpolation adds to ``up`` times the size, for convolutions without padding.
         use_noise: False leaves the noise out.
-        noise_mode: where a call leaves the mode to the layer: "const", "random" or "none"; None: "random" in training,
-            else "const".
-        act, clamp: as in :class:`posgan_fast.nn.BiasAct`; the gain of ``act`` is its own.
-        eps: under the root of the normalisation.
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`; None: no buffer where nothing is
-            enlarged with it.
+        noise_mode: mode of calls that name none: "const", "random" or "none"; None: "random" in training mode, "const"
+            in evaluation mode.
+        act, clamp: arguments of :class:`posgan_fast.nn.BiasAct`; ``act`` has its default gain.
+        eps: constant under the root of the demodulation.
+        resample_filter: taps, as :func:`posgan_fast.functional.setup_filter` takes them; None: no buffer in a layer
+            that does not upsample with the filter.
 
     State: ``weight`` [O, I, k, k], N(0, 1) at first; ``bias`` [O]; ``noise_strength`` [], 0 at first; ``noise_const``
-    [height, width]; ``resample_filter`` [4, 4], float32, sum 1, whether used or not; ``affine.weight`` [I, w_dim] and
-    ``affine.bias`` [I], 1 at first.
+    [height, width]; ``resample_filter`` [4, 4], float32, sum 1, also in a layer that does not upsample;
+    ``affine.weight`` [I, w_dim] and ``affine.bias`` [I], 1 at first.
+
+    Example:
+        >>> layer = StyleConv(64, 32, w_dim=512, resolution=32, up=2)
+        >>> layer(torch.randn(1, 64, 16, 16), torch.randn(1, 512), noise_mode="const").shape
+        torch.Size([1, 32, 32, 32])
     """
 
     _foreign = STYLE_CONV
@@ -187,12 +195,7 @@ class StyleConv(Convertible):
         filters = self.up > 1 and self.up_after_conv is None
         self.register_buffer("resample_filter", filter_buffer(resample_filter, filters, device))
         self.noise_mode = None if noise_mode is None else checks.choice(noise_mode, "noise_mode", NOISE_MODES)
-        self.noise_strength: torch.nn.Parameter | None = None
-        if checks.flag(use_noise, "use_noise"):
-            self.noise_strength = torch.nn.Parameter(torch.zeros([], device=device, dtype=dtype))
-        if use_noise and resolution is not None:
-            size = checks.pair(resolution, "resolution", minimum=1, axes="[height, width]")
-            self.register_buffer("noise_const", torch.randn(size, device=device, dtype=dtype))
+        self._register_noise(checks.flag(use_noise, "use_noise"), resolution, device, dtype)
         self.bias = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
 
@@ -206,25 +209,25 @@ class StyleConv(Convertible):
         noise: torch.Tensor | None = None,
         gain: float = 1.0,
     ) -> torch.Tensor:
-        """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H', W'].
+        """Convolve ``x`` [N, I, H, W] to [N, O, H', W'].
 
         Args:
-            x, w: above.
-            pad_map: replaces the zero padding, as in :func:`posgan_fast.functional.modulated_conv2d`.
-            noise_mode: "const" takes ``noise_const``, continued periodically from the top left where the result is
-                larger than in training; "random" draws anew for each sample; "none". None: the layer's own.
-            noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], in place of the mode's; ``noise_strength`` multiplies it.
-            gain: multiplies the result and the clamp.
+            x: features.
+            w: latent [N, w_dim].
+            pad_map: map or ring that replaces the zero padding, as in
+                :func:`posgan_fast.functional.modulated_conv2d`.
+            noise_mode: "const" takes ``noise_const``, repeated from the top left where the result is larger than in
+                training; "random" draws noise for each sample; "none" adds none. None: the mode of the layer.
+            noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'] to use instead, multiplied by ``noise_strength`` too.
+            gain: factor of the result and of the clamp.
         """
         checks.features(x, "x", self.weight.shape[1], self.weight)
-        checks.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
-        checks.same_device(w, "w", x)
         noise = self._noise(x, noise_mode, noise)
-        styles = self.affine(w)  # [N, I]
-        end = finish(self.act, self.clamp, gain)
+        styles = _styles(self.affine, w, "w", x)
+        epilogue = epilogue_arguments(self.act, self.clamp, gain)
         if self.up_after_conv:
             y = PF.modulated_conv2d(x, self.weight, styles, padding=self.padding, pad_map=pad_map, eps=self.eps)
-            return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **end)
+            return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **epilogue)
         up = self.up
         if self.up_after_conv is False:
             x, up = self._interpolate(x), 1
@@ -240,41 +243,48 @@ class StyleConv(Convertible):
             noise=noise,
             bias=self.bias,
             eps=self.eps,
-            **end,
+            **epilogue,
         )
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result for an input of this size."""
-        shrink = 2 * self.padding - self.weight.shape[2] + 1
+        added = 2 * self.padding - self.weight.shape[2] + 1  # rows and columns that the convolution adds
         if self.up_after_conv:
-            return (height + shrink) * self.up + self.interp_pad, (width + shrink) * self.up + self.interp_pad
-        return height * self.up + self.interp_pad + shrink, width * self.up + self.interp_pad + shrink
+            return (height + added) * self.up + self.interp_pad, (width + added) * self.up + self.interp_pad
+        return height * self.up + self.interp_pad + added, width * self.up + self.interp_pad + added
 
     def pad_map_size(self, height: int, width: int) -> tuple[int, int, int] | None:
         """Channels and least height and width of ``pad_map`` for an input of this size; None: the layer takes none."""
         o, i, k, _ = self.weight.shape
-        enlarges = self.up > 1 and self.up_after_conv is None
-        if self.padding != 1 or (enlarges and k == 1):
+        filters = self.up > 1 and self.up_after_conv is None
+        if self.padding != 1 or (filters and k == 1):
             return None
         if self.up_after_conv is False:
             height, width = height * self.up + self.interp_pad, width * self.up + self.interp_pad
-        up = self.up if enlarges else 1
+        up = self.up if filters else 1
         h, w = conv2d_resample.surrounded_size((height, width), self.weight, up, self.padding, self.resample_filter)
-        return o if enlarges else i, h + 2, w + 2
+        return o if filters else i, h + 2, w + 2
 
     def extra_repr(self) -> str:
-        o, i, k, _ = self.weight.shape
         return (
-            f"{i}, {o}, kernel_size={k}, up={self.up}, up_after_conv={self.up_after_conv}, padding={self.padding},"
+            f"{kernel_repr(self.weight)}, up={self.up}, up_after_conv={self.up_after_conv}, padding={self.padding},"
             f" act={self.act!r}, clamp={self.clamp}"
         )
+
+    def _register_noise(self, use_noise: bool, resolution: Any, device: Any, dtype: Any) -> None:
+        self.noise_strength: torch.nn.Parameter | None = None
+        if use_noise:
+            self.noise_strength = torch.nn.Parameter(torch.zeros([], device=device, dtype=dtype))
+        if use_noise and resolution is not None:
+            size = checks.pair(resolution, "resolution", minimum=1, axes="[height, width]")
+            self.register_buffer("noise_const", torch.randn(size, device=device, dtype=dtype))
 
     def _interpolate(self, x: torch.Tensor) -> torch.Tensor:
         size = [side * self.up + self.interp_pad for side in x.shape[2:]]
         return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
     def _noise(self, x: torch.Tensor, mode: str | None, noise: torch.Tensor | None) -> torch.Tensor | None:
-        """Noise times its strength, [H', W'] or [N or 1, 1, H', W'], or None."""
+        """Return noise times its strength, [N or 1, 1, H', W'], or None."""
         mode = self.noise_mode if mode is None else checks.choice(mode, "noise_mode", NOISE_MODES)
         if mode is None:
             mode = "random" if self.training else "const"
@@ -305,16 +315,22 @@ class StyleConv(Convertible):
 
 
 class ToRGB(Convertible):
-    """Features to an image: a modulated convolution without demodulation, its styles divided by sqrt(I * k * k).
+    """Turn features into an image: a modulated convolution without demodulation, with styles / sqrt(I * k * k).
 
     Args:
         in_channels, out_channels, kernel_size: I, O, k.
-        w_dim: of the latent.
-        clamp: bound of the result, before the image of lower resolution joins it.
-        resample_filter: of :func:`posgan_fast.functional.setup_filter`, for that image; None: the layer takes none.
+        w_dim: size of the latent.
+        clamp: bound of the result before ``skip``, the image of lower resolution, is added.
+        resample_filter: taps to upsample ``skip`` with, as :func:`posgan_fast.functional.setup_filter` takes them;
+            None: the layer takes no ``skip``.
 
     State: ``weight`` [O, I, k, k], N(0, 1) at first; ``bias`` [O]; ``affine.weight`` [I, w_dim] and ``affine.bias``
-    [I], 1 at first. The filter is no part of it.
+    [I], 1 at first. The filter is not part of the state.
+
+    Example:
+        >>> to_rgb = ToRGB(64, 3, w_dim=512)
+        >>> to_rgb(torch.randn(1, 64, 16, 16), torch.randn(1, 512), skip=torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 16, 16])
     """
 
     _foreign = TO_RGB
@@ -342,20 +358,21 @@ class ToRGB(Convertible):
         self.register_buffer("resample_filter", filter_buffer(resample_filter, False, device), persistent=False)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [N, I, H, W] and the latent ``w`` [N, w_dim] to [N, O, H, W] in the dtype of ``x`` (of autocast).
+        """Turn ``x`` [N, I, H, W] into an image [N, O, H, W] in the dtype of ``x``, or of autocast.
 
-        ``skip`` [N, O, H / 2, W / 2], the image of lower resolution, is enlarged and added; the result then has the
-        wider dtype of the two.
+        Args:
+            x: features.
+            w: latent [N, w_dim].
+            skip: image [N, O, H / 2, W / 2] to upsample and add; the result then has the wider dtype of the two.
         """
         checks.features(x, "x", self.weight.shape[1], self.weight)
-        checks.tensor(w, "w", shape=(x.shape[0], self.affine.in_features))
-        checks.same_device(w, "w", x)
+        styles = _styles(self.affine, w, "w", x)
         if skip is not None:
             self._check_skip(skip, x)
         y = PF.modulated_conv2d(
             x,
             self.weight,
-            self.affine(w) * self.style_gain,
+            styles * self.style_gain,
             padding=self.weight.shape[2] // 2,
             demodulate=False,
             bias=self.bias,
@@ -364,16 +381,22 @@ class ToRGB(Convertible):
         return y if skip is None else PF.upsample2d(skip, self.resample_filter) + y
 
     def extra_repr(self) -> str:
-        o, i, k, _ = self.weight.shape
-        return f"{i}, {o}, kernel_size={k}, clamp={self.clamp}"
+        return f"{kernel_repr(self.weight)}, clamp={self.clamp}"
 
     def _check_skip(self, skip: torch.Tensor, x: torch.Tensor) -> None:
         if self.resample_filter is None:
             raise ValueError("skip: expected None for a layer without a filter, got a tensor")
         n, _, h, w = x.shape
         o, k = self.weight.shape[0], self.weight.shape[2]
-        h, w = h + (k + 1) % 2, w + (k + 1) % 2  # of the result
+        h, w = h + (k + 1) % 2, w + (k + 1) % 2  # an even kernel adds a row and a column
         if h % 2 or w % 2:
             raise ValueError(f"skip: expected None for a result of the odd size {h} x {w}, got a tensor")
         checks.tensor(skip, "skip", shape=(n, o, h // 2, w // 2))
         checks.same_device(skip, "skip", x)
+
+
+def _styles(affine: EqualLinear, w: Any, name: str, x: torch.Tensor) -> torch.Tensor:  # => [N, I]
+    """Compute the styles from the latent ``w`` [N, w_dim] of the features ``x``."""
+    checks.tensor(w, name, shape=(x.shape[0], affine.in_features))
+    checks.same_device(w, name, x)
+    return affine(w)

@@ -1,5 +1,5 @@
-"""Runs the CUDA kernel bodies on the host against the oracle. Started by tests/test_cuda_host.py, once per build of the
-harness and group of cases, with the sanitizer's runtime preloaded where there is one:
+"""Runs the CUDA kernel bodies on the host and compares them with the oracle. tests/test_cuda_host.py starts it once per
+build of the harness and group of cases, with the sanitizer's runtime preloaded:
 
     python check_kernels.py FOLDER_OF_HARNESS GROUP
 """
@@ -7,7 +7,10 @@ harness and group of cases, with the sanitizer's runtime preloaded where there i
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import harness  # noqa: E402
 import kernel_oracle as oracle  # noqa: E402
 
 STORAGE = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32, "float64": np.float64}
-# Relative L2 against float64; one rounding of the output dominates where the dtype is narrow.
+# Relative L2 against float64. In half precision, the rounding of the output dominates.
 TOLERANCE = {"float16": 4e-4, "bfloat16": 3e-3, "float32": 4e-7, "float64": 1e-14}
 # threads, max_lanes, min_rows, max_rows, resident_threads
 SMALL = (16, 8, 3, 13, 64)  # several tiles, segments and stages
@@ -43,13 +46,13 @@ def load(values, dtype):
 
 
 def place(values, layout, offset=0, slack=0):
-    """Memory for a [N, C, H, W] array: layout, elements before its start, elements between its rows."""
+    """Copy a [N, C, H, W] array into memory of a layout, with elements before its start and between its rows."""
     n, c, h, w = values.shape
     order = (0, 1, 2, 3) if layout == "nchw" else (0, 2, 3, 1)
     shape = [values.shape[d] for d in order]
     row = shape[3] * (1 if layout == "nchw" else shape[2]) + slack
     size = n * row * h * (c if layout == "nchw" else 1)
-    memory = np.empty(offset + size, values.dtype)  # nothing behind: an access past the end is one past the block
+    memory = np.empty(offset + size, values.dtype)  # ends with the array, so that the sanitizer sees accesses past it
     item = values.itemsize
     strides = (c * h * row, h * row, row, 1) if layout == "nchw" else (h * row, 1, row, c)
     view = np.lib.stride_tricks.as_strided(memory[offset:], (n, c, h, w), [s * item for s in strides])
@@ -178,26 +181,26 @@ def bias_act_group(rng, quick):
         (1, 1, 1, 0),
     ]
     cases = itertools.product(oracle.ACTS, (0, 1, 2), STORAGE, (-1.0, 0.5))
-    for i, (act, order, dtype, clamp) in enumerate(cases):
+    for i, (act, grad, dtype, clamp) in enumerate(cases):
         if quick and i % 3:
             continue
-        alpha = -0.3 if act == "lrelu" and (order == 2 or i % 2) else 0.2
-        run_bias_act(rng, act, order, dtype, clamp, alpha, memories[i % len(memories)], with_bias=i % 4 != 3)
+        alpha = -0.3 if act == "lrelu" and (grad == 2 or i % 2) else 0.2
+        run_bias_act(rng, act, grad, dtype, clamp, alpha, memories[i % len(memories)], with_bias=i % 4 != 3)
     for dtype, memory in itertools.product(STORAGE, memories):
         run_bias_act(rng, "lrelu", 0, dtype, 0.7, 0.2, memory)
         run_bias_act(rng, "swish", 1, dtype, -1.0, 0.0, memory)
     for d in (1, 2, 3, 5, 7, 64, 641, 263169, 2**31 - 1):
         for n in (0, 1, d - 1, d, d + 1, 3 * d, 2**31 - 1):
             if n < 2**31:
-                assert harness.division(n, d) == n // d, (n, d)
+                assert harness.quotient(n, d) == n // d, (n, d)
     for i, step, channels in ((2**40 + 12345, 2**33 + 1, 77), (2**35 + 3, 513 * 513, 512), (2**32 - 1, 1, 3)):
-        assert harness.bias_place(i, step, channels, False) == (i // step % channels, step - i % step)
+        assert harness.bias_coords(i, step, channels, False) == (i // step % channels, step - i % step)
         i %= 2**31
         if step < 2**31:
-            assert harness.bias_place(i, step, channels, True) == (i // step % channels, step - i % step)
+            assert harness.bias_coords(i, step, channels, True) == (i // step % channels, step - i % step)
 
 
-def run_bias_act(rng, act, order, dtype, clamp, alpha, memory, with_bias=True):
+def run_bias_act(rng, act, grad, dtype, clamp, alpha, memory, with_bias=True):
     numel, step, channels, offset = memory
 
     def tensor(values):
@@ -211,18 +214,18 @@ def run_bias_act(rng, act, order, dtype, clamp, alpha, memory, with_bias=True):
     bias = load(b, dtype)[np.arange(numel) // step % channels] if with_bias else 0.0
     wide_x, wide_g, wide_dy = (load(values, dtype) for values in (x, g, dy))
     ref = x
-    if order == 1 and (act == "relu" or (act == "lrelu" and alpha > 0)):
+    if grad == 1 and (act == "relu" or (act == "lrelu" and alpha > 0)):
         # The kernel decides from the stored output, so the oracle gets the input that has exactly this output.
         ref = tensor(oracle.bias_act(wide_x, bias, 0, 0, 0, act, alpha, gain, clamp))
         slope = np.where(load(ref, dtype) > 0, 1, alpha if act == "lrelu" else 1)
         wide_x, bias = load(ref, dtype) / (slope * gain), 0.0
-    want = oracle.bias_act(wide_x, bias, wide_g, wide_dy, order, act, alpha, gain, clamp)
-    first = x if order == 0 else g
-    out = x if order == 0 else tensor(np.full(numel, np.nan))  # in place where the op allows it
-    refs = (ref if order > 0 else None, dy if order > 1 else None)
+    want = oracle.bias_act(wide_x, bias, wide_g, wide_dy, grad, act, alpha, gain, clamp)
+    first = x if grad == 0 else g
+    out = x if grad == 0 else tensor(np.full(numel, np.nan))  # in place where the op allows it
+    refs = (ref if grad > 0 else None, dy if grad > 1 else None)
     threads = 4 if numel < 100 else 8
-    harness.bias_act(first, b, *refs, out, step, order, act_id, alpha, gain, clamp, dtype, threads)
-    compare(out, want, dtype, f"bias_act {act} order {order} {dtype} clamp {clamp} alpha {alpha} {memory}")
+    harness.bias_act(first, b, *refs, out, step, grad, act_id, alpha, gain, clamp, dtype, threads)
+    compare(out, want, dtype, f"bias_act {act} grad {grad} {dtype} clamp {clamp} alpha {alpha} {memory}")
 
 
 def prologue2d_group(rng, quick):
@@ -238,25 +241,25 @@ def prologue2d_group(rng, quick):
                 continue
             offset, slack = ((0, 0), 0) if i % 4 else ((1, k % 2), k % 3)
             given = (i + k) % 4
-            whole = run_prologue2d(rng, shape, dtype, layout, mode, join, given, bool(i % 2), offset, slack)
-            seen.add((layout, whole))
+            vectorized = run_prologue2d(rng, shape, dtype, layout, mode, join, given, bool(i % 2), offset, slack)
+            seen.add((layout, vectorized))
     for layout, shape, mode, join in (("nchw", (2, 3, 4, 8), "rows", None), ("nhwc", (1, 24, 3, 5), "map", "concat")):
-        for dtype in STORAGE:  # where every vector is read whole
+        for dtype in STORAGE:  # all vectors are whole
             assert run_prologue2d(rng, shape, dtype, layout, mode, join, 3, True)
             seen.add((layout, True))
     for layout in ("nchw", "nhwc"):  # the encoding alone
         run_prologue2d(rng, (1, 0, 6, 5), "float32", layout, "zeros", "concat", 1, False)
-    assert len(seen) == 4, "vectors whole and mixed, in both layouts"
+    assert len(seen) == 4, "both kernels, in both layouts"
     for i, sizes in itertools.product((0, 1, 12345, 2**31 - 1, 2**40 + 77), ((3, 5, 7), (512, 34, 35), (1, 1, 1))):
         (c, h, w), n = sizes, i // (sizes[0] * sizes[1] * sizes[2])
         nchw = (n, i // (w * h) % c, i // w % h, i % w)
         nhwc = (n, i % c, i // (c * w) % h, i // c % w)
-        for narrow in (False, True)[: 1 + (i < 2**31)]:
-            assert harness.prologue2d_place(i, sizes, narrow) == (nchw, nhwc)
+        for use_int32_index in (False, True)[: 1 + (i < 2**31)]:
+            assert harness.prologue2d_coords(i, sizes, use_int32_index) == (nchw, nhwc)
 
 
 def run_prologue2d(rng, shape, dtype, layout, mode, join, given, height_first, offset=(0, 0), slack=0):
-    """given: bit 0 styles, bit 1 a residual. Returns whether vectors were read whole."""
+    """Bit 0 of given adds styles, bit 1 a residual. Returns whether the vectorized kernel ran."""
     n, c, h, w = shape
     half = {None: 0, "add": c // 2, "concat": 8 if c % 8 == 0 else 3}[join]
     out_c = c + 2 * half * (join == "concat")
@@ -287,11 +290,11 @@ def run_prologue2d(rng, shape, dtype, layout, mode, join, given, height_first, o
         tables = tuple(np.asfortranarray(t) for t in tables)
     number = ("zeros", "reflect", "instance").index(name)
     flags = (join == "concat", height_first, layout == "nhwc")
-    whole = harness.prologue2d(
+    vectorized = harness.prologue2d(
         x, given_residual, given_styles, border, *tables, y, pad[0], pad[2], number, *flags, dtype, 4
     )
     compare(y, want, dtype, f"prologue2d {shape} {dtype} {layout} {mode} {join} {given} {offset} {slack}")
-    return whole
+    return vectorized
 
 
 def epilogue2d_group(rng, quick):
@@ -315,12 +318,12 @@ def epilogue2d_group(rng, quick):
     for last, i in itertools.product((False, True), (0, 2**31 - 1, 2**31, 2**32 + 77, 2**33 + 12345)):
         n, rest = divmod(i, shape[1] * shape[2] * shape[3])
         c, pixel = reversed(divmod(rest, shape[1])) if last else divmod(rest, shape[2] * shape[3])
-        assert tuple(harness.epilogue2d_place(i, shape, last, False)) == (n, c, pixel), (i, last)
-    for last, narrow in itertools.product((False, True), (False, True)):
+        assert tuple(harness.epilogue2d_coords(i, shape, last, False)) == (n, c, pixel), (i, last)
+    for last, use_int32_index in itertools.product((False, True), (False, True)):
         for i in range(2 * 3 * 5 * 2):
             n, rest = divmod(i, 30)
             c, pixel = reversed(divmod(rest, 3)) if last else divmod(rest, 10)
-            assert tuple(harness.epilogue2d_place(i, (2, 3, 5, 2), last, narrow)) == (n, c, pixel), (i, last)
+            assert tuple(harness.epilogue2d_coords(i, (2, 3, 5, 2), last, use_int32_index)) == (n, c, pixel), (i, last)
 
 
 def run_epilogue2d(rng, act, dtype, layout, shape, offset, scaled, noises, biased, clamp):
@@ -341,28 +344,52 @@ def run_epilogue2d(rng, act, dtype, layout, shape, offset, scaled, noises, biase
     compare(y, want, dtype, f"epilogue2d {act} {dtype} {layout} {shape} {offset} {scaled} {noises} {biased} {clamp}")
 
 
-def missing_barrier(rng, quick):
-    """Run under ThreadSanitizer with one barrier left out: each of these must be reported."""
-    kind, index = GROUP.split(":")[1:]
-    harness.skip_barrier(int(index))
+BARRIERS = {"fir4": 6, "separable": 2, "two_dimensional": 2}
+
+
+def barriers(rng, quick):
+    """Leave out each barrier of each kernel in a process of its own. ThreadSanitizer must report every one, and nothing
+    where none is left out. Here fir4 has a barrier for each of five stages and one before it goes to other planes."""
+    for kernel, count in BARRIERS.items():
+        for index in range(-1, count):
+            code, output = forked(lambda kernel=kernel, index=index: run_without_barrier(rng, kernel, index))
+            reported = code == 66 and "ThreadSanitizer: data race" in output
+            assert reported if index >= 0 else code == 0, f"{kernel} without barrier {index}: {code}\n{output}"
+
+
+def forked(function):
+    """The exit code and the stderr of a function in a forked process, which need not import anything again."""
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 2)
+            function()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read().decode()
+
+
+def run_without_barrier(rng, kernel, index):
+    harness.skip_barrier(index)
     common = dict(pad=(2, 1, 2, 1), max_grid_y=1)
-    if kind == "fir4":
+    if kernel == "fir4":
         run_upfirdn2d(rng, "fir4", (1, 3, 36, 9), FIR, tiling=(8, 8, 40, 40, 8), **common)
-    elif kind == "separable":
+    elif kernel == "separable":
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), FIR, up=(2, 1), **common)
     else:
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), np.outer(FIR, FIR), up=(2, 1), **common)
 
 
 def overrun(rng, quick):
-    """Run under AddressSanitizer with an output one element short: must be reported."""
+    """Write past an output that is one element short, which AddressSanitizer must report."""
     x, memory = rng.standard_normal((1, 1, 6, 9)).astype(np.float32), np.empty(6 * 9 - 1, np.float32)
     y = np.lib.stride_tricks.as_strided(memory, x.shape, x.strides)
     harness.upfirdn2d(x, FIR.astype(np.float32), y, (1, 1), (1, 1), (2, 2), False, 1.0, "float32", "", SMALL, 1)
 
 
 def far(rng, quick):
-    """More than 2^31 elements, of which the crop touches the last few: the rest stays unmapped."""
+    """Crop all but the last pixels of more than 2^31 elements; the others are never touched, so they take no memory."""
     for kernel, shape, layout in (
         ("fir4", (1, 2, 40000, 40001), "nchw"),
         ("fir4_channels_last", (1, 4, 30000, 30001), "nhwc"),
@@ -383,10 +410,46 @@ def far(rng, quick):
         compare(y, want, "float16", f"{kernel} far")
 
 
-GROUPS = {"fir4": upfirdn2d_fir4, "any": upfirdn2d_any, "bias_act": bias_act_group, "far": far}
-GROUPS |= {"prologue2d": prologue2d_group}
-GROUPS |= {"epilogue2d": epilogue2d_group}
-GROUPS |= {"missing": missing_barrier, "overrun": overrun}
+# StyleGAN2 at 1024 pixels: (channels, side) of the larger side of each resampling.
+LAYERS = ((512, 4), (512, 8), (512, 16), (512, 32), (512, 64), (256, 128), (128, 256), (64, 512), (32, 1024))
+
+
+def launch_tables(rng, quick):
+    """Every launch of StyleGAN2 fits the device and fills it, and the tables say where they were measured."""
+    options = itertools.product((80, 90, 100), (False, True), ("float16", "bfloat16", "float32"), (1, 32), LAYERS)
+    for sm, channels_last, dtype, batch, (channels, side) in options:
+        half = max(side // 2, 1)
+        for up, down, before, after in (
+            (2, 1, half, side),
+            (1, 2, side, half),
+            (1, 1, side + 1, side),
+            (1, 1, side, side + 1),
+        ):
+            x, y = (batch, channels, before, before), (batch, channels, after, after)
+            call = (x, y, (4, 4), (up, up), (down, down), channels_last, dtype, sm)
+            kernel, grid, block, shared = harness.upfirdn2d_plan(*call)
+            assert kernel == ("fir4_channels_last" if channels_last else "fir4"), call
+            threads = math.prod(block)
+            assert threads % 32 == 0 and threads <= 256, (call, block)
+            assert shared <= 48 * 1024 and grid[1] <= 65535, (call, shared, grid)
+            # Half of the 512 threads that a multiprocessor of A100 holds at least, where the image has work for them.
+            assert math.prod(grid) * threads >= min(math.prod(y) / 64, 108 * 512 / 2), (call, grid, block)
+    for table in (harness.upfirdn2d_table(), harness.elementwise_table()):
+        assert all(row[-1].strip() for row in table), table
+        assert [row[0] for row in table] == sorted(row[0] for row in table), "the most specific row comes last"
+
+
+GROUPS = {
+    "fir4": upfirdn2d_fir4,
+    "any": upfirdn2d_any,
+    "bias_act": bias_act_group,
+    "prologue2d": prologue2d_group,
+    "epilogue2d": epilogue2d_group,
+    "far": far,
+    "launch_tables": launch_tables,
+    "barriers": barriers,
+    "overrun": overrun,
+}
 
 if __name__ == "__main__":
     name, _, rest = GROUP.partition(":")

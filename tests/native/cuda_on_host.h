@@ -1,10 +1,11 @@
-// Runs CUDA kernel bodies on the host: one std::thread per thread of a block, a std::barrier for __syncthreads, blocks
-// one after another. Shared memory is a heap block of exactly the requested size (so AddressSanitizer sees its ends),
-// filled with NaN patterns before every block (so a read of something nobody wrote shows in the result). Asynchronous
-// copies happen when they are waited for, the latest moment the device may choose.
+// Runs CUDA kernel bodies on the host: one std::thread per thread of a block, a barrier for __syncthreads, blocks one
+// after another. Shared memory is a heap block of exactly the requested size, so that AddressSanitizer sees its ends,
+// and holds NaN before every block, so that reading unwritten memory shows in the result. Asynchronous copies happen
+// when they are waited for, the latest moment that the device may choose.
 #pragma once
 
-#include <barrier>
+#include <pthread.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -27,11 +28,23 @@ struct FreeDeleter {
   void operator()(unsigned char* p) const { std::free(p); }
 };
 
-// The block being run.
+// The waiting threads of std::barrier spin, which costs many times the work where other processes want the cores.
+class Barrier {
+ public:
+  explicit Barrier(unsigned threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  Barrier(const Barrier&) = delete;
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
+// The block that runs.
 struct Block {
   dim3 grid, size, index;
   std::unique_ptr<unsigned char, FreeDeleter> shared;
-  std::unique_ptr<std::barrier<>> barrier;
+  std::unique_ptr<Barrier> barrier;
 };
 
 inline Block& block() {
@@ -42,8 +55,7 @@ inline Block& block() {
 inline thread_local dim3 thread_index;
 inline thread_local int barriers_passed;
 
-// Number of the __syncthreads of each block to leave out; negative for none. Lets a test show that a missing barrier is
-// found.
+// The __syncthreads of each block to leave out, or a negative number: a test shows that a missing barrier is found.
 inline int skipped_barrier = -1;
 
 inline void sync_threads() {
@@ -72,8 +84,8 @@ inline void copy_async(void* to, const void* from, size_t bytes) {
 
 inline void copy_commit() { copy_groups.emplace_back(); }
 
-inline void copy_wait(size_t under_way) {
-  while (copy_groups.size() > under_way + 1) {
+inline void copy_wait(size_t pending) {
+  while (copy_groups.size() > pending + 1) {
     for (const Copy& copy : copy_groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
     copy_groups.erase(copy_groups.begin());
   }
@@ -87,7 +99,7 @@ void launch(dim3 grid, dim3 size, size_t shared_bytes, Kernel kernel, const Args
   b.size = size;
   const size_t aligned_bytes = (shared_bytes + 15) / 16 * 16;  // aligned_alloc wants a multiple
   b.shared.reset(static_cast<unsigned char*>(std::aligned_alloc(16, aligned_bytes == 0 ? 16 : aligned_bytes)));
-  b.barrier = std::make_unique<std::barrier<>>(threads);
+  b.barrier = std::make_unique<Barrier>(threads);
   auto run = [&](unsigned t) {
     thread_index = {t % size.x, t / size.x % size.y, t / (size.x * size.y)};
     const unsigned blocks = grid.x * grid.y * grid.z;

@@ -1,4 +1,4 @@
-// The CUDA kernel bodies, run on the host and exposed to numpy. Half precision travels as uint16.
+// Runs the CUDA kernel bodies on the host, on numpy arrays. Half precision is passed as uint16.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -32,7 +32,7 @@ void host_launch(dim3 grid, dim3 block, size_t shared_bytes, auto kernel, const 
   host::launch(grid, block, shared_bytes, kernel, arguments...);
 }
 
-auto launch_elements(int threads) {
+auto launch_elementwise(int threads) {
   return [=](int64_t blocks, auto kernel, const auto&... arguments) {
     host_launch(dim3{unsigned(blocks)}, dim3{unsigned(threads)}, 0, kernel, arguments...);
   };
@@ -63,7 +63,7 @@ void set_strides(Upfirdn2dParams& p, const py::array& x, const py::array& y) {
   p.channels_last = p.out_stride_w != 1;
 }
 
-// kernel: a name to force it, or "" to have it chosen. Returns the name of the one that ran.
+// Runs the kernel of this name, or chooses one if it is empty. Returns the name of the kernel that ran.
 std::string upfirdn2d(py::array x, py::array f, py::array y, std::pair<int, int> up, std::pair<int, int> down,
                       std::pair<int, int> pad0, bool flip, double gain, const std::string& dtype,
                       const std::string& kernel, std::array<int, 5> tiling, int64_t max_grid_y) {
@@ -87,7 +87,7 @@ std::string upfirdn2d(py::array x, py::array f, py::array y, std::pair<int, int>
   return ran;
 }
 
-// What the launch table makes of a dense problem: (kernel, grid, block, shared bytes).
+// Returns what the launch table makes of a dense problem: (kernel, grid, block, shared bytes).
 py::tuple upfirdn2d_plan(const py::tuple& x_shape, const py::tuple& y_shape, const py::tuple& taps,
                          std::pair<int, int> up, std::pair<int, int> down, bool channels_last, const std::string& dtype,
                          int sm) {
@@ -116,7 +116,7 @@ py::tuple upfirdn2d_plan(const py::tuple& x_shape, const py::tuple& y_shape, con
 }
 
 void bias_act(py::array x, std::optional<py::array> b, std::optional<py::array> ref, std::optional<py::array> dy,
-              py::array out, int64_t step, int order, int act, double alpha, double gain, double clamp,
+              py::array out, int64_t step, int grad, int act, double alpha, double gain, double clamp,
               const std::string& dtype, int threads) {
   with_dtype(dtype, [&](auto scalar) {
     using T = decltype(scalar);
@@ -131,12 +131,12 @@ void bias_act(py::array x, std::optional<py::array> b, std::optional<py::array> 
     p.alpha = alpha;
     p.gain = gain;
     p.clamp = clamp;
-    run_bias_act(data(x), data(b), data(ref), data(dy), static_cast<T*>(out.mutable_data()), p, order, Act(act),
-                 threads, launch_elements(threads));
+    run_bias_act(data(x), data(b), data(ref), data(dy), static_cast<T*>(out.mutable_data()), p, grad, Act(act), threads,
+                 launch_elementwise(threads));
   });
 }
 
-// Returns whether vectors were read whole.
+// Returns whether the vectorized kernel ran.
 bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py::array> styles,
                 std::optional<py::array> border, std::optional<py::array> columns, std::optional<py::array> rows,
                 py::array y, int64_t left, int64_t top, int mode, bool concat, bool height_first, bool channels_last,
@@ -159,12 +159,12 @@ bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py
     p.rows = {stride(*rows, 0), stride(*rows, 1)};
   }
   if (border && border->ndim() == 3) {
-    p.ring = Ring::compact(p.h, p.w, stride(*border, 0), stride(*border, 1), stride(*border, 2));
+    p.ring = Ring::stored_alone(p.h, p.w, stride(*border, 0), stride(*border, 1), stride(*border, 2));
   } else if (border) {
     const auto b = strides(*border);
-    p.ring = Ring::of_map(border->shape(2), border->shape(3), p.h, p.w, b.n, b.c, b.h, b.w);
+    p.ring = Ring::in_map(border->shape(2), border->shape(3), p.h, p.w, b.n, b.c, b.h, b.w);
   }
-  bool whole = false;
+  bool vectorized = false;
   with_dtype(dtype, [&](auto scalar) {
     using T = decltype(scalar);
     const auto data = [](const std::optional<py::array>& a, auto element) -> const decltype(element)* {
@@ -179,12 +179,12 @@ bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py
                                             data(columns, wide),
                                             data(rows, wide),
                                             static_cast<T*>(y.mutable_data())};
-    whole = run_prologue2d(pointers, p, threads, launch_elements(threads));
+    vectorized = run_prologue2d(pointers, p, threads, launch_elementwise(threads));
   });
-  return whole;
+  return vectorized;
 }
 
-// x and y: dense [N, C, H, W], in channels_last if so said. noise: [1, 1, H, W] or [N, 1, H, W].
+// x and y are dense [N, C, H, W]; noise is [1, 1, H, W] or [N, 1, H, W].
 void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::array> noise, std::optional<py::array> b,
                 py::array y, bool channels_last, int act, double alpha, double gain, double clamp,
                 const std::string& dtype, int threads) {
@@ -199,16 +199,17 @@ void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::a
     run_epilogue2d(
         static_cast<const T*>(data(x, sizeof(T))), static_cast<const acc_t<T>*>(data(scale, sizeof(acc_t<T>))),
         static_cast<const acc_t<T>*>(data(noise, sizeof(acc_t<T>))), static_cast<const T*>(data(b, sizeof(T))),
-        static_cast<T*>(y.mutable_data()), p, Act(act), threads, launch_elements(threads));
+        static_cast<T*>(y.mutable_data()), p, Act(act), threads, launch_elementwise(threads));
   });
 }
 
-// Sample, channel and pixel of element i.
-std::array<int64_t, 3> epilogue2d_where(int64_t i, std::array<int64_t, 4> shape, bool channels_last, bool narrow) {
+// Returns sample, channel and pixel of element i.
+std::array<int64_t, 3> epilogue2d_coords_at(int64_t i, std::array<int64_t, 4> shape, bool channels_last,
+                                            bool use_int32_index) {
   const Epilogue2dParams p{shape[0], shape[1], shape[2], shape[3], 0, channels_last, 0, 1, -1};
-  Epilogue2dShape s = epilogue2d_shape<float>(nullptr, nullptr, nullptr, nullptr, nullptr, p);
-  if (s.narrow && !narrow) s.narrow = false;
-  const Epilogue2dPlace at = epilogue2d_place(i, p, s);
+  Epilogue2dIndexing s = epilogue2d_indexing<float>(nullptr, nullptr, nullptr, nullptr, nullptr, p);
+  if (s.use_int32_index && !use_int32_index) s.use_int32_index = false;
+  const Epilogue2dCoords at = epilogue2d_coords(i, p, s);
   return {at.n, at.c, at.pixel};
 }
 
@@ -219,26 +220,27 @@ PYBIND11_MODULE(harness, m) {
   m.def("upfirdn2d_plan", &upfirdn2d_plan);
   m.def("bias_act", &bias_act);
   m.def("prologue2d", &prologue2d);
-  m.def("prologue2d_place", [](int64_t i, std::array<int64_t, 3> sizes, bool narrow) {  // C, H, W
+  m.def("prologue2d_coords", [](int64_t i, std::array<int64_t, 3> sizes, bool use_int32_index) {  // C, H, W
     Prologue2dParams p{};
     p.out_c = sizes[0], p.out_h = sizes[1], p.out_w = sizes[2];
-    const auto by = [&](int k) { return Divider::by(narrow ? sizes[size_t(k)] : 1); };
-    const auto list = [](const Prologue2dPlace& at) { return py::make_tuple(at.n, at.c, at.oy, at.ox); };
-    const Prologue2dShape nchw{0, true, true, narrow, by(2), by(1), by(0)};
-    const Prologue2dShape nhwc{0, true, true, narrow, by(0), by(2), by(1)};
-    return py::make_tuple(list(prologue2d_place<false>(i, p, nchw)), list(prologue2d_place<true>(i, p, nhwc)));
+    const auto by = [&](int k) { return FastDivmod::by(use_int32_index ? sizes[size_t(k)] : 1); };
+    const auto list = [](const Prologue2dCoords& at) { return py::make_tuple(at.n, at.c, at.oy, at.ox); };
+    const Prologue2dIndexing nchw{0, true, true, use_int32_index, by(2), by(1), by(0)};
+    const Prologue2dIndexing nhwc{0, true, true, use_int32_index, by(0), by(2), by(1)};
+    return py::make_tuple(list(prologue2d_coords<false>(i, p, nchw)), list(prologue2d_coords<true>(i, p, nhwc)));
   });
   m.def("epilogue2d", &epilogue2d);
-  m.def("epilogue2d_place", &epilogue2d_where);
+  m.def("epilogue2d_coords", &epilogue2d_coords_at);
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
-  m.def("division", [](uint32_t n, int64_t d) { return Divider::by(d).quotient(n); });
-  m.def("bias_place", [](int64_t i, int64_t step, int64_t channels, bool narrow) {
+  m.def("quotient", [](uint32_t n, int64_t d) { return FastDivmod::by(d).quotient(n); });
+  m.def("bias_coords", [](int64_t i, int64_t step, int64_t channels, bool use_int32_index) {
     BiasActParams p{};
     p.step = step;
     p.channels = channels;
-    const BiasActShape s{true, narrow, BiasRun::kMixed, Divider::by(narrow ? step : 1), Divider::by(channels)};
-    const BiasPlace place = bias_place(i, p, s);
-    return std::make_pair(place.channel, place.left);
+    const BiasActIndexing s{true, use_int32_index, BiasPattern::kPerElement, FastDivmod::by(use_int32_index ? step : 1),
+                            FastDivmod::by(channels)};
+    const BiasCoords at = bias_coords(i, p, s);
+    return std::make_pair(at.channel, at.left);
   });
   m.def("upfirdn2d_table", [] {
     py::list rows;
@@ -247,9 +249,10 @@ PYBIND11_MODULE(harness, m) {
     }
     return rows;
   });
-  m.def("elements_table", [] {
+  m.def("elementwise_table", [] {
     py::list rows;
-    for (const ElementsTableRow& r : kElementsTable) rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
+    for (const ElementwiseTableRow& r : kElementwiseTable)
+      rows.append(py::make_tuple(r.sm, r.numel, r.threads, r.measured));
     return rows;
   });
 }

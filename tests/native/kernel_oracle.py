@@ -26,7 +26,7 @@ def upfirdn2d(x, f, up, down, pad, flip, gain):
     return gain * y[:, :, ::down_y, ::down_x]  # [N, C, OH, OW]
 
 
-def jet(act, v, alpha):
+def activation(act, v, alpha):
     """The activation and its first two derivatives at v."""
     one, zero = np.ones_like(v), np.zeros_like(v)
     if act == "linear":
@@ -51,14 +51,14 @@ def jet(act, v, alpha):
     return v * s, s + v * s * not_s, 2 * s * not_s + v * s * not_s * (not_s - s)  # swish
 
 
-def bias_act(x, b, g, dy, order, act, alpha, gain, clamp):
-    """Order 0: the op. 1: its gradient against g. 2: the derivative of that by x, against dy. b has the shape of x."""
-    value, first, second = jet(act, x + b, alpha)
+def bias_act(x, b, g, dy, grad, act, alpha, gain, clamp):
+    """The op at grad 0; dx from g at grad 1; the derivative of dx by x times dy at grad 2. b has the shape of x."""
+    value, first, second = activation(act, x + b, alpha)
     y = gain * value
-    if order == 0:
+    if grad == 0:
         return y if clamp < 0 else np.clip(y, -clamp, clamp)
     inside = np.ones_like(y) if clamp < 0 else (y > -clamp) & (y < clamp)
-    return inside * gain * (g * first if order == 1 else g * dy * second)
+    return inside * gain * (g * first if grad == 1 else g * dy * second)
 
 
 def prologue2d(x, residual, styles, border, columns, rows, pad, mode, concat, height_first):

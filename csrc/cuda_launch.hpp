@@ -1,10 +1,9 @@
-// What the CUDA launchers share: checks, the current stream, the launch itself.
+// Launches CUDA kernels on torch's current stream.
 //
-// The library is compiled where torch may be the CPU build, so nothing here needs libtorch_cuda at link time: the one
-// function of it that is called is looked up when the first kernel is launched, in the libtorch_cuda that torch loaded.
-// The CUDA runtime is linked statically (nvcc's default). A torch wheel brings its own libcudart of one major version;
-// linked dynamically this library would load beside that version only, whereas a static runtime meets torch's in the
-// driver, where both use the device's primary context and the same stream handles.
+// The library may be compiled against a CPU build of torch, so nothing here needs libtorch_cuda at link time: the first
+// launch looks up the one function that it calls, in the libtorch_cuda that torch loaded. The CUDA runtime is linked
+// statically. Linked dynamically, this library would load beside one major version of torch's libcudart only; a static
+// runtime meets torch's in the driver, where both use the device's primary context and the same stream handles.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,14 +35,14 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Makes a device current for torch's runtime and for the one linked in here, which keeps count of its own.
-class OnDevice {
+// Makes a device current for torch's runtime and for the one linked in here, whose current device is another variable.
+class CudaDeviceGuard {
  public:
-  explicit OnDevice(int32_t device) : guard_(device), device_(device) {
+  explicit CudaDeviceGuard(int32_t device) : guard_(device), device_(device) {
     check_cuda(cudaSetDevice(device), "posgan_fast: cudaSetDevice");
   }
 
-  // Compute capability, 90 for 9.0.
+  // The compute capability, 90 for 9.0.
   int sm() const {
     int major = 0, minor = 0;
     check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "posgan_fast: device");
@@ -57,10 +56,10 @@ class OnDevice {
     check_cuda(cudaGetLastError(), "posgan_fast: kernel launch");
   }
 
-  // Blocks side by side, which share numel elements.
+  // Launches a one-dimensional grid over numel elements.
   template <typename Kernel, typename... Args>
-  void launch_elements(const char* op, int64_t numel, int threads, int64_t blocks, Kernel kernel,
-                       const Args&... args) const {
+  void launch_elementwise(const char* op, int64_t numel, int threads, int64_t blocks, Kernel kernel,
+                          const Args&... args) const {
     STD_TORCH_CHECK(blocks < (int64_t(1) << 31), op, ": expected fewer elements than ", numel);
     launch(dim3(unsigned(blocks)), dim3(threads), 0, kernel, args...);
   }
@@ -70,19 +69,9 @@ class OnDevice {
   int32_t device_;
 };
 
-inline void check_on(const char* op, const char* name, const Tensor& t, const Tensor& like) {
-  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": expected ", name,
-                  " on CUDA device ", like.get_device_index());
-}
-
-inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& like) {
-  check_on(op, name, t, like);
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": expected ", name, " of the dtype of x");
-}
-
 // Calls body(T{}) with the storage type of a dtype.
 template <typename Body>
-void with_scalar(const char* op, ScalarType dtype, const Body& body) {
+void dispatch_dtype(const char* op, ScalarType dtype, const Body& body) {
   switch (dtype) {
     case ScalarType::Half:
       return body(Half{});
