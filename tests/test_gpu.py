@@ -79,6 +79,39 @@ def test_fused_modulated_conv2d(resolution, side, border, dtype, monkeypatch):
     assert_close(y, expected, "modulated_conv2d", dtype)
 
 
+@each_layout
+@each_dtype
+@pytest.mark.parametrize(
+    "resampling", [{}, dict(up=2, padding=[2, 1, 2, 1], filter_gain=4.0), dict(padding=1)], ids=str
+)
+def test_epilogue2d_within_the_table(resampling, dtype, layout, backend):
+    """Hold value and gradients to the table where nothing cancels what is rounded in between."""
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    resampling = resampling | dict(f=torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8) if resampling else {}
+    for channels, act in ((5, "lrelu"), (16, "lrelu"), (16, "swish")):
+        x, scale = _like((2, channels, 9, 8), dtype, layout, 0), _like((2, channels), acc, layout, 1)
+        noise = _like((2, 1, *PF.epilogue2d(x, **resampling).shape[2:]), acc, torch.contiguous_format, 2)
+        parts = (x, scale, noise, _like((channels,), dtype, layout, 3))
+        results = []
+        for place, name in ((lambda t: t.double(), "reference"), (lambda t: t.to(DEVICE), backend.name)):
+            x, scale, noise, b = (place(t).detach().requires_grad_() for t in parts)
+            call = {key: t.to(x.device) if key == "f" else t for key, t in resampling.items()}
+            y = PF.epilogue2d(x, **call, scale=scale, noise=noise, b=b, act=act, clamp=8.0, backend=name)
+            g = place(_like(y.shape, dtype, layout, 4))
+            results.append((y, *torch.autograd.grad(y, (x, scale, noise, b), g)))
+        (expected, *wide), (actual, *gradients) = results
+        assert_close(actual, expected, "epilogue2d", dtype)
+        assert actual.is_contiguous(memory_format=layout)
+        for a, e in zip(gradients, wide, strict=True):  # of rounded gradients, in sums
+            bound = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+            assert (a.double().cpu() - e).norm() <= bound * e.norm()
+        if not resampling:
+            x = parts[0].to(DEVICE)
+            beside = [t.to(DEVICE) for t in parts[1:]]
+            torch.ops.posgan_fast.epilogue2d_(x, *beside, act, 0.2, 2**0.5, 8.0, backend.name)
+            assert torch.equal(x, actual)
+
+
 @each_dtype
 @pytest.mark.parametrize("offset", [1, 2, 3, 5])
 def test_misaligned_views(offset, dtype, backend):

@@ -88,7 +88,12 @@ class Epilogue2dContract:
         for x, call, expected in backend.some(_cases(name, dtype)):
             x = x.contiguous(memory_format=layout)
             y = PF.epilogue2d(backend.put(x), **backend.put(call), backend=backend.name)
-            backend.assert_close(y, expected, "epilogue2d", dtype)
+            if backend.name in ("cuda", "triton") and name != "none" and dtype.itemsize == 2:
+                # These backends round the resampled image too, and what is added to it may cancel.
+                bound = {torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
+                assert y.dtype == dtype and (y.double().cpu() - expected).norm() <= bound * expected.norm()
+            else:
+                backend.assert_close(y, expected, "epilogue2d", dtype)
             assert y.is_contiguous(memory_format=layout)
 
     @each_layout
