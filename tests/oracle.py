@@ -108,6 +108,12 @@ def surrounded(z, border):
     return out
 
 
+def padded(z, sides, mode):
+    """z [N, C, h, w] with zeros or its reflection on the left, right, top and bottom."""
+    left, right, top, bottom = sides
+    return np.pad(z, ((0, 0), (0, 0), (top, bottom), (left, right)), "constant" if mode == "zeros" else "reflect")
+
+
 def spe(h, w, channels, layout="mmgen", div_half_dim=False, center_shift=None):
     """The sinusoidal encoding position by position; center_shift as the released code treats it."""
     d = channels // 2

@@ -1,4 +1,4 @@
-"""The cuda and triton backends on a device, against the reference in float64 on the CPU.
+"""The cuda and triton backends on a device: the contracts, and what only devices have.
 
 Nothing here imports what a bare GPU machine lacks: hypothesis, scipy, numpy or packaging.
 """
@@ -10,6 +10,12 @@ import itertools
 import cases
 import pytest
 import torch
+from contract.bias_act import BiasActContract
+from contract.common import DEVICE as BACKENDS
+from contract.common import LAYOUTS, each_dtype, each_layout, each_of
+from contract.epilogue2d import Epilogue2dContract
+from contract.prologue2d import Prologue2dContract
+from contract.upfirdn2d import Upfirdn2dContract
 from tolerances import assert_close
 
 from posgan_fast import functional as PF
@@ -17,79 +23,23 @@ from posgan_fast import functional as PF
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
-BACKENDS = ("cuda", "triton")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
-
-FORMS = ("none", "zeros", "reflect", "map", "ring")
-ENCODINGS = ((None, "add"), ("spe", "add"), ("spe", "concat"), ("csg", "add"), ("csg", "concat"))
-
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+backend = each_of(BACKENDS)
 
 
-@each_backend
-@each_layout
-@each_dtype
-@pytest.mark.parametrize("case", cases.UPFIRDN2D_SMALL, ids=lambda c: c.name)
-def test_upfirdn2d(case, dtype, layout, backend):
-    """Value, gradient, and gradient of the gradient."""
-    x, f = case.tensors(dtype, layout)
-    g, h = _like(case.out_shape, dtype, layout, 1), _like(case.shape, dtype, layout, 2)
-    expected = _upfirdn2d_orders(case, *(t.double() for t in (x, f, g, h)), "reference")
-    actual = _upfirdn2d_orders(case, *(t.to(DEVICE) for t in (x, f, g, h)), backend)
-    for a, e in zip(actual, expected, strict=True):
-        assert_close(a, e, "upfirdn2d", dtype)
-    if x.shape[2:] != (1, 1):  # one pixel lies in both layouts
-        assert actual[0].is_contiguous(memory_format=layout)
+class TestBiasAct(BiasActContract):
+    """The contract of bias_act on a device."""
 
 
-@each_backend
-@each_layout
-@each_dtype
-@pytest.mark.parametrize("case", cases.BIAS_ACT_SMALL, ids=lambda c: c.name)
-def test_bias_act(case, dtype, layout, backend):
-    """Value, gradients of x and b, and theirs: of the incoming gradient, and of x where the activation bends."""
-    x, b = _away_from_the_clamp(case, *case.tensors(dtype, layout))
-    g, h = _like(case.shape, dtype, layout, 1), _like(case.shape, dtype, layout, 2)
-    expected = _bias_act_orders(case, *(t if t is None else t.double() for t in (x, b, g, h)), "reference")
-    actual = _bias_act_orders(case, *(t if t is None else t.to(DEVICE) for t in (x, b, g, h)), backend)
-    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        if a.ndim == 1 and dtype.itemsize == 2:  # of b: a sum over the rounded one of x, which comes before it
-            e = actual[i - 1].double().sum([0, 2, 3])
-        assert_close(a, e, "bias_act", dtype)
-    assert actual[0].stride() == x.stride()
+class TestUpfirdn2d(Upfirdn2dContract):
+    """The contract of upfirdn2d on a device."""
 
 
-@each_backend
-@each_layout
-@each_dtype
-@pytest.mark.parametrize("form", FORMS)
-def test_prologue2d_and_its_encodings(form, dtype, layout, backend):
-    """Whole vectors and ragged ones, every border, every encoding."""
-    for shape, (encode, join) in itertools.product(((2, 8, 9, 16), (3, 20, 5, 7)), ENCODINGS):
-        shape = (shape[0], 2, *shape[2:]) if (encode, join) == ("csg", "add") else shape
-        x, arguments = _prologue(shape, form, encode, join, dtype, residual=shape[0] == 3)
-        x = x.contiguous(memory_format=layout)
-        wide, there = ({k: place(v) for k, v in arguments.items()} for place in (_wide, _there))
-        y = PF.prologue2d(_there(x), **there, backend=backend)
-        assert_close(y, PF.prologue2d(_wide(x), **wide, backend="reference"), "prologue2d", dtype)
-        assert y.is_contiguous(memory_format=layout)
+class TestEpilogue2d(Epilogue2dContract):
+    """The contract of epilogue2d on a device."""
 
 
-@each_backend
-def test_prologue2d_gradients(backend):
-    x, arguments = _prologue((2, 8, 5, 6), "map", "spe", "concat", torch.float64)
-    names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
-    inputs = [x, *(arguments.pop(name) for name in names)]
-    results = []
-    for device, name in (("cpu", "reference"), (DEVICE, backend)):
-        x, *values = (t.to(device).requires_grad_() for t in inputs)
-        y = PF.prologue2d(x, **arguments, **dict(zip(names, values, strict=True)), backend=name)
-        results.append(torch.autograd.grad(y.square().sum(), (x, *values)))
-    for expected, actual in zip(*results, strict=True):
-        assert_close(actual, expected, "prologue2d", torch.float64)
+class TestPrologue2d(Prologue2dContract):
+    """The contract of prologue2d on a device."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -129,14 +79,13 @@ def test_fused_modulated_conv2d(resolution, side, border, dtype, monkeypatch):
     assert_close(y, expected, "modulated_conv2d", dtype)
 
 
-@each_backend
 @each_layout
 @each_dtype
 @pytest.mark.parametrize(
     "resampling", [{}, dict(up=2, padding=[2, 1, 2, 1], filter_gain=4.0), dict(padding=1)], ids=str
 )
-def test_epilogue2d(resampling, dtype, layout, backend):
-    """Value and gradients, of every part."""
+def test_epilogue2d_within_the_table(resampling, dtype, layout, backend):
+    """Hold value and gradients to the table where nothing cancels what is rounded in between."""
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     resampling = resampling | dict(f=torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8) if resampling else {}
     for channels, act in ((5, "lrelu"), (16, "lrelu"), (16, "swish")):
@@ -144,7 +93,7 @@ def test_epilogue2d(resampling, dtype, layout, backend):
         noise = _like((2, 1, *PF.epilogue2d(x, **resampling).shape[2:]), acc, torch.contiguous_format, 2)
         parts = (x, scale, noise, _like((channels,), dtype, layout, 3))
         results = []
-        for place, name in ((lambda t: t.double(), "reference"), (lambda t: t.to(DEVICE), backend)):
+        for place, name in ((lambda t: t.double(), "reference"), (lambda t: t.to(DEVICE), backend.name)):
             x, scale, noise, b = (place(t).detach().requires_grad_() for t in parts)
             call = {key: t.to(x.device) if key == "f" else t for key, t in resampling.items()}
             y = PF.epilogue2d(x, **call, scale=scale, noise=noise, b=b, act=act, clamp=8.0, backend=name)
@@ -159,11 +108,10 @@ def test_epilogue2d(resampling, dtype, layout, backend):
         if not resampling:
             x = parts[0].to(DEVICE)
             beside = [t.to(DEVICE) for t in parts[1:]]
-            torch.ops.posgan_fast.epilogue2d_(x, *beside, act, 0.2, 2**0.5, 8.0, backend)
+            torch.ops.posgan_fast.epilogue2d_(x, *beside, act, 0.2, 2**0.5, 8.0, backend.name)
             assert torch.equal(x, actual)
 
 
-@each_backend
 @each_dtype
 @pytest.mark.parametrize("offset", [1, 2, 3, 5])
 def test_misaligned_views(offset, dtype, backend):
@@ -175,18 +123,17 @@ def test_misaligned_views(offset, dtype, backend):
         for cut in (lambda t: t[:, :, :, offset:], lambda t: t[:, offset:], lambda t: t[:, :, offset:, : 22 - offset]):
             x = cut(storage.contiguous(memory_format=layout))
             x_there = cut(storage.to(DEVICE).contiguous(memory_format=layout))
-            y = PF.upfirdn2d(x_there, f.to(DEVICE), **case.arguments, backend=backend)
+            y = PF.upfirdn2d(x_there, f.to(DEVICE), **case.arguments, backend=backend.name)
             assert_close(y, PF.upfirdn2d(x.double(), f, **case.arguments, backend="reference"), "upfirdn2d", dtype)
     flat = storage.flatten()[offset : offset + 3 * 7 * 11].view(3, 7, 11)
     flat_there = storage.to(DEVICE).flatten()[offset : offset + 3 * 7 * 11].view(3, 7, 11)
     b = _like((7 + offset,), dtype, torch.contiguous_format, 4)
-    y = PF.bias_act(flat_there, b.to(DEVICE)[offset:], act="lrelu", clamp=1, backend=backend)
+    y = PF.bias_act(flat_there, b.to(DEVICE)[offset:], act="lrelu", clamp=1, backend=backend.name)
     expected = PF.bias_act(flat.double(), b.double()[offset:], act="lrelu", clamp=1, backend="reference")
     assert_close(y, expected, "bias_act", dtype)
 
 
 @pytest.mark.large
-@each_backend
 @each_layout
 def test_more_elements_than_32_bits_index(layout, backend):
     """The corners of tensors beyond 2^31 elements equal the same pixels computed alone."""
@@ -199,8 +146,8 @@ def test_more_elements_than_32_bits_index(layout, backend):
     assert x.numel() > 2**31
     f = torch.tensor([1.0, 3.0, 3.0, 1.0], device=DEVICE) / 8
     b = torch.arange(1.0, 1 + shape[1], device=DEVICE).bfloat16()
-    y = PF.upfirdn2d(x, f, padding=[2, 1, 2, 1], backend=backend)  # y[o] is made of x[o - 2] to x[o + 1]
-    z = PF.bias_act(x, b, act="lrelu", clamp=1.5, backend=backend)
+    y = PF.upfirdn2d(x, f, padding=[2, 1, 2, 1], backend=backend.name)  # y[o] is made of x[o - 2] to x[o + 1]
+    z = PF.bias_act(x, b, act="lrelu", clamp=1.5, backend=backend.name)
     # of six samples at an edge, and the padding there, the outputs they determine
     ends = ((slice(0, 6), [2, 0], slice(0, 5)), (slice(-6, None), [0, 1], slice(-4, None)))
     for rows, pad_y, out_rows in ends:
@@ -212,68 +159,54 @@ def test_more_elements_than_32_bits_index(layout, backend):
             assert_close(z[:, :, rows, columns], expected, "bias_act", x.dtype)
 
 
-@each_backend
 def test_compiles_without_a_graph_break(backend):
     x, f, b = _layer(torch.float32)
     x.requires_grad_()
     results = []
     for layer in (_run_layer, torch.compile(_run_layer, fullgraph=True)):
-        y = layer(x, f, b, backend)
+        y = layer(x, f, b, backend.name)
         results.append((y, *torch.autograd.grad(y.square().sum(), x)))
     for eager, compiled in zip(*results, strict=True):
         assert torch.equal(eager, compiled)
 
 
-@each_backend
 def test_autocast(backend):
     """The ops run in the dtype of x; the float32 bias follows it."""
     x, f, b = _layer(torch.float16)
     with torch.autocast(DEVICE, torch.float16):
-        y = _run_layer(x, f, b.float(), backend)
+        y = _run_layer(x, f, b.float(), backend.name)
     assert y.dtype == torch.float16
-    assert torch.equal(y, _run_layer(x, f, b, backend))
+    assert torch.equal(y, _run_layer(x, f, b, backend.name))
 
 
-@each_backend
-def test_in_place(backend):
-    for dtype in DTYPES:
-        x, _, b = _layer(dtype)
-        expected = PF.bias_act(x, b, act="lrelu", clamp=1, backend=backend)
-        y = PF.bias_act_(x, b, act="lrelu", clamp=1, backend=backend)
-        assert y.data_ptr() == x.data_ptr()
-        assert torch.equal(y, expected)
-
-
-@each_backend
 def test_cuda_graph(backend):
     """A captured layer follows its input's memory."""
     x, f, b = _layer(torch.float32)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        _run_layer(x, f, b, backend)  # compiles and loads
+        _run_layer(x, f, b, backend.name)  # compiles and loads
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = _run_layer(x, f, b, backend)
+        y = _run_layer(x, f, b, backend.name)
     for seed in (5, 6):
         x.copy_(_like(x.shape, x.dtype, torch.contiguous_format, seed))
         graph.replay()
-        assert torch.equal(y, _run_layer(x, f, b, backend))
+        assert torch.equal(y, _run_layer(x, f, b, backend.name))
 
 
-@each_backend
 def test_runs_on_the_current_stream(backend):
     """On a second stream the ops wait for what that stream still has to write."""
     x, f, b = _layer(torch.float32)
-    expected = _run_layer(x, f, b, backend)
+    expected = _run_layer(x, f, b, backend.name)
     late = torch.zeros_like(x)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         late.copy_(x)
-        actual = _run_layer(late, f, b, backend)
+        actual = _run_layer(late, f, b, backend.name)
     stream.synchronize()
     assert torch.equal(actual, expected)
 
@@ -290,57 +223,6 @@ def _like(shape, dtype, layout, seed):
 
 def _there(value):
     return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
-
-
-def _wide(value):
-    return value.double() if isinstance(value, torch.Tensor) else value
-
-
-def _prologue(shape, form, encode, join, dtype, residual=True):
-    """x, and the arguments of a call with a border of some form, an encoding, and styles."""
-    n, c, h, w = shape
-    added = (12 if encode == "spe" else 2) if encode is not None and join == "concat" else 0
-    arguments = dict(encode=encode, join=join, styles=_like((n, c + added), dtype, None, 1))
-    if added:
-        arguments["channels"] = 12 if encode == "spe" else None
-    if residual:
-        arguments["residual"] = _like((n, c + added, h, w), dtype, torch.contiguous_format, 2)
-    if form == "zeros":
-        arguments["padding"] = (3, 1, 0, 2)
-    elif form == "reflect":
-        arguments |= dict(padding=(2, w - 1, 1, h - 1), mode="reflect")
-    elif form != "none":
-        sides = (2 * (h + w) + 4,) if form == "ring" else (h + 3, w + 5)
-        pad_map = _like((n, c + added, *sides), dtype, torch.contiguous_format, 3)
-        arguments |= dict(padding=1, mode="instance", pad_map=pad_map)
-    return _like(shape, dtype, torch.contiguous_format, 0), arguments
-
-
-def _away_from_the_clamp(case, x, b):
-    """A result that rounds across the clamp has another gradient than the exact one: x + b = -2 is far from it."""
-    if case.clamp is not None:
-        shift = torch.zeros(1) if b is None else b[:, None, None]
-        y = PF.bias_act(x.double(), None if b is None else b.double(), **case.arguments, backend="reference")
-        near = (y.abs() / case.clamp - 1).abs() < 0.02
-        x[near] = (-2 - shift).to(x.dtype).expand(x.shape)[near]
-    return x, b
-
-
-def _upfirdn2d_orders(case, x, f, g, h, backend):
-    x, g = x.detach().requires_grad_(), g.requires_grad_()
-    y = PF.upfirdn2d(x, f, **case.arguments, backend=backend)
-    (dx,) = torch.autograd.grad(y, x, g, create_graph=True)
-    (dg,) = torch.autograd.grad(dx, g, h)
-    return y, dx, dg
-
-
-def _bias_act_orders(case, x, b, g, h, backend):
-    inputs = [t.detach().requires_grad_() for t in (x, b) if t is not None]
-    g = g.requires_grad_()
-    y = PF.bias_act(inputs[0], inputs[1] if b is not None else None, **case.arguments, backend=backend)
-    first = torch.autograd.grad(y, inputs, g, create_graph=True)
-    second = torch.autograd.grad(first[0], [g, *inputs], h, allow_unused=True)
-    return [y, *first, *(t for t in second if t is not None)]
 
 
 def _layer(dtype):

@@ -1,17 +1,17 @@
-"""modulated_conv2d against the definition sample by sample, every backend that runs here, and its contract."""
+"""modulated_conv2d on the host's backends: its contract, derivatives, random calls, and torch's tools."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import oracle
 import pytest
 import torch
+from contract.common import DTYPES, HOST, LAYOUTS, check_derivatives, each_of
+from contract.modulated_conv2d import LAYERS, Layer, ModulatedConv2dContract, answer, each_layer, run, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -21,127 +21,30 @@ from posgan_fast.nn import StyleConv
 from posgan_fast.ops import modulated_conv2d as room
 from posgan_fast.ops.bias_act import ACTIVATIONS
 
-BACKENDS = ("reference", "cpu")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
-FILTER = PF.setup_filter([1, 3, 3, 1])
+backend = each_of(HOST)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A use of the op; ``border``: "map" or "ring"."""
-
-    name: str
-    kernel: tuple[int, int] = (3, 3)
-    up: int = 1
-    down: int = 1
-    padding: int = 1
-    border: str = ""
-    demodulate: bool = True
-    flip_weight: bool = True
-    f: torch.Tensor | None = FILTER
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(
-            up=self.up, down=self.down, padding=self.padding, demodulate=self.demodulate, flip_weight=self.flip_weight
-        )
+class TestContract(ModulatedConv2dContract):
+    """The contract on the CPU."""
 
 
-LAYERS = (
-    Layer("plain"),
-    Layer("plain, convolution", flip_weight=False),
-    Layer("no padding", padding=0),
-    Layer("wide padding", padding=3),
-    Layer("toRGB", (1, 1), padding=0, demodulate=False),
-    Layer("up", up=2, flip_weight=False),
-    Layer("up, correlation", up=2),
-    Layer("up, no padding", up=2, padding=0),
-    Layer("up, wide padding", up=2, padding=2, flip_weight=False),
-    Layer("up by 3, uneven kernel", (2, 3), up=3, padding=2, f=PF.setup_filter([1, 2, 3, 4, 5, 6], separable=True)),
-    Layer("up, no filter", up=2, f=None),
-    Layer("up, one pixel", (1, 1), up=2, padding=0),
-    Layer("down", down=2),
-    Layer("down, one pixel", (1, 1), down=2, padding=0),
-    Layer("down, no filter", down=2, f=None),
-    Layer("map", border="map"),
-    Layer("ring", border="ring"),
-    Layer("map, up", up=2, border="map", flip_weight=False),
-    Layer("ring, up", up=2, border="ring"),
-)
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
-
-
-def tensors(layer, n=2, i=8, o=6, h=5, w=7, dtype=torch.float64, seed=0):
-    """x, weight, styles, noise, bias and the border."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def values(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    wide = torch.promote_types(dtype, torch.float32)
-    x, weight, styles = values(n, i, h, w).to(dtype), values(o, i, *layer.kernel).to(wide), values(n, i).to(wide)
-    border = None
-    if layer.border:
-        h, w, c = (h, w, i) if layer.up == 1 else (2 * h + 1, 2 * w + 1, o)
-        border = values(n, c, h + 5, w + 4) if layer.border == "map" else values(n, c, 2 * (h + w) + 4)
-        border = border.to(dtype)
-    out = PF.modulated_conv2d(x, weight, styles, resample_filter=layer.f, backend="reference", **layer.arguments)
-    noise = values(1, 1, *out.shape[2:]).to(wide)
-    return x, weight, styles, noise, values(o).to(dtype), border
-
-
-def expected_of(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0):
-    row = ACTIVATIONS[act]
-    return oracle.modulated_conv2d(
-        x, weight, styles, layer.up, layer.down, layer.padding, border, layer.f, layer.demodulate, layer.flip_weight,
-        noise, bias, act, row.alpha, row.gain, clamp,
-    )  # fmt: skip
-
-
-# The clamp bounds some values, not so many that errors would be measured against it alone.
-def run(layer, x, weight, styles, noise, bias, border, act="lrelu", clamp=4.0, backend=None):
-    return PF.modulated_conv2d(
-        x, weight, styles, pad_map=border, resample_filter=layer.f, noise=noise, bias=bias, act=act, clamp=clamp,
-        backend=backend, **layer.arguments,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_layer
-def test_equals_the_definition(layer, dtype, backend):
-    """One sample and two, both layouts, with the op of inference and with the stages of training."""
-    for n, layout, training in product((1, 2), LAYOUTS, (False, True)):
-        x, *rest = tensors(layer, n, dtype=dtype)
-        x = x.contiguous(memory_format=layout).requires_grad_(training)
-        y = run(layer, x, *rest, backend=backend)
-        assert_close(y, expected_of(layer, x, *rest), "modulated_conv2d", dtype)
-        assert training or y.is_contiguous(memory_format=layout)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @each_layer
 def test_derivatives(layer, backend):
     x, *rest = tensors(layer, i=2, o=2, h=3, w=4)
-    inputs = [t.requires_grad_() for t in (x, *rest) if t is not None]
 
     def function(*given):
         border = given[5] if layer.border else None
-        return run(layer, *given[:5], border, clamp=None, act="swish", backend=backend)
+        return run(layer, *given[:5], border, clamp=None, act="swish", backend=backend.name)
 
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    check_derivatives(function, [t for t in (x, *rest) if t is not None])
 
 
 @pytest.mark.parametrize("clamp", [None, 1.0])
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_derivatives_of_every_activation(act, clamp):
     layer = Layer("up, map", up=2, border="map", flip_weight=False)
-    inputs = [t.requires_grad_() for t in tensors(layer, n=1, i=2, o=1, h=2, w=2, seed=4)]
-    function = lambda *given: run(layer, *given, act=act, clamp=clamp)  # noqa: E731
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    given = tensors(layer, n=1, i=2, o=1, h=2, w=2, seed=4)
+    check_derivatives(lambda *given: run(layer, *given, act=act, clamp=clamp), given)
 
 
 @pytest.mark.parametrize("up", [1, 2])
@@ -158,65 +61,6 @@ def test_the_gradient_of_a_map_is_that_of_its_ring(up):
     assert gradient[~ring].count_nonzero() == 0 and (gradient[ring] != 0).double().mean() > 0.9
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("up", [1, 2])
-def test_a_map_is_read_only_and_only_its_ring_counts(up, backend):
-    layer = Layer("map", up=up, border="map")
-    *given, border = tensors(layer)
-    before = border.clone()
-    y = run(layer, *given, border, backend=backend)
-    assert torch.equal(border, before)
-    h, w = (5, 7) if up == 1 else (11, 15)
-    ring = PF.ring_from_map(border, h, w)
-    assert torch.equal(run(layer, *given, ring, backend=backend), y)
-    assert torch.equal(run(layer, *given, PF.map_from_ring(ring, h, w), backend=backend), y)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layer", [Layer("plain"), Layer("map", border="map"), Layer("ring, up", up=2, border="ring")])
-def test_float16_stays_in_range(layer, backend):
-    """Weights and styles that would overflow, and a map in proportion to them: what float32 gives, in float16."""
-    x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
-    weight, styles = weight * 300, styles * 500
-    border = None if border is None else border * 60
-    given = (noise, bias, border)
-    exact = run(layer, x, weight, styles, *given)
-    half = [None if t is None else t.half() for t in (x, *given)]
-    y = run(layer, half[0], weight, styles, *half[1:], backend=backend)
-    assert y.isfinite().all()
-    assert (y.float() - exact).norm() <= 2e-3 * exact.norm()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layer", [LAYERS[15], LAYERS[18]], ids=lambda layer: layer.name)
-@pytest.mark.parametrize("size", [1e-7, 0.0])
-def test_float16_stays_in_range_beside_a_large_map(layer, backend, size):
-    """A map far larger than the features, whatever lies off its ring; the other sample and filters as they were."""
-    x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
-    styles[0] *= size
-    weight[1] *= 1e-6
-    if border.ndim == 4:
-        border = PF.map_from_ring(PF.ring_from_map(border, 5, 7), 5, 7)
-        border[:, :, 1:-1, 1:-1] = float("inf")
-    exact = run(layer, x, weight, styles, noise, bias, border, clamp=1e3)
-    half = (None if t is None else t.half() for t in (noise, bias))
-    y = run(layer, x.half(), weight, styles, *half, border, backend=backend, clamp=1e3)
-    assert y.isfinite().all()
-    for n in range(2):
-        assert (y.float() - exact)[n].norm() <= 2e-3 * exact[n].norm()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_float16_sums_over_a_whole_ring(backend):
-    """Every sign alike, in as many channels as there are: in range because of the ring's own factor."""
-    x, styles = torch.zeros(1, 2048, 1, 1), torch.ones(1, 2048)
-    weight, ring = torch.full((2, 2048, 3, 3), 1e-9), torch.full((1, 2048, 8), 2e3)
-    exact = PF.modulated_conv2d(x, weight, styles, padding=1, pad_map=ring)
-    y = PF.modulated_conv2d(x.half(), weight, styles, padding=1, pad_map=ring, backend=backend)
-    assert 100 < exact.max() < 1000
-    torch.testing.assert_close(y.float(), exact, rtol=2e-3, atol=0)
-
-
 def test_styles_of_a_sample_have_no_scale():
     """A positive factor on all styles of a sample is undone by the demodulation, up to eps."""
     x, weight, styles, *_ = tensors(LAYERS[0])
@@ -228,15 +72,16 @@ def test_styles_of_a_sample_have_no_scale():
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[5], LAYERS[12], LAYERS[15]], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("training", [False, True])
 def test_passes_opcheck(layer, training):
-    for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS):
-        given = tensors(layer, n=1, dtype=dtype)
-        x, weight, styles, noise, bias, border = (t if t is None else t.requires_grad_(training) for t in given)
-        f = layer.f if layer.up * layer.down > 1 else None
-        arguments = (
-            x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
-            layer.flip_weight, 1e-8, noise, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
-        )  # fmt: skip
-        torch.library.opcheck(torch.ops.posgan_fast.modulated_conv2d, arguments)
+    """In float32 and in bfloat16, each in one of the layouts."""
+    dtype, layout = (torch.float32, LAYOUTS[1]) if training else (torch.bfloat16, LAYOUTS[0])
+    given = tensors(layer, n=1, dtype=dtype)
+    x, weight, styles, noise, bias, border = (t if t is None else t.requires_grad_(training) for t in given)
+    f = layer.f if layer.up * layer.down > 1 else None
+    arguments = (
+        x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
+        layer.flip_weight, 1e-8, noise, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.posgan_fast.modulated_conv2d, arguments)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -258,7 +103,7 @@ def test_autocast_computes_the_layer_in_half_precision_and_its_factors_not(layer
         y = run(layer, x, weight, styles, noise, bias, None)
         kept = run(layer, x.double(), weight.double(), styles.double(), noise.double(), bias.double(), None)
     assert kept.dtype == torch.float64
-    rounded = expected_of(layer, x.bfloat16(), weight, styles, noise, bias.bfloat16(), None)
+    rounded = answer(layer, x.bfloat16(), weight, styles, noise, bias.bfloat16(), None)
     assert_close(y, rounded, "modulated_conv2d", torch.bfloat16)
 
 
@@ -268,7 +113,7 @@ def test_few_filters_of_a_batch(dtype, demodulate):
     """Features to images, which the CPU computes as one product for each sample."""
     layer = Layer("", (1, 1), padding=0, demodulate=demodulate)
     given = tensors(layer, n=3, i=40, o=3, dtype=dtype)
-    assert_close(run(layer, *given, backend="cpu"), expected_of(layer, *given), "modulated_conv2d", dtype)
+    assert_close(run(layer, *given, backend="cpu"), answer(layer, *given), "modulated_conv2d", dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -281,17 +126,6 @@ def test_views(up, dtype):
     views = (weight.transpose(2, 3).contiguous().transpose(2, 3), styles.expand(2, -1), noise.expand(2, -1, -1, -1))
     assert torch.equal(run(layer, x, *views, torch.stack([bias, bias], 1)[:, 0], None), expected)
     assert torch.equal(run(layer, x, weight, styles, noise.mT.contiguous().mT, bias, None), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-@each_layer
-def test_an_empty_batch_and_one_filter(layer, dtype):
-    for n, i, o in ((0, 4, 1), (0, 8, 6), (2, 8, 1)):
-        values = tensors(layer, n, i, o, 6, 6, dtype)
-        y, expected = (run(layer, *values, backend=backend) for backend in BACKENDS)
-        assert y.shape == expected.shape and y.stride() == expected.stride() and y.dtype == dtype
-        if n:
-            assert_close(y, expected, "modulated_conv2d", dtype)
 
 
 def test_a_map_for_another_batch_is_refused_in_every_dtype():

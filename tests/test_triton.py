@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: triton_interpreter*.py in processes whose TRITON_INTERPRET=1 precedes imports."""
+"""Run triton_interpreter_*.py without a GPU, in processes that set TRITON_INTERPRET=1 before they import triton."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("triton_interpreter*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("triton_interpreter_*.py")), ids=lambda p: p.stem)
 def test_interpreted(file, tmp_path):
     report = tmp_path / "report.xml"
     run = subprocess.run(

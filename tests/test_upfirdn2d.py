@@ -1,12 +1,12 @@
-"""upfirdn2d against scipy in float64, every backend that runs here, and its contract."""
+"""upfirdn2d on the host's backends: its contract, random calls, filters, and what torch's tools make of it."""
 
 from __future__ import annotations
-
-import itertools
 
 import oracle
 import pytest
 import torch
+from contract.common import HOST, each_of
+from contract.upfirdn2d import FILTERS, Upfirdn2dContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -16,46 +16,18 @@ from posgan_fast import functional as PF
 BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-FILTERS = {
-    "separable4": torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8,
-    "outer4x4": torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64,
-    "full3x5": torch.arange(15.0).reshape(3, 5).sin(),
-    "separable12": torch.hann_window(14, periodic=False)[1:-1] / 6,
-    "separable1": torch.tensor([0.5]),
-    "identity": None,
-}
-# up, down, padding
-MODES = [
-    ((1, 1), (1, 1), (1, 1, 1, 1)),
-    ((2, 2), (1, 1), (2, 1, 2, 1)),
-    ((1, 1), (2, 2), (1, 1, 1, 1)),
-    ((2, 1), (1, 3), (3, 4, 7, 5)),
-    ((3, 4), (2, 3), (6, 7, 9, 8)),
-    ((2, 2), (2, 2), (-3, 12, 11, -2)),
-    ((1, 1), (1, 1), (-2, -1, -1, -3)),
-]
+backend = each_of(HOST)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("name", FILTERS)
-def test_equals_scipy(name, layout, dtype, backend):
-    f = FILTERS[name]
-    x = torch.randn(2, 3, 18, 21, generator=torch.manual_seed(0)).to(dtype).contiguous(memory_format=layout)
-    for (up, down, padding), flip in itertools.product(MODES, (False, True)):
-        gain = -1.5 if flip else 1.5
-        expected = oracle.upfirdn2d(x, f, up, down, padding, flip, gain)
-        actual = PF.upfirdn2d(x, f, up, down, padding, flip, gain, backend=backend)
-        assert_close(actual, expected, "upfirdn2d", dtype)
-        assert actual.is_contiguous(memory_format=layout)
+class TestContract(Upfirdn2dContract):
+    """The contract on the CPU."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("c,w", [(40, 60), (40, 59), (700, 7), (2100, 4)])
 @pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2)])
 def test_long_rows(c, w, up, down, dtype):
-    """Rows that go through the cache in pieces, down to a pixel each, with padding, cropping and rows beyond both."""
+    """Rows go through the cache in pieces, down to a pixel each, with padding, cropping and rows beyond both."""
     f = torch.tensor([1.0, -2.0, 3.0, 5.0]) / 8
     x = torch.randn(2, c, 3, w, generator=torch.manual_seed(0)).to(dtype).contiguous(memory_format=torch.channels_last)
     for padding in ((1, 2, 1, 2), (0, 0, 2, 2), (-1, 3, 0, 1), (9, 0, 5, -1)):
@@ -102,44 +74,6 @@ def test_backends_agree(n, c, h, w, up, down, padding, taps, separable, flip, ch
         assert ((actual.double() - expected).abs() <= bound * scale + subnormal).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("name", ["separable4", "full3x5"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_derivatives(layout, name, mode, backend):
-    up, down, padding = mode
-    f = FILTERS[name].double()
-    x = torch.randn(1, 2, 8, 9, dtype=torch.float64, generator=torch.manual_seed(3)).contiguous(memory_format=layout)
-    function = lambda t: PF.upfirdn2d(t, f, up, down, padding, gain=1.3, backend=backend)  # noqa: E731
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(function, x, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_pixel(backend):
-    """A gradient of one pixel is dense in both memory formats."""
-    x = torch.randn(2, 3, 1, 1, dtype=torch.float64, generator=torch.manual_seed(8)).requires_grad_()
-    g = torch.randn(2, 3, 2, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    y = PF.upsample2d(x, FILTERS["separable4"], backend=backend)
-    (actual,) = torch.autograd.grad(y, x, g)
-    (expected,) = torch.autograd.grad(PF.upsample2d(x, FILTERS["separable4"], backend="reference"), x, g.contiguous())
-    assert_close(actual, expected, "upfirdn2d", torch.float64)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_narrow_images(dtype, backend):
-    """Fewer columns than the narrowest vector, for each of the special row passes."""
-    f = FILTERS["separable4"]
-    for w, (up, down) in itertools.product(range(1, 10), ((1, 1), (2, 1), (1, 2))):
-        x = torch.randn(1, 2, 3, w, generator=torch.manual_seed(w)).to(dtype)
-        for padding in ((2, 1, 2, 1), (3, 2, 1, 2)):
-            expected = oracle.upfirdn2d(x, f, (up, up), (down, down), padding)
-            actual = PF.upfirdn2d(x, f, up, down, padding, backend=backend)
-            assert_close(actual, expected, "upfirdn2d", dtype)
-
-
 def test_third_derivative():
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     cube = lambda t: PF.upfirdn2d(t, FILTERS["separable4"], 2, 1, [2, 1]).pow(3).sum()  # noqa: E731
@@ -148,56 +82,8 @@ def test_third_derivative():
     assert g.shape == x.shape
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_backward_runs_where_forward_ran(backend, monkeypatch):
-    from posgan_fast.ops import upfirdn2d as room
-
-    ran = []
-    monkeypatch.setattr(
-        room, "IMPLS", [type(i)(i.backend, i.can_run, _recorded(i.run, i.backend, ran)) for i in room.IMPLS]
-    )
-    x = torch.randn(1, 1, 5, 5, requires_grad=True)
-    y = PF.upfirdn2d(x, FILTERS["separable4"], 2, padding=2, backend=backend)
-    torch.autograd.grad(y.sum(), x, create_graph=True)
-    assert ran == [backend, backend]
-
-
-def _recorded(run, name, ran):
-    return lambda *args: (ran.append(name), run(*args))[1]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[:, :, 1:, 1:],  # misaligned rows
-        lambda x: x[:, 1:3],
-        lambda x: x[:, :, ::2, ::2],
-        lambda x: x.transpose(2, 3),
-        lambda x: x.flip(3),
-        lambda x: x[:1].expand(3, -1, -1, -1),
-        lambda x: x[:, :1].expand(-1, 4, -1, -1),
-        lambda x: x.contiguous(memory_format=torch.channels_last)[:, :, 1:, 2:],
-        lambda x: x.contiguous(memory_format=torch.channels_last)[:, 1:],
-        lambda x: x[:, :, :, :1],
-        lambda x: x[:, :, :1],
-        lambda x: x[:0],
-    ],
-)
-def test_views(view, backend):
-    x = view(torch.randn(2, 4, 9, 11, generator=torch.manual_seed(4)))
-    before = x.clone()
-    actual = PF.upfirdn2d(x, FILTERS["full3x5"], 2, 1, [3, 3], backend=backend)
-    assert_close(actual, oracle.upfirdn2d(x, FILTERS["full3x5"], (2, 2), (1, 1), (3, 3, 3, 3)), "upfirdn2d", x.dtype)
-    assert torch.equal(x, before)
-    fake = torch.ops.posgan_fast.upfirdn2d(
-        x.to("meta"), FILTERS["full3x5"].to("meta"), [2, 2], [1, 1], [3, 3, 3, 3], False, 1.0, "reference"
-    )
-    assert (fake.shape, fake.stride()) == (actual.shape, actual.stride())
-
-
 def test_more_elements_than_32_bits_index():
-    """The ends of a result beyond 2^31 elements: one row of padding, the image, and 2 GiB of padding behind it."""
+    """Check the ends of a result beyond 2^31 elements: a row of padding, the image, 2 GiB of padding behind it."""
     if _free_memory() < 6 << 30:
         pytest.skip("needs 6 GiB of free memory")
     x = torch.randn(1, 1, 2, 4, generator=torch.manual_seed(5)).bfloat16()
@@ -246,10 +132,6 @@ def test_values_of_the_usual_filter():
     f, up = PF.setup_filter([1, 3, 3, 1]), PF.setup_filter([1, 3, 3, 1], gain=4)
     assert (f[0, 0], f[3, 3], f[1, 1], f[1, 2], f.sum()) == (1 / 64, 1 / 64, 9 / 64, 9 / 64, 1)
     assert (up[0, 0], up[3, 3], up[1, 1], up[1, 2], up.sum()) == (1 / 16, 1 / 16, 9 / 16, 9 / 16, 4)
-    pixel = torch.zeros(1, 1, 3, 3)
-    pixel[:, :, 1, 1] = 1
-    for backend in BACKENDS:
-        assert torch.equal(PF.upsample2d(pixel, f, backend=backend)[0, 0, 1:5, 1:5], up)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -286,23 +168,6 @@ def test_setup_filter_follows_the_default_device():
         assert PF.setup_filter([1, 3, 3, 1]).is_meta
         assert PF.setup_filter(torch.ones(2, device="cpu")).device.type == "cpu"
         assert PF.setup_filter([1, 3, 3, 1], device="cpu").sum() == 1
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_leaves_the_arithmetic_alone(backend):
-    x, f = torch.randn(1, 2, 9, 9, generator=torch.manual_seed(3)), PF.setup_filter([1, 3, 3, 1])
-    with torch.autocast("cpu", torch.bfloat16):
-        y = PF.upsample2d(x, f, backend=backend)
-    assert torch.equal(y, PF.upsample2d(x, f, backend=backend))
-
-
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])  # which inserts the zeros
-def test_the_largest_factor_runs_forward_and_backward(backend):
-    x = torch.randn(1, 1, 3, 3).requires_grad_()
-    y = PF.upfirdn2d(x, None, down=2**24 - 1, backend=backend)
-    (dx,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(y, x[:, :, :1, :1])
-    assert dx[0, 0, 0, 0] == 1 and dx.sum() == 1
 
 
 @pytest.mark.parametrize("name", ["upfirdn2d", "epilogue2d"])

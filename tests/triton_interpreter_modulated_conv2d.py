@@ -1,31 +1,31 @@
-"""Tests of modulated_conv2d's Triton kernel on the CPU, in Triton's interpreter; test_triton.py starts them in their
-own process."""
+"""The Triton kernel of modulated_conv2d in Triton's interpreter: its contract and launch table; see test_triton.py."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_modulated_conv2d as definition
-import tolerances
 import torch
 import triton.language as tl
+from contract.common import INTERPRETER
+from contract.modulated_conv2d import Layer, ModulatedConv2dContract, answer, run, tensors
+from interpreter import backend, force_64_bit_indices, numpy_warns, record_choices  # noqa: F401
 from posgan_fast.kernels import modulated_conv2d as kernel
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from posgan_fast.ops import modulated_conv2d as op
-from posgan_fast.ops.bias_act import ACTIVATIONS
-
-assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton.py"
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")  # numpy's, of infinities
+pytestmark = numpy_warns
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-PLAIN, MAP, RING = (definition.Layer(border or "plain", border=border) for border in ("", "map", "ring"))
-ONE_PIXEL = definition.Layer("one pixel", (1, 1), padding=0)
+PLAIN, MAP, RING = (Layer(border or "plain", border=border) for border in ("", "map", "ring"))
+ONE_PIXEL = Layer("one pixel", (1, 1), padding=0)
 TO_RGB = replace(ONE_PIXEL, demodulate=False)
 SMALL = tuple(row._replace(pixels=0) for row in kernel.TABLE)
+
+
+class TestContract(ModulatedConv2dContract):
+    """The contract in the interpreter."""
+
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_layer = pytest.mark.parametrize("layer", [PLAIN, MAP, RING, ONE_PIXEL, TO_RGB], ids=lambda layer: layer.name)
@@ -43,11 +43,10 @@ ROWS = [
 @pytest.mark.parametrize("row,layer,dtype", ROWS)
 def test_row(row, layer, dtype, calls, monkeypatch):
     """Every row of the launch table is chosen for the layers it says, and right there, in whole vectors or not."""
-    chosen, select = [], kernel.select
-    monkeypatch.setattr(kernel, "select", lambda *args: chosen.append(select(*args)) or chosen[-1])
+    chosen = record_choices(kernel, monkeypatch)
     i, o = min(row.channels, 40), row.filters
     for less in (0, 1):
-        check(layer, *definition.tensors(layer, 1, i - less, o - less, 5, 15, dtype, less))
+        check(layer, *tensors(layer, 1, i - less, o - less, 5, 15, dtype, less))
     assert set(chosen) == {row} and len(calls) == 2
 
 
@@ -57,7 +56,7 @@ def test_row(row, layer, dtype, calls, monkeypatch):
 def test_layers(layer, n, noises, flip, dtype, calls):
     """Samples with styles, coefficients, borders and noise of their own."""
     layer = replace(layer, flip_weight=flip)
-    x, weight, styles, _, bias, border = definition.tensors(layer, n, 12, 3, 6, 9, dtype)
+    x, weight, styles, _, bias, border = tensors(layer, n, 12, 3, 6, 9, dtype)
     noise = torch.randn(noises, 1, 6, 9, generator=torch.Generator().manual_seed(1)) if noises else None
     check(layer, x, weight, styles, noise, bias if noises else None, border)
     assert len(calls) == 1
@@ -66,15 +65,15 @@ def test_layers(layer, n, noises, flip, dtype, calls):
 @pytest.mark.parametrize(
     "layer,large",
     [(PLAIN, False), (MAP, False), (PLAIN, True), (RING, True), (ONE_PIXEL, True)],
-    ids=lambda value: value.name if isinstance(value, definition.Layer) else "64-bit" if value else "32-bit",
+    ids=lambda value: value.name if isinstance(value, Layer) else "64-bit" if value else "32-bit",
 )
 @pytest.mark.parametrize(
     "n,i,o,h,w", [(3, 2, 1, 1, 3), (2, 3, 5, 1, 18), (1, 17, 3, 8, 16), (1, 33, 18, 9, 5), (1, 8, 16, 17, 2)]
 )
 def test_ragged_sizes(n, i, o, h, w, layer, large, calls, monkeypatch):
     if large:
-        monkeypatch.setattr(kernel, "INT32_LIMIT", 0)
-    check(layer, *definition.tensors(layer, n, i, o, h, w, torch.float16))
+        force_64_bit_indices(kernel, monkeypatch)
+    check(layer, *tensors(layer, n, i, o, h, w, torch.float16))
     assert len(calls) == 1
 
 
@@ -92,76 +91,67 @@ def test_ragged_sizes(n, i, o, h, w, layer, large, calls, monkeypatch):
 @pytest.mark.parametrize("layer", [RING, ONE_PIXEL], ids=lambda layer: layer.name)
 def test_views(view, layer, calls):
     x = view(torch.randn(2, 24, 7, 8).contiguous(memory_format=torch.channels_last)).half()
-    _, *rest = definition.tensors(layer, 2, x.shape[1], 6, *x.shape[2:], torch.float16)
+    _, *rest = tensors(layer, 2, x.shape[1], 6, *x.shape[2:], torch.float16)
     check(layer, x, *rest, keep=True)
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize("clamp", [None, 0.75])
-@pytest.mark.parametrize("act", ACTIVATIONS)
-def test_activations(act, clamp, calls):
-    check(PLAIN, *definition.tensors(PLAIN, 1, 8, 4, 5, 7, torch.float32), act=act, clamp=clamp)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("layer", [PLAIN, MAP, RING], ids=lambda layer: layer.name)
 def test_float16_stays_in_range(layer, calls):
     """Weights and styles that would overflow, and a map in proportion to them: what float32 gives, in float16."""
-    x, weight, styles, noise, bias, border = definition.tensors(layer, dtype=torch.float32)
+    x, weight, styles, noise, bias, border = tensors(layer, dtype=torch.float32)
     weight, styles = weight * 300, styles * 500
     border = None if border is None else border * 500  # beyond float16 in places, were it not scaled
-    exact = definition.run(layer, x, weight, styles, noise, bias, border, clamp=None, backend="reference")
+    exact = run(layer, x, weight, styles, noise, bias, border, clamp=None, backend="reference")
     half = x.half().contiguous(memory_format=torch.channels_last)
-    y = definition.run(layer, half, weight, styles, noise, bias.half(), border, clamp=None, backend="triton")
+    y = run(layer, half, weight, styles, noise, bias.half(), border, clamp=None, backend="triton")
     assert len(calls) == 1 and y.isfinite().all()
     assert (y.float() - exact).norm() <= 2e-3 * exact.norm()
 
 
 def test_an_empty_batch(calls):
-    x, *rest = definition.tensors(PLAIN, 0, dtype=torch.float16)
-    y = definition.run(PLAIN, x.contiguous(memory_format=torch.channels_last), *rest, backend="triton")
+    x, *rest = tensors(PLAIN, 0, dtype=torch.float16)
+    y = run(PLAIN, x.contiguous(memory_format=torch.channels_last), *rest, backend="triton")
     assert y.shape == (0, 6, 5, 7)
 
 
 def test_a_bad_map_is_refused():
-    x, *rest, border = definition.tensors(MAP, dtype=torch.float16)
+    x, *rest, border = tensors(MAP, dtype=torch.float16)
     with pytest.raises(ValueError, match="pad_map: expected at least 7 x 9 pixels"):
-        definition.run(
-            MAP, x.contiguous(memory_format=torch.channels_last), *rest, border[:, :, :6, :9], backend="triton"
-        )
+        run(MAP, x.contiguous(memory_format=torch.channels_last), *rest, border[:, :, :6, :9], backend="triton")
 
 
 def test_the_stages_run_where_derivatives_are_asked_for(calls):
-    x, *rest = definition.tensors(PLAIN, dtype=torch.float16)
+    x, *rest = tensors(PLAIN, dtype=torch.float16)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert definition.run(PLAIN, x, *rest, backend="triton").requires_grad and not calls
+    assert run(PLAIN, x, *rest, backend="triton").requires_grad and not calls
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        definition.Layer("up", up=2),
-        definition.Layer("down", down=2),
-        definition.Layer("wide padding", padding=3),
-        definition.Layer("uneven", (1, 3)),
-        definition.Layer("even", (2, 2)),
-        definition.Layer("5 x 5", (5, 5), padding=2),
-        definition.Layer("padded pixel", (1, 1), padding=1),
+        Layer("up", up=2),
+        Layer("down", down=2),
+        Layer("wide padding", padding=3),
+        Layer("uneven", (1, 3)),
+        Layer("even", (2, 2)),
+        Layer("5 x 5", (5, 5), padding=2),
+        Layer("padded pixel", (1, 1), padding=1),
     ],
     ids=lambda layer: layer.name,
 )
 def test_other_layers_are_staged(layer, calls):
-    check(layer, *definition.tensors(layer, 1, dtype=torch.float32, o=3))
+    check(layer, *tensors(layer, 1, dtype=torch.float32, o=3))
     assert not calls
 
 
 def test_other_tensors_are_staged(calls):
-    x, *rest = definition.tensors(PLAIN, dtype=torch.float64)
+    x, *rest = tensors(PLAIN, dtype=torch.float64)
     check(PLAIN, x, *rest)
-    x, *rest = definition.tensors(PLAIN, dtype=torch.float16)
+    x, *rest = tensors(PLAIN, dtype=torch.float16)
     check(PLAIN, x, *rest, keep=True)  # NCHW
-    check(PLAIN, *definition.tensors(PLAIN, 1, 65, 3, dtype=torch.float16))
-    check(PLAIN, *definition.tensors(PLAIN, 1, 8, 65, dtype=torch.float16))
+    check(PLAIN, *tensors(PLAIN, 1, 65, 3, dtype=torch.float16))
+    check(PLAIN, *tensors(PLAIN, 1, 8, 65, dtype=torch.float16))
     assert not calls
 
 
@@ -181,13 +171,19 @@ def test_the_table_lists_layers_bound_by_memory(monkeypatch):
 
 
 def test_compiles_to_one_graph(calls):
-    x, *rest = definition.tensors(MAP, dtype=torch.float16)
+    x, *rest = tensors(MAP, dtype=torch.float16)
     given = [x.contiguous(memory_format=torch.channels_last), *rest]
-    compiled = torch.compile(
-        lambda *given: definition.run(MAP, *given, backend="triton"), fullgraph=True, backend="aot_eager"
-    )
-    torch.testing.assert_close(compiled(*given), definition.run(MAP, *given, backend="triton"))
+    compiled = torch.compile(lambda *given: run(MAP, *given, backend="triton"), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), run(MAP, *given, backend="triton"))
     assert len(calls) == 2
+
+
+def check(layer, x, *rest, keep=False, **activation):
+    """Compare with the definition; ``keep``: x as it lies in memory, else in channels_last."""
+    x = x if keep else x.contiguous(memory_format=torch.channels_last)
+    y = run(layer, x, *rest, **activation, backend="triton")
+    assert y.stride() == run(layer, x, *rest, **activation, backend="reference").stride()
+    INTERPRETER.assert_close(y, answer(layer, x, *rest, **activation), "modulated_conv2d", x.dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -221,14 +217,3 @@ def calls(monkeypatch):
     made, launch = [], kernel.modulated_conv2d
     monkeypatch.setattr(kernel, "modulated_conv2d", lambda *args: made.append(args) or launch(*args))
     return made
-
-
-def check(layer, x, *rest, keep=False, **activation):
-    """Against the definition; ``keep``: x as it lies in memory, else in channels_last."""
-    x = x if keep else x.contiguous(memory_format=torch.channels_last)
-    y = definition.run(layer, x, *rest, **activation, backend="triton")
-    assert y.stride() == op._empty_output(x, rest[0], layer.up, layer.down, layer.padding, layer.f).stride()
-    expected = definition.expected_of(layer, x, *rest, **activation)
-    if x.dtype == torch.bfloat16:  # the interpreter cuts float32 to bfloat16 where a GPU rounds
-        expected = (expected.float().view(torch.int32) & -(2**16)).view(torch.float32).double()
-    tolerances.assert_close(y, expected, "modulated_conv2d", x.dtype)
