@@ -46,7 +46,7 @@ def exists(path: str) -> bool:
 
 def sources() -> dict[str, str]:
     """Text by path: sources, and what tests share; a single test needs no line in a list."""
-    folders = ("csrc", "kernels", "posgan_fast", "benchmarks", "tests/native")
+    folders = ("csrc", "kernels", "posgan_fast", "benchmarks", "tests/native", "tests/contract")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     found += [path for path in (ROOT / "tests").glob("*.py") if not path.name.startswith(("test_", "triton_"))]
     kept = [path for path in found if path.suffix in SUFFIXES]
