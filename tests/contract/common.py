@@ -42,9 +42,11 @@ class Backend(NamedTuple):
         moved = storage.to(self.device).as_strided(value.shape, value.stride(), value.storage_offset())
         return moved.detach().requires_grad_(value.requires_grad)
 
-    def some(self, cases: Sequence[Any]) -> Sequence[Any]:
-        """Return the cases, or every fourth for Triton on a device, which compiles a kernel for each."""
-        return cases[::4] if self == DEVICE[1] else cases
+    def some(self, cases: Sequence[Any], turn: int = 0) -> Sequence[Any]:
+        """Return the cases, or for Triton a part of them, another one in each ``turn``: on a device it compiles a
+        kernel for each case, and its interpreter takes a second for some."""
+        step = min(len(cases), {INTERPRETER: 16, DEVICE[1]: 4}.get(self, 1))
+        return cases[turn % step :: step]
 
     def assert_close(self, actual: torch.Tensor, expected: torch.Tensor, op: str, dtype: torch.dtype) -> None:
         """Compare with float64 under the tolerance table; the interpreter cuts float32 to bfloat16, a GPU rounds."""
