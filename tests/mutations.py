@@ -103,7 +103,7 @@ class Tree:
                     shutil.copytree(ROOT / name, self.folder / name, dirs_exist_ok=True)
 
     def _rebuild(self, names: tuple[str, ...]) -> None:
-        """Compile files of csrc/ again, for the baseline instruction set alone, and link them with the other objects."""
+        """Compile files of csrc/ again, for the baseline instruction set alone, and link the library."""
         setup, objects = setup_script.load(), self.folder / "build" / "native"
         torch, compiler = setup.find_torch(), setup.find_compiler()
         common = [compiler, *setup.COMMON, "-O1", "-c"]
