@@ -51,10 +51,3 @@ def test_vmap_over_samples_and_a_shared_argument():
     x, b = torch.randn(3, 2, 4, generator=generator), torch.randn(3, 4, generator=generator)
     expected = torch.stack([PF.bias_act(*entry, act="lrelu") for entry in zip(x, b, strict=True)])
     assert torch.equal(torch.vmap(lambda x, b: PF.bias_act(x, b, act="lrelu"))(x, b), expected)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_traced_code_keeps_channels_last():
-    x = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(0)).contiguous(memory_format=torch.channels_last)
-    traced = torch.jit.trace(lambda x: PF.prologue2d(x, padding=1), x)
-    assert traced(x).is_contiguous(memory_format=torch.channels_last)
