@@ -83,7 +83,7 @@ class Tree:
                 command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS
             )
         except subprocess.TimeoutExpired:
-            return FAILED, f"more than {SECONDS} s"
+            return -1, f"more than {SECONDS} s"
         failed = re.search(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
         return run.returncode, failed[1] if failed else (run.stdout.strip() or run.stderr.strip()).splitlines()[-1]
 
