@@ -1,0 +1,53 @@
+"""Paths of the ops that few programs take, and that the contracts of the ops do not reach."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tolerances import assert_close
+
+from posgan_fast import functional as PF
+from posgan_fast.ops.bias_act.grad import GRAD2, Grad2Call
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_second_derivative_of_bias_act_is_linear_in_both_gradients(backend):
+    generator = torch.manual_seed(0)
+    g, dy, x = (torch.randn(3, 4, dtype=torch.float64, generator=generator) for _ in range(3))
+
+    def second(g, dy):
+        return GRAD2(Grad2Call(g, dy, x, None, 0, "tanh", 0.0, 1.5, -1.0, backend))
+
+    assert torch.autograd.gradcheck(second, (g.requires_grad_(), dy.requires_grad_()))
+
+
+@pytest.mark.parametrize("padding", [(2, 0, 0, 0), (0, 1, 0, 2)])
+def test_a_reflection_on_some_sides_has_a_gradient(padding):
+    x = torch.randn(1, 2, 4, 5, dtype=torch.float64, generator=torch.manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: PF.prologue2d(x, padding=padding, mode="reflect"), (x,))
+
+
+def test_autocast_leaves_forward_mode_derivatives_alone():
+    x, f = torch.randn(1, 3, 8, 8, generator=torch.manual_seed(0)), PF.setup_filter([1, 3, 3, 1])
+    with torch.autocast("cpu"):
+        y, tangent = torch.func.jvp(lambda x: PF.upfirdn2d(x, f, up=2, padding=2), (x,), (x,))
+    expected = PF.upfirdn2d(x.double(), f, up=2, padding=2)
+    assert_close(y, expected, "upfirdn2d", torch.float32)
+    assert_close(tangent, expected, "upfirdn2d", torch.float32)
+
+
+def test_few_filters_with_padding():
+    generator = torch.manual_seed(0)
+    x, weight, styles = (torch.randn(s, generator=generator) for s in ((2, 8, 4, 5), (2, 8, 1, 1), (2, 8)))
+    y, expected = (
+        PF.modulated_conv2d(*(t.to(d) for t in (x, weight, styles)), padding=1, backend=backend)
+        for d, backend in ((torch.float32, "cpu"), (torch.float64, "reference"))
+    )
+    assert_close(y, expected, "modulated_conv2d", torch.float32)
+
+
+def test_vmap_over_samples_and_a_shared_argument():
+    generator = torch.manual_seed(0)
+    x, b = torch.randn(3, 2, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    expected = torch.stack([PF.bias_act(*entry, act="lrelu") for entry in zip(x, b, strict=True)])
+    assert torch.equal(torch.vmap(lambda x, b: PF.bias_act(x, b, act="lrelu"))(x, b), expected)
