@@ -135,8 +135,8 @@ class _Peers(dict):
 
 _PEER_NAMES = ("nvlabs", "rosinality", "mmgeneration", "padinv", "hammer", "genforce")
 _LONGEST = (
-    "test_cuda_host", "test_triton_compile", "test_triton", "test_install", "test_modulated_conv2d", "test_epilogue2d",
+    "test_triton", "test_cuda_host", "test_triton_compile", "test_install", "test_modulated_conv2d", "test_epilogue2d",
     "test_prologue2d", "test_upfirdn2d", "test_bias_act", "test_export", "test_capabilities", "test_integrations",
-    "test_cuda_compile", "test_gpu_gate", "test_benchmarks",
+    "test_cuda_compile", "test_gpu_gate", "test_benchmarks_base", "test_benchmarks", "test_models",
 )  # fmt: skip
 _PEERS = pytest.StashKey[dict]()

@@ -13,6 +13,7 @@ order. Backward functions return gradients by the name of the field.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ class Op:
         self._registered = op = getattr(torch.ops.posgan_fast, name).default
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            setup_context(ctx, record(*inputs), output)
+            setup_context(ctx, record._make(inputs), output)
 
         def derive(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             return tuple(map(backward(ctx, gradient, wanted_of(ctx, record)).get, fields))
@@ -145,21 +146,24 @@ def _keep_in_inductor(op: Any) -> None:
 
 def wanted_of(ctx: Any, record: Any) -> set[str]:
     """Return the fields of a call whose gradients autograd asks for."""
-    needs = ctx.needs_input_grad  # may hold an entry more, for an argument that torch adds
-    return {field for field, needed in zip(record._fields, needs, strict=False) if needed}
+    return set(itertools.compress(record._fields, ctx.needs_input_grad))  # torch may add an entry at the end
 
 
 def save(ctx: Any, call: Any, *fields: str, result: torch.Tensor | None = None) -> None:
     """Keep a call for its backward: the named tensors, all arguments that are no tensors, and ``result`` if given."""
     ctx.fields = fields
-    ctx.call = call._replace(**{k: None for k, v in call._asdict().items() if isinstance(v, torch.Tensor)})
-    ctx.save_for_backward(*(getattr(call, field) for field in fields), result)
+    ctx.call = [None if isinstance(value, torch.Tensor) else value for value in call]
+    ctx.record = type(call)
+    ctx.save_for_backward(*[getattr(call, field) for field in fields], result)
 
 
 def restore(ctx: Any) -> tuple[Any, torch.Tensor | None]:
     """Return the call that :func:`save` kept, with None for the other tensors, and the result."""
     *tensors, result = ctx.saved_tensors
-    return ctx.call._replace(**dict(zip(ctx.fields, tensors, strict=True))), result
+    values, position = ctx.call.copy(), ctx.record._fields.index
+    for field, tensor in zip(ctx.fields, tensors, strict=True):
+        values[position(field)] = tensor
+    return ctx.record._make(values), result
 
 
 def _may_be_dual(args: Sequence[Any]) -> bool:
