@@ -119,3 +119,10 @@ def test_autocast_keeps_the_dtype_of_x():
     assert y.dtype == torch.bfloat16
     y.sum().backward()
     assert all(call[key].grad.dtype == torch.float32 for key in PARTS)
+
+
+def test_the_gradient_of_the_scale_is_summed_in_float32():
+    x, scale = torch.full((1, 1, 8, 8), 200, dtype=torch.float16), torch.ones(1, 1, requires_grad=True)
+    y = PF.epilogue2d(x, scale=scale)
+    (g,) = torch.autograd.grad(y, scale, torch.full_like(y, 10))
+    assert g.item() == 8 * 8 * 200 * 10  # beyond the range of float16

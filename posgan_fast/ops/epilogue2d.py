@@ -26,7 +26,7 @@ from .. import backend as _backend
 from . import bias_act, upfirdn2d
 from .bias_act import passes
 from .common import activations, checks, layout
-from .common.op import Op, define_inplace, restore, save
+from .common.op import Op, changed, define_inplace, restore, save
 from .common.records import Activation, Resample
 
 NAME = "epilogue2d"
@@ -268,7 +268,11 @@ def _run_cuda(call: Call, y: torch.Tensor) -> None:
     upfirdn2d.run_native(call.x, call.f, call.resample, y)
     if call.scale is call.noise is call.b is None and call.activation == Activation():
         return
-    _run_cpu(Call(y, None, call.scale, call.noise, call.b, *Resample(), *call.activation, call.backend), y)
+    up, down, padding, flip_filter, filter_gain = Resample()
+    _run_cpu(
+        call._replace(x=y, f=None, up=up, down=down, padding=padding, flip_filter=flip_filter, filter_gain=filter_gain),
+        y,
+    )
 
 
 def _run_triton(call, y):
@@ -311,8 +315,9 @@ def _write(call: Call, y: torch.Tensor) -> None:
         return
     x, acc = call.x, checks.arithmetic(call.x.dtype)
     scale, noise = layout.contiguous_as(acc, call.scale), layout.contiguous_as(acc, call.noise)
-    b, activation = layout.contiguous_as(x.dtype, call.b), passes.rounded(call.activation, x.dtype)
-    call = Call(layout.readable(x), call.f, scale, noise, b, *call.resample, *activation, call.backend)
+    b, clamp = layout.contiguous_as(x.dtype, call.b), call.clamp
+    clamp = clamp if clamp < 0 else passes.round_clamp(clamp, x.dtype)
+    call = changed(call, x=layout.readable(x), scale=scale, noise=noise, b=b, clamp=clamp)
     _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
 
 

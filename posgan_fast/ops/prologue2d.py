@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from .. import backend as _backend
 from .common import checks, encodings, layout, ring
-from .common.op import Op, restore, save, wanted_of
+from .common.op import Op, changed, restore, save, wanted_of
 from .common.records import Encoding
 
 NAME = "prologue2d"
@@ -306,15 +306,15 @@ def _kernel(call):
 
 def _prepared(call: Call) -> Call:
     """Bring the tensors into the dtypes and strides that kernels read; exported graphs under autocast hold others."""
-    x, residual, styles, border, columns, rows = call[:6]
-    return Call(
-        layout.readable(x),
-        None if residual is None else layout.readable(residual.to(x.dtype), x),
-        layout.contiguous_as(checks.arithmetic(x.dtype), styles),
-        None if border is None else border.to(x.dtype),
-        None if columns is None else _table(columns, x),
-        None if rows is None else _table(rows, x),
-        *call[6:],
+    x, residual, border = call.x, call.residual, call.border
+    return changed(
+        call,
+        x=layout.readable(x),
+        residual=None if residual is None else layout.readable(residual.to(x.dtype), x),
+        styles=layout.contiguous_as(checks.arithmetic(x.dtype), call.styles),
+        border=None if border is None else border.to(x.dtype),
+        columns=None if call.columns is None else _table(call.columns, x),
+        rows=None if call.rows is None else _table(call.rows, x),
     )
 
 

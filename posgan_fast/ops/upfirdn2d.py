@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .. import backend as _backend
 from .common import checks, layout
-from .common.op import Op, restore, save, static
+from .common.op import Op, changed, restore, save, static
 from .common.records import Resample
 
 NAME = "upfirdn2d"
@@ -287,9 +287,8 @@ IMPLS = (
 def _kernel(call):
     y = _empty(call)
     if y.numel():
-        x = layout.readable(call.x)
-        call = call if x is call.x else call._replace(x=x)
-        _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
+        call = changed(call, x=layout.readable(call.x))
+        _backend.implementation(NAME, IMPLS, call.x, call.backend)(call, y)
     return y
 
 

@@ -138,11 +138,12 @@ def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
 
 
 def rounded(activation: Activation, dtype: torch.dtype) -> Activation:
-    """Round the clamp to the dtype: the derivative is read off results, which must compare equal to it."""
+    """Return the activation with its clamp in a dtype; see :func:`round_clamp`."""
     act, alpha, gain, clamp = activation
-    return activation if clamp < 0 else Activation(act, alpha, gain, _round(clamp, dtype))
+    return activation if clamp < 0 else Activation(act, alpha, gain, round_clamp(clamp, dtype))
 
 
 @functools.cache
-def _round(value: float, dtype: torch.dtype) -> float:
-    return float(torch.tensor(value, dtype=dtype))
+def round_clamp(clamp: float, dtype: torch.dtype) -> float:
+    """Round a clamp to a dtype: the derivative is read off results, which must compare equal to the clamp."""
+    return float(torch.tensor(clamp, dtype=dtype))

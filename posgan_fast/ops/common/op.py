@@ -149,6 +149,12 @@ def wanted_of(ctx: Any, record: Any) -> set[str]:
     return set(itertools.compress(record._fields, ctx.needs_input_grad))  # torch may add an entry at the end
 
 
+def changed(call: Any, **fields: Any) -> Any:
+    """Return a call with other values in these fields: the call itself if it holds them already."""
+    same = all(getattr(call, field) is value for field, value in fields.items())
+    return call if same else call._replace(**fields)
+
+
 def save(ctx: Any, call: Any, *fields: str, result: torch.Tensor | None = None) -> None:
     """Keep a call for its backward: the named tensors, all arguments that are no tensors, and ``result`` if given."""
     ctx.fields = fields
