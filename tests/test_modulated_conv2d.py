@@ -184,9 +184,9 @@ def test_the_op_itself_is_differentiable_twice(backend):
     weight = weight * styles.sum()
     activation = ("lrelu", None, None, 9)
     call = room.Call(
-        x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, bias, *activation, backend
+        x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, bias, *activation, None
     )  # fmt: skip
-    op = torch.ops.posgan_fast.modulated_conv2d(*room.check(call))
+    op = torch.ops.posgan_fast.modulated_conv2d(*room.check(call)._replace(backend=backend))
     stages = PF.modulated_conv2d(
         x, weight, styles, padding=1, pad_map=border, noise=noise, bias=bias, act="lrelu", clamp=9
     )
