@@ -47,8 +47,8 @@ def test_broken_folders(tmp_path):
     (tmp_path / "a folder" / LIBRARY.name).mkdir(parents=True)
     (tmp_path / "a broken link").mkdir()
     (tmp_path / "a broken link" / LIBRARY.name).symlink_to(tmp_path / "nowhere")
-    (tmp_path / "no leaves").mkdir()
-    compile_library(tmp_path / "no leaves" / LIBRARY.name)
+    (tmp_path / "no ops").mkdir()
+    compile_library(tmp_path / "no ops" / LIBRARY.name)
     (tmp_path / "undefined symbols").mkdir()
     source = "extern int nowhere(); int here() { return nowhere(); } int early = here();"
     compile_library(tmp_path / "undefined symbols" / LIBRARY.name, source)
@@ -75,12 +75,12 @@ def test_broken_folders(tmp_path):
         layer = nn.prepack(nn.StyleConv(4, 4, 8, resolution=4)).eval()
         with torch.no_grad():
             layer(x, torch.ones(1, 8))
-        _native.LIB_DIR = root / "no leaves"
+        _native.LIB_DIR = root / "no ops"
         _native.load.cache_clear()
         library = torch.library.Library("posgan_fast_native", "IMPL")
-        for leaf in ("upfirdn2d", "bias_act"):
-            library.impl(leaf, lambda *args: None, "CPU")
-        found["two leaves"] = _native.load("cpu").reason
+        for name in ("upfirdn2d", "bias_act"):
+            library.impl(name, lambda *args: None, "CPU")
+        found["two ops"] = _native.load("cpu").reason
         print(json.dumps(found))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
@@ -95,8 +95,8 @@ def test_broken_folders(tmp_path):
         assert reasons.pop(name) == f"{LIBRARY.name} is not in this installation"
     leaves = "upfirdn2d, bias_act, modulated_weight, prologue2d, epilogue2d"
     assert reasons == {
-        "no leaves": f"{LIBRARY.name} lacks {leaves}: it is of another version",
-        "two leaves": f"{LIBRARY.name} lacks {leaves.partition('bias_act, ')[2]}: it is of another version",
+        "no ops": f"{LIBRARY.name} lacks {leaves}: it is of another version",
+        "two ops": f"{LIBRARY.name} lacks {leaves.partition('bias_act, ')[2]}: it is of another version",
         "other schemas": f"{LIBRARY.name} was built from another version of posgan_fast",
     }
 
