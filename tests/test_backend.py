@@ -108,11 +108,11 @@ def record(monkeypatch):
     ],
 )
 def test_a_device_that_the_library_was_not_built_for(built, ptx, capability, refused, record):
-    _, refusal = record({"architectures": built, **({} if ptx is None else {"ptx": ptx})}, capability)
-    assert (refusal is not None) == refused
+    _, unsupported = record({"architectures": built, **({} if ptx is None else {"ptx": ptx})}, capability)
+    assert (unsupported is not None) == refused
     if refused:
-        assert f"the device is sm_{capability[0]}{capability[1]}" in str(refusal)
-        assert f"POSGAN_FAST_CUDA_ARCHS={capability[0]}{capability[1]}" in refusal.remedy
+        assert f"the device is sm_{capability[0]}{capability[1]}" in str(unsupported)
+        assert f"POSGAN_FAST_CUDA_ARCHS={capability[0]}{capability[1]}" in unsupported.remedy
 
 
 def test_a_driver_older_than_the_runtime_in_the_library(record):
@@ -123,9 +123,9 @@ def test_a_driver_older_than_the_runtime_in_the_library(record):
     assert record({"runtime": "13.0"}, driver=None)[0] is None
     for unknown in ({}, {"runtime": ""}, {"runtime": None}, {"runtime": 13}):
         assert record(unknown, driver=(12, 4))[0] is None
-    refusal, _ = record({"runtime": "13.0"}, driver=(12, 4))
-    assert refusal.reason == "the cuda library is built with CUDA 13.0, the driver serves CUDA 12.4 at most"
-    assert refusal.remedy.startswith("install an NVIDIA driver R580 or later, or with a CUDA 12 toolkit: ")
+    unsupported, _ = record({"runtime": "13.0"}, driver=(12, 4))
+    assert unsupported.reason == "the cuda library is built with CUDA 13.0, the driver serves CUDA 12.4 at most"
+    assert unsupported.remedy.startswith("install an NVIDIA driver R580 or later, or with a CUDA 12 toolkit: ")
     assert record({"runtime": "12.8"}, driver=(11, 8))[0].remedy.startswith("install an NVIDIA driver R525 or later")
     assert record({"runtime": "15.0"}, driver=(13, 0))[0].remedy.startswith("install a later NVIDIA driver")
 
@@ -136,9 +136,9 @@ def test_ptx_needs_a_driver_of_its_version(record):
     assert record(built, (9, 0), driver=(13, 0)) == (None, None)
     assert record(built, (10, 0), driver=(13, 1)) == (None, None)
     assert record(built, (10, 0), driver=None) == (None, None)
-    refusal = record(built, (10, 0), driver=(13, 0))[1]
-    assert "sm_100, by PTX of CUDA 13.1 alone, and the driver takes that of CUDA 13.0 at most" in refusal.reason
-    assert refusal.remedy.startswith("POSGAN_FAST_CUDA_ARCHS=100 ")
+    unsupported = record(built, (10, 0), driver=(13, 0))[1]
+    assert "sm_100, by PTX of CUDA 13.1 alone, and the driver takes that of CUDA 13.0 at most" in unsupported.reason
+    assert unsupported.remedy.startswith("POSGAN_FAST_CUDA_ARCHS=100 ")
 
 
 def test_a_refused_device_is_refused_by_the_op(record, monkeypatch):

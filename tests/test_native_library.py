@@ -32,7 +32,7 @@ def compile_library(target: Path, source: str = "") -> None:
 
 
 def test_broken_folders(tmp_path):
-    """In a process that never saw the true library: its leaves would stay registered."""
+    """In a process that never saw the true library: its native ops would stay registered."""
     whole = LIBRARY.read_bytes()
     files = {
         "empty": b"",
@@ -93,10 +93,10 @@ def test_broken_folders(tmp_path):
         assert reasons.pop(name).startswith(f"{LIBRARY.name} does not load: ")
     for name in ("a broken link", "nowhere"):
         assert reasons.pop(name) == f"{LIBRARY.name} is not in this installation"
-    leaves = "upfirdn2d, bias_act, modulated_weight, prologue2d, epilogue2d"
+    ops = "upfirdn2d, bias_act, modulated_weight, prologue2d, epilogue2d"
     assert reasons == {
-        "no ops": f"{LIBRARY.name} lacks {leaves}: it is of another version",
-        "two ops": f"{LIBRARY.name} lacks {leaves.partition('bias_act, ')[2]}: it is of another version",
+        "no ops": f"{LIBRARY.name} lacks {ops}: it is of another version",
+        "two ops": f"{LIBRARY.name} lacks {ops.partition('bias_act, ')[2]}: it is of another version",
         "other schemas": f"{LIBRARY.name} was built from another version of posgan_fast",
     }
 
@@ -131,7 +131,7 @@ def test_a_record_that_is_a_folder(fresh):
 
 
 def test_a_library_that_cannot_name_its_instruction_set(fresh, capsys):
-    compile_library(fresh / LIBRARY.name)  # the leaves are those of the true library, loaded before
+    compile_library(fresh / LIBRARY.name)  # the native ops are those of the true library, loaded before
     assert _native.instruction_set() == "unknown"
     assert doctor.main() == 0
     assert "instruction set unknown" in capsys.readouterr().out
