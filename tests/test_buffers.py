@@ -38,6 +38,8 @@ def test_missing_noise(family, keep):
             assert 0.5 < value.std() < 1.6 and not torch.equal(value, generator()[name])
         elif name != "mapping.w_avg":
             torch.testing.assert_close(value, generator()[name])
+    drawn = [one.state_dict()[name].flatten()[:16] for name in filled]
+    assert len({tuple(values.tolist()) for values in drawn}) == len(drawn)  # each convolution has its own
     few = [name for name in state if is_noise(name)][:6]
     last = load_generator({name: value for name, value in state.items() if name not in few[:keep]}, family)
     assert all(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from tolerances import assert_close
 
+from posgan_fast import backend
 from posgan_fast import functional as PF
 from posgan_fast.ops.bias_act.grad import GRAD2, Grad2Call
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_the_second_derivative_of_bias_act_is_linear_in_both_gradients(backend):
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_the_second_derivative_of_bias_act_is_linear_in_both_gradients(name):
     generator = torch.manual_seed(0)
     g, dy, x = (torch.randn(3, 4, dtype=torch.float64, generator=generator) for _ in range(3))
 
     def second(g, dy):
-        return GRAD2(Grad2Call(g, dy, x, None, 0, "tanh", 0.0, 1.5, -1.0, backend))
+        return GRAD2(Grad2Call(g, dy, x, None, 0, "tanh", 0.0, 1.5, -1.0, name))
 
     assert torch.autograd.gradcheck(second, (g.requires_grad_(), dy.requires_grad_()))
 
@@ -51,3 +54,34 @@ def test_vmap_over_samples_and_a_shared_argument():
     x, b = torch.randn(3, 2, 4, generator=generator), torch.randn(3, 4, generator=generator)
     expected = torch.stack([PF.bias_act(*entry, act="lrelu") for entry in zip(x, b, strict=True)])
     assert torch.equal(torch.vmap(lambda x, b: PF.bias_act(x, b, act="lrelu"))(x, b), expected)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_the_gradient_of_a_bias_is_summed_over_the_other_dimensions(dim):
+    x, b = torch.zeros(2, 3, 4), torch.zeros((2, 3, 4)[dim], requires_grad=True)
+    g = torch.arange(24.0).reshape(2, 3, 4)
+    (actual,) = torch.autograd.grad(PF.bias_act(x, b, dim), b, g)
+    assert torch.equal(actual, g.sum([i for i in range(3) if i != dim]))
+
+
+@pytest.mark.parametrize("padding", [[3, 0, 0, 0], [0, 3, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]])
+def test_a_reflection_needs_fewer_pixels_than_the_image_has(padding):
+    with pytest.raises(ValueError, match="^padding: expected less than the size 2 x 3 to reflect"):
+        PF.prologue2d(torch.zeros(1, 1, 2, 3), padding=padding, mode="reflect")
+
+
+def test_a_registered_op_refuses_a_backend_that_cannot_run():
+    with pytest.raises(backend.BackendError, match="bias_act: backend 'cuda' cannot run: x is on cpu"):
+        torch.ops.posgan_fast.bias_act(torch.zeros(1, 2), None, 0, "relu", 0.0, 1.0, -1.0, "cuda")
+
+
+def test_a_skipped_backend_is_named_once(monkeypatch):
+    monkeypatch.setattr(backend, "_warned", set())
+    monkeypatch.setattr(backend, "_unavailable", lambda library: backend.Unsupported("no library", "build it"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            PF.bias_act(torch.zeros(1, 2), act="relu")
+    assert [str(w.message) for w in caught] == [
+        "posgan_fast.bias_act: the cpu backend is skipped: no library (remedy: build it)"
+    ]
