@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
@@ -161,3 +162,11 @@ def test_verify_finds_one_wrong_element(wrong, monkeypatch, capsys):
     differs = {row[1:] for row, verdict in rows(text).items() if verdict == "DIFFERS"}
     assert differs == {("bias_act", "cpu", "bfloat16"), ("bias_act_", "cpu", "bfloat16")}
     assert text.endswith("\nverify: 2 mismatches\n")
+
+
+@pytest.mark.parametrize("errors", [[0.0, math.nan], [math.nan, 0.0], [0.0, math.nan, 1e-9]])
+def test_verify_takes_no_nan_for_a_small_error(errors, monkeypatch):
+    remaining = iter(errors)
+    monkeypatch.setattr(doctor, "_calls", lambda name, device: errors)
+    monkeypatch.setattr(doctor, "_error_of", lambda name, call, backend, dtype: next(remaining))
+    assert math.isnan(doctor._error("bias_act", "cpu", "cpu", torch.float32))
