@@ -85,3 +85,18 @@ def test_a_skipped_backend_is_named_once(monkeypatch):
     assert [str(w.message) for w in caught] == [
         "posgan_fast.bias_act: the cpu backend is skipped: no library (remedy: build it)"
     ]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: PF.upsample2d(x, PF.setup_filter([1, 3, 3, 1])),
+        lambda x: PF.prologue2d(x, encode="csg", join="concat"),
+        lambda x: PF.epilogue2d(x, PF.setup_filter([1.0] * 8), up=2, padding=4),
+    ],
+    ids=["upsample2d", "prologue2d", "epilogue2d"],
+)
+def test_a_decomposition_keeps_the_memory_format(function):
+    x = torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last)
+    y = torch.jit.trace(function, x, check_trace=False)(x)
+    assert y.stride() == function(x).stride()
