@@ -198,7 +198,7 @@ def test_bytes_of_tensors(tmp_path, marker):
     assert data.count(b"K\x04N") == 1
     large = data.replace(b"K\x04N", b"\x8a\x08" + (1 << 61).to_bytes(8, "little") + b"N")
     view = data.replace(b"K\x04N", b"K\x04)")
-    for broken in (zipped.getvalue(), pickle.dumps(Evil(), 2), large, view):
+    for broken in (zipped.getvalue(), pickle.dumps(Evil(), 2), large, view, data[:-4], data + bytes(4)):
         call = Call("torch.storage._load_from_bytes", broken)
         refused(pickled(call), tmp_path, "the bytes of a tensor cannot be read", CheckpointError)
     plain = io.BytesIO()
