@@ -353,3 +353,9 @@ def test_reading_imports_nothing(tmp_path):
         "assert not [n for n in new if n.split('.')[0] in ('torch_utils', 'dnnlib', 'training')], new\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_buffers_that_torch_does_not_save_are_not_read():
+    tensors = {"kept": torch.zeros(1), "unsaved": torch.ones(1)}
+    module = PickledModule("A", {"_buffers": tensors, "_non_persistent_buffers_set": {"unsaved"}})
+    assert module.state_dict() == {"kept": tensors["kept"]}
