@@ -222,7 +222,7 @@ def find_sources(pattern: str) -> list[Path]:
 
 
 def find_torch() -> dict:
-    """Where torch's headers and libraries are, without importing it."""
+    """Find torch's headers and libraries without importing it here."""
     probe = (
         "import json, torch, torch.utils.cpp_extension as e, os;"
         "print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda, 'includes': e.include_paths(),"

@@ -220,22 +220,9 @@ def _streamed(
     width: tl.constexpr = 1 if SEPARABLE else taps_x  # values an input row contributes to a column
     AHEAD: tl.constexpr = (REST_Y + FH - 1) // DOWN_Y
     ox, tile_y, x_plane, y_plane, x_row, y_col, y_row, in_plane = _tile(
-        planes,
-        channels,
-        oh,
-        ow,
-        sn,
-        sc,
-        sh,
-        tiles_p,
-        tiles_x,
-        tiles_y,
-        CHANNELS_LAST,
-        VEC,
-        USE_INT32_INDEX,
-        BLOCK_PLANES,
-        BLOCK_COLS,
-    )
+        planes, channels, oh, ow, sn, sc, sh, tiles_p, tiles_x, tiles_y,
+        CHANNELS_LAST, VEC, USE_INT32_INDEX, BLOCK_PLANES, BLOCK_COLS,
+    )  # fmt: skip
     step = sw * VEC if CHANNELS_LAST else 1
     t = ox * DOWN_X + rest_x
     ix = (t + UP_X - 1) // UP_X
@@ -306,22 +293,9 @@ def _looped(
 ):  # fmt: skip
     acc_t: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     ox, tile_y, x_plane, y_plane, x_row, y_col, y_row, in_plane = _tile(
-        planes,
-        channels,
-        oh,
-        ow,
-        sn,
-        sc,
-        sh,
-        tiles_p,
-        tiles_x,
-        tiles_y,
-        CHANNELS_LAST,
-        VEC,
-        USE_INT32_INDEX,
-        BLOCK_PLANES,
-        BLOCK_COLS,
-    )
+        planes, channels, oh, ow, sn, sc, sh, tiles_p, tiles_x, tiles_y,
+        CHANNELS_LAST, VEC, USE_INT32_INDEX, BLOCK_PLANES, BLOCK_COLS,
+    )  # fmt: skip
     step = sw * VEC if CHANNELS_LAST else 1
     t = ox * down_x + rest_x
     ix = (t + up_x - 1) // up_x

@@ -1,4 +1,4 @@
-"""What a block of the generator hands to its layers: each latent to its own, and the gain that residual sums need."""
+"""A block of the generator hands each layer its own latent, and the gain that residual sums need."""
 
 from __future__ import annotations
 

@@ -315,8 +315,7 @@ def _write(call: Call, y: torch.Tensor) -> None:
         return
     x, acc = call.x, checks.arithmetic(call.x.dtype)
     scale, noise = layout.contiguous_as(acc, call.scale), layout.contiguous_as(acc, call.noise)
-    b, clamp = layout.contiguous_as(x.dtype, call.b), call.clamp
-    clamp = clamp if clamp < 0 else passes.round_clamp(clamp, x.dtype)
+    b, clamp = layout.contiguous_as(x.dtype, call.b), passes.round_clamp(call.clamp, x.dtype)
     call = changed(call, x=layout.readable(x), scale=scale, noise=noise, b=b, clamp=clamp)
     _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
 

@@ -38,7 +38,7 @@ import torch
 from ... import backend as _backend
 from ..common import activations, autocast, checks, layout
 from ..common.activations import ACTIVATIONS
-from ..common.op import define_inplace, is_transformed, restore, save
+from ..common.op import define_inplace, is_transformed, restore, save, wanted_of
 from ..common.records import Activation
 from .grad import GRAD, GradCall, bias_gradient
 from .passes import ARGUMENTS, IMPLS, NAME, ElementwiseOp, Pass, compute, reference, write
@@ -225,10 +225,7 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        call, result = restore(ctx)
-        dx = gradient(g, result, None, call.dim, call.activation, call.backend)
-        found = {"x": dx, "b": bias_gradient(dx, call.dim) if ctx.needs_input_grad[1] else None}
-        return tuple(map(found.get, Call._fields))
+        return tuple(map(_backward(ctx, g, wanted_of(ctx, Call)).get, Call._fields))
 
 
 OP = ElementwiseOp(

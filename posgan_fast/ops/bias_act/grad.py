@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,11 +53,11 @@ def _setup_context_grad(ctx, call, result):
     save(ctx, call, "g", "ref", "b")
 
 
-def _backward_grad(ctx, h, wanted):
-    call, _ = restore(ctx)
+def _backward_grad(ctx: Any, h: torch.Tensor, wanted: set[str]) -> dict[str, torch.Tensor | None]:
+    call: GradCall = restore(ctx)[0]
     found = {"g": GRAD(call._replace(g=h)) if "g" in wanted else None}
     if call.act not in activations.PIECEWISE_LINEAR and wanted & {"ref", "b"}:
-        dx = GRAD2(Grad2Call(h, call.g, call.ref, call.b, *call[3:]))
+        dx = GRAD2(Grad2Call(h, call.g, call.ref, call.b, call.dim, *call.activation, call.backend))
         found |= {"ref": dx, "b": bias_gradient(dx, call.dim) if "b" in wanted else None}
     return found
 

@@ -10,7 +10,7 @@ import torch
 from ... import backend as _backend
 from ..common import activations, checks, layout
 from ..common.activations import ACTIVATIONS
-from ..common.op import Op
+from ..common.op import Op, changed
 from ..common.records import Activation
 
 NAME = "bias_act"
@@ -139,11 +139,14 @@ def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
 
 def rounded(activation: Activation, dtype: torch.dtype) -> Activation:
     """Return the activation with its clamp in a dtype; see :func:`round_clamp`."""
-    act, alpha, gain, clamp = activation
-    return activation if clamp < 0 else Activation(act, alpha, gain, round_clamp(clamp, dtype))
+    return changed(activation, clamp=round_clamp(activation.clamp, dtype))
+
+
+def round_clamp(clamp: float, dtype: torch.dtype) -> float:
+    """Round a clamp to a dtype: the derivative is read off results, which must compare equal to the clamp."""
+    return clamp if clamp < 0 else _round(clamp, dtype)
 
 
 @functools.cache
-def round_clamp(clamp: float, dtype: torch.dtype) -> float:
-    """Round a clamp to a dtype: the derivative is read off results, which must compare equal to the clamp."""
-    return float(torch.tensor(clamp, dtype=dtype))
+def _round(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=dtype))
