@@ -170,12 +170,12 @@ def reference_can_run(x: torch.Tensor) -> Unsupported | None:
 
 
 def cpu_can_run(x: torch.Tensor) -> Unsupported | None:
-    return _elsewhere(x.device.type, "cpu") or _unavailable(_native.CPU)
+    return _elsewhere(x.device, "cpu") or _unavailable(_native.CPU)
 
 
 def cuda_can_run(x: torch.Tensor) -> Unsupported | None:
     return (
-        _elsewhere(x.device.type, "cuda")
+        _elsewhere(x.device, "cuda")
         or _unavailable(_native.CUDA)
         or _driver_too_old()
         or _not_built_for(x.device.index)
@@ -235,8 +235,8 @@ def _wanted(argument: str | None) -> tuple[str | None, str]:
 
 
 @functools.cache
-def _elsewhere(found: str, wanted: str) -> Unsupported | None:
-    return None if found == wanted else Unsupported(f"x is on {found}, not on {wanted}")
+def _elsewhere(found: torch.device, wanted: str) -> Unsupported | None:
+    return None if found.type == wanted else Unsupported(f"x is on {found.type}, not on {wanted}")
 
 
 def _unavailable(library: str) -> Unsupported | None:

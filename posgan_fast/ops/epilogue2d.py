@@ -220,7 +220,7 @@ def _define(upfirdn, call):
 def _setup_context(ctx, call, result):
     ctx.in_size, ctx.out_size = call.x.shape[2:], result.shape[2:]
     ctx.shared_noise = call.noise is not None and call.noise.shape[0] == 1
-    ctx.reads = activations.derivative_reads(call.activation)
+    ctx.reads = activations.derivative_reads(call.act, call.alpha, call.clamp)
     if ctx.reads == "input":
         save(ctx, call, "x", "f", "scale", "noise", "b")
         return

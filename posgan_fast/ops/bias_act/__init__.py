@@ -124,7 +124,7 @@ def bias_act_(
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
-        if activations.derivative_reads(activation) == "input":
+        if activations.derivative_reads(activation.act, activation.alpha, activation.clamp) == "input":
             raise ValueError(
                 "act: expected relu, lrelu with alpha >= 0, or linear without a clamp to write over x under autograd,"
                 f" got {act!r}"
@@ -197,7 +197,7 @@ def gradient(
 
 
 def _setup_context(ctx, call, result):
-    reads = activations.derivative_reads(call.activation)
+    reads = activations.derivative_reads(call.act, call.alpha, call.clamp)
     if reads is None:  # keep nothing, so that the caller may write over both x and the result
         save(ctx, call)
     elif reads == "output":
@@ -220,7 +220,8 @@ class _InPlace(torch.autograd.Function):
         call = Call(*args)
         _WRITE_OVER(call)
         ctx.mark_dirty(call.x)
-        save(ctx, call, result=call.x if activations.derivative_reads(call.activation) else None)
+        reads = activations.derivative_reads(call.act, call.alpha, call.clamp)
+        save(ctx, call, result=call.x if reads else None)
         return call.x
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 from ... import backend as _backend
 from ..common import activations, checks, layout
 from ..common.activations import ACTIVATIONS
-from ..common.op import Op, changed
+from ..common.op import Op
 from ..common.records import Activation
 
 NAME = "bias_act"
@@ -122,8 +122,7 @@ def write(
     """Run a pass on tensors that have the strides of ``out``."""
     if out.numel():
         implementation = _backend.implementation(NAME, IMPLS, x, call.backend)
-        activation = rounded(call.activation, x.dtype)
-        implementation(Pass(x, _bias(call.b, x), call.dim, activation, ref, dy, grad), out)
+        implementation(Pass(x, _bias(call.b, x), call.dim, rounded(call, x.dtype), ref, dy, grad), out)
 
 
 def _like(t: torch.Tensor, leader: torch.Tensor) -> torch.Tensor:
@@ -137,9 +136,9 @@ def _bias(b: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
     return (b if b.dtype == x.dtype else b.to(x.dtype)).contiguous()
 
 
-def rounded(activation: Activation, dtype: torch.dtype) -> Activation:
-    """Return the activation with its clamp in a dtype; see :func:`round_clamp`."""
-    return changed(activation, clamp=round_clamp(activation.clamp, dtype))
+def rounded(call: Any, dtype: torch.dtype) -> Activation:
+    """Return the activation of a call with its clamp in a dtype; see :func:`round_clamp`."""
+    return Activation(call.act, call.alpha, call.gain, round_clamp(call.clamp, dtype))
 
 
 def round_clamp(clamp: float, dtype: torch.dtype) -> float:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .records import Activation
-
 
 @dataclass(frozen=True)
 class Defaults:
@@ -37,11 +35,11 @@ ACTIVATIONS = {
 PIECEWISE_LINEAR = ("linear", "relu", "lrelu")
 
 
-def derivative_reads(activation: Activation) -> str | None:
+def derivative_reads(act: str, alpha: float, clamp: float) -> str | None:
     """Return what the first derivative reads: the "output", the "input", or None if it is a mere scaling."""
-    if activation.act == "linear" and activation.clamp < 0:
+    if act == "linear" and clamp < 0:
         return None
-    return "output" if reads_output(activation.act, activation.alpha) else "input"
+    return "output" if reads_output(act, alpha) else "input"
 
 
 def reads_output(act: str, alpha: float) -> bool:

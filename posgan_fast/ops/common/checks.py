@@ -11,6 +11,7 @@ import torch
 
 MAX_FACTOR, MAX_PADDING = 2**24 - 1, 2**30 - 1  # kernels index a row with 32 bits
 MAX_SIZE = 2**31 - 1  # the most pixels of a side, and the most channels
+_SIDES = ("padding[0]", "padding[1]", "padding[2]", "padding[3]")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -159,7 +160,9 @@ def padding(value: Any) -> tuple[int, int, int, int]:
         return p, p, p, p
     if len(value) not in (2, 4):
         raise ValueError(f"padding: expected an int, [x, y] or [x0, x1, y0, y1], got {len(value)} values")
-    values = [integer(v, f"padding[{i}]", minimum=-MAX_PADDING, maximum=MAX_PADDING) for i, v in enumerate(value)]
+    values = [
+        integer(v, side, minimum=-MAX_PADDING, maximum=MAX_PADDING) for v, side in zip(value, _SIDES, strict=False)
+    ]
     if len(values) == 2:
         return values[0], values[0], values[1], values[1]
     return values[0], values[1], values[2], values[3]

@@ -13,6 +13,7 @@ order. Backward functions return gradients by the name of the field.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class Op:
         fields = record._fields
         name = _define(schema, record, fake, kernel)
         self._record, self._decomposition = record, decomposition
-        self._samples = tuple(map(fields.index, samples))
+        self._samples = positions(record, samples)
         self._registered = op = getattr(torch.ops.posgan_fast, name).default
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -80,7 +81,10 @@ class Op:
         if torch.jit.is_tracing() or (forward_ad._current_level >= 0 and differentiates_forward(*call)):
             return self._decomposition(call)
         if not torch._C._are_functorch_transforms_active():
-            return self._registered(*call)
+            if not _asks_for_nothing(call):
+                return self._registered(*call)
+            with torch._C._AutoDispatchBelowAutograd():  # as torch would, after 20 us of bookkeeping
+                return self._registered(*call)
         if torch.compiler.is_compiling() or _functionalizes():  # Dynamo needs a second graph for such a function
             return self._decomposition(call)
         return self._function.apply(*call)
@@ -151,25 +155,56 @@ def wanted_of(ctx: Any, record: Any) -> set[str]:
 
 def changed(call: Any, **fields: Any) -> Any:
     """Return a call with other values in these fields: the call itself if it holds them already."""
-    same = all(getattr(call, field) is value for field, value in fields.items())
-    return call if same else call._replace(**fields)
+    for field, value in fields.items():
+        if getattr(call, field) is not value:
+            return call._replace(**fields)
+    return call
 
 
 def save(ctx: Any, call: Any, *fields: str, result: torch.Tensor | None = None) -> None:
     """Keep a call for its backward: the named tensors, all arguments that are no tensors, and ``result`` if given."""
-    ctx.fields = fields
-    ctx.call = [None if isinstance(value, torch.Tensor) else value for value in call]
-    ctx.record = type(call)
-    ctx.save_for_backward(*[getattr(call, field) for field in fields], result)
+    record: Any = type(call)  # a class of NamedTuple
+    values = list(call)
+    kept = positions(record, fields)
+    ctx.save_for_backward(*[values[i] for i in kept], result)
+    for i in tensors_of(record):
+        values[i] = None
+    ctx.record, ctx.values, ctx.kept = record, values, kept
 
 
 def restore(ctx: Any) -> tuple[Any, torch.Tensor | None]:
     """Return the call that :func:`save` kept, with None for the other tensors, and the result."""
     *tensors, result = ctx.saved_tensors
-    values, position = ctx.call.copy(), ctx.record._fields.index
-    for field, tensor in zip(ctx.fields, tensors, strict=True):
-        values[position(field)] = tensor
+    values = ctx.values.copy()
+    for i, tensor in zip(ctx.kept, tensors, strict=True):
+        values[i] = tensor
     return ctx.record._make(values), result
+
+
+@functools.cache
+def positions(record: Any, fields: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(map(record._fields.index, fields))
+
+
+@functools.cache
+def tensors_of(record: Any) -> tuple[int, ...]:
+    """Return the positions of the fields that hold a tensor or None."""
+    return tuple(i for i, kind in enumerate(record.__annotations__.values()) if "Tensor" in str(kind))
+
+
+def _asks_for_nothing(call: Sequence[Any]) -> bool:
+    """Tell whether a call of plain tensors wants no derivative, and no mode or compiler looks on."""
+    if torch.compiler.is_compiling() or is_watched() or torch._C._len_torch_function_stack():
+        return False
+    differentiates = torch.is_grad_enabled()
+    for value in call:
+        kind = type(value)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if differentiates and value.requires_grad:
+                return False
+        elif isinstance(value, torch.Tensor):
+            return False
+    return True
 
 
 def _may_be_dual(args: Sequence[Any]) -> bool:

@@ -202,12 +202,13 @@ def _setup_context(ctx, call, result):
 def _backward(ctx, dy, wanted):
     """Backward of the fused op in exported graphs: rerun the differentiable stages and differentiate them."""
     call, _ = restore(ctx)
+    given = [call._fields[i] for i in ctx.kept]
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), autocast.disabled(dy):
         # Views cut the graph between arguments: the gradient of one must not flow through another computed from it.
-        call = call._replace(**{field: getattr(call, field).view_as(getattr(call, field)) for field in ctx.fields})
+        call = call._replace(**{field: getattr(call, field).view_as(getattr(call, field)) for field in given})
         y = run_stages(call._replace(backend=_backend.resolve_auto(NAME, IMPLS, call.x, call.backend)))
-        fields = [field for field in ctx.fields if field in wanted]
+        fields = [field for field in given if field in wanted]
         found = torch.autograd.grad(y, [getattr(call, field) for field in fields], dy, create_graph=higher)
     return dict(zip(fields, found, strict=True))
 

@@ -29,6 +29,6 @@ def infer(call: Call) -> torch.Tensor:
         layout.contiguous_as(x.dtype, call.bias),
         y,
         call.flip_weight,
-        passes.rounded(call.activation, x.dtype),
+        passes.rounded(call, x.dtype),
     )
     return y
