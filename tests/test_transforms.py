@@ -7,6 +7,7 @@ import torch
 from capability_cases import OPS, Case
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.overrides import TorchFunctionMode
 
 from posgan_fast import functional as PF
 
@@ -156,3 +157,22 @@ def test_a_tangent_is_the_difference_of_values(name):
     difference = (MOVED[name](t + step) - MOVED[name](t - step)) / (2 * step)
     assert difference.abs().max() > 0
     torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-6)
+
+
+class _Differentiating(TorchFunctionMode):
+    """Tells for every call of an op whether autograd records what a mode computes around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if "posgan_fast" in str(function):
+            self.records.append((torch.ones((), requires_grad=True) * 2).requires_grad)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_mode_of_functions_finds_autograd_at_work_in_a_call_without_derivatives():
+    with _Differentiating() as mode:
+        PF.bias_act(_X, act="relu")
+    assert mode.records and all(mode.records)
