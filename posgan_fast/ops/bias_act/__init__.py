@@ -38,7 +38,7 @@ import torch
 from ... import backend as _backend
 from ..common import activations, autocast, checks, layout
 from ..common.activations import ACTIVATIONS
-from ..common.op import define_inplace, is_transformed, restore, save, wanted_of
+from ..common.op import define_inplace, is_recorded, is_transformed, restore, save, wanted_of
 from ..common.records import Activation
 from .grad import GRAD, GradCall, bias_gradient
 from .passes import ARGUMENTS, IMPLS, NAME, ElementwiseOp, Pass, compute, reference, write
@@ -121,7 +121,7 @@ def bias_act_(
         raise ValueError(
             f"x: expected a dense tensor to write over, got strides {x.stride()} of shape {tuple(x.shape)}"
         )
-    if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
+    if is_recorded((x, b)):
         if x.is_leaf and x.requires_grad:
             raise ValueError("x: expected no leaf that requires grad to write over, got one; autograd needs its value")
         if activations.derivative_reads(activation.act, activation.alpha, activation.clamp) == "input":

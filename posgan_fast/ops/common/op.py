@@ -24,6 +24,7 @@ from torch._C import DispatchKey
 from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("posgan_fast", "FRAGMENT")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Op:
@@ -56,7 +57,7 @@ class Op:
         fields = record._fields
         name = _define(schema, record, fake, kernel)
         self._record, self._decomposition = record, decomposition
-        self._samples = positions(record, samples)
+        self._samples = _positions(record, samples)
         self._registered = op = getattr(torch.ops.posgan_fast, name).default
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -83,7 +84,7 @@ class Op:
         if not torch._C._are_functorch_transforms_active():
             if not _asks_for_nothing(call):
                 return self._registered(*call)
-            with torch._C._AutoDispatchBelowAutograd():  # as torch would, after 20 us of bookkeeping
+            with torch._C._AutoDispatchBelowAutograd():  # torch does the same, after costly bookkeeping
                 return self._registered(*call)
         if torch.compiler.is_compiling() or _functionalizes():  # Dynamo needs a second graph for such a function
             return self._decomposition(call)
@@ -165,9 +166,9 @@ def save(ctx: Any, call: Any, *fields: str, result: torch.Tensor | None = None) 
     """Keep a call for its backward: the named tensors, all arguments that are no tensors, and ``result`` if given."""
     record: Any = type(call)  # a class of NamedTuple
     values = list(call)
-    kept = positions(record, fields)
+    kept = _positions(record, fields)
     ctx.save_for_backward(*[values[i] for i in kept], result)
-    for i in tensors_of(record):
+    for i in _tensors_of(record):
         values[i] = None
     ctx.record, ctx.values, ctx.kept = record, values, kept
 
@@ -182,12 +183,12 @@ def restore(ctx: Any) -> tuple[Any, torch.Tensor | None]:
 
 
 @functools.cache
-def positions(record: Any, fields: tuple[str, ...]) -> tuple[int, ...]:
+def _positions(record: Any, fields: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(map(record._fields.index, fields))
 
 
 @functools.cache
-def tensors_of(record: Any) -> tuple[int, ...]:
+def _tensors_of(record: Any) -> tuple[int, ...]:
     """Return the positions of the fields that hold a tensor or None."""
     return tuple(i for i, kind in enumerate(record.__annotations__.values()) if "Tensor" in str(kind))
 
@@ -196,15 +197,9 @@ def _asks_for_nothing(call: Sequence[Any]) -> bool:
     """Tell whether a call of plain tensors wants no derivative, and no mode or compiler looks on."""
     if torch.compiler.is_compiling() or is_watched() or torch._C._len_torch_function_stack():
         return False
-    differentiates = torch.is_grad_enabled()
-    for value in call:
-        kind = type(value)
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
-            if differentiates and value.requires_grad:
-                return False
-        elif isinstance(value, torch.Tensor):
-            return False
-    return True
+    if is_recorded(call):
+        return False
+    return all(type(value) in _PLAIN for value in call if isinstance(value, torch.Tensor))
 
 
 def _may_be_dual(args: Sequence[Any]) -> bool:
@@ -212,6 +207,11 @@ def _may_be_dual(args: Sequence[Any]) -> bool:
         return differentiates_forward(*args)
     except RuntimeError:  # torch refuses to look at tangents inside a compiled graph
         return True
+
+
+def is_recorded(args: Sequence[Any]) -> bool:
+    """Tell whether autograd records a call with these arguments."""
+    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in args)
 
 
 def transforms_active() -> bool:

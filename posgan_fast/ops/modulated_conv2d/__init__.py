@@ -35,7 +35,16 @@ import torch
 from ... import backend as _backend
 from .. import bias_act, upfirdn2d
 from ..common import autocast, checks, layout, ring
-from ..common.op import Op, differentiates_forward, is_transformed, is_watched, restore, save, transforms_active
+from ..common.op import (
+    Op,
+    differentiates_forward,
+    is_recorded,
+    is_transformed,
+    is_watched,
+    restore,
+    save,
+    transforms_active,
+)
 from . import conv2d_resample, cpu, triton
 from .call import Call, empty_output
 from .stages import run_stages
@@ -188,7 +197,7 @@ def _run(call: Call) -> torch.Tensor:
 
 
 def _needs_stages(call: Call) -> bool:
-    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in call):
+    if is_recorded(call):
         return True
     if torch.compiler.is_compiling():  # the compiler's own dispatch modes do not count as watching
         return transforms_active() or differentiates_forward(*call)
@@ -196,13 +205,17 @@ def _needs_stages(call: Call) -> bool:
 
 
 def _setup_context(ctx, call, result):
-    save(ctx, call, *(field for field, value in call._asdict().items() if isinstance(value, torch.Tensor)))
+    save(ctx, call, *_tensors(call))
+
+
+def _tensors(call: Call) -> list[str]:
+    return [field for field, value in call._asdict().items() if isinstance(value, torch.Tensor)]
 
 
 def _backward(ctx, dy, wanted):
     """Backward of the fused op in exported graphs: rerun the differentiable stages and differentiate them."""
     call, _ = restore(ctx)
-    given = [call._fields[i] for i in ctx.kept]
+    given = _tensors(call)
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), autocast.disabled(dy):
         # Views cut the graph between arguments: the gradient of one must not flow through another computed from it.
