@@ -195,11 +195,12 @@ def _tensors_of(record: Any) -> tuple[int, ...]:
 
 def _asks_for_nothing(call: Sequence[Any]) -> bool:
     """Tell whether a call of plain tensors wants no derivative, and no mode or compiler looks on."""
-    if torch.compiler.is_compiling() or is_watched() or torch._C._len_torch_function_stack():
+    if is_recorded(call) or torch.compiler.is_compiling() or is_watched() or torch._C._len_torch_function_stack():
         return False
-    if is_recorded(call):
-        return False
-    return all(type(value) in _PLAIN for value in call if isinstance(value, torch.Tensor))
+    for value in call:  # noqa: SIM110  # a generator would cost every call of an op microseconds
+        if isinstance(value, torch.Tensor) and type(value) not in _PLAIN:
+            return False
+    return True
 
 
 def _may_be_dual(args: Sequence[Any]) -> bool:
@@ -211,7 +212,11 @@ def _may_be_dual(args: Sequence[Any]) -> bool:
 
 def is_recorded(args: Sequence[Any]) -> bool:
     """Tell whether autograd records a call with these arguments."""
-    return torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in args)
+    if torch.is_grad_enabled():
+        for value in args:
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                return True
+    return False
 
 
 def transforms_active() -> bool:
