@@ -9,7 +9,7 @@ import torch
 
 from posgan_fast import functional as PF
 from posgan_fast import nn
-from posgan_fast.models import Discriminator, Generator
+from posgan_fast.models import DCGANGenerator, Discriminator, Generator, PGGANGenerator, SinGANGenerator
 
 TAPS = PF.setup_filter([1, 3, 3, 1])
 
@@ -114,10 +114,24 @@ class Network(NamedTuple):
         return tuple(torch.randn(groups * self.group, *s, generator=generator, dtype=dtype) for s in self.shapes)
 
 
+class _SinGAN(SinGANGenerator):
+    """Two stages, whose noises are two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(2, encode="spe", width=4)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return super().forward([first, second], [1.0, 0.5])
+
+
 _SMALL = dict(z_dim=8, w_dim=8, channel_max=8, mapping_layers=1)
 NETWORKS = {
     "StyleConv": Network(lambda: nn.StyleConv(4, 3, 8, 8, up=2), ((4, 4, 4), (8,))),
     "Generator": Network(lambda: Generator(8, **_SMALL), ((8,),)),
     "Generator, MS-PIE": Network(lambda: Generator(8, head="spe", no_pad=True, **_SMALL), ((8,),)),
     "Discriminator": Network(lambda: Discriminator(8, channel_max=8), ((3, 8, 8),), 4),
+    "SinGANGenerator": Network(lambda: _SinGAN(), ((8, 6, 5), (1, 8, 7))),
+    # Pixel normalisation of fewer channels magnifies the rounding of bfloat16.
+    "PGGANGenerator": Network(lambda: PGGANGenerator(8, z_dim=32, max_channels=32), ((32,),)),
+    "DCGANGenerator": Network(lambda: DCGANGenerator(8, z_dim=8, base_channels=8, no_pad=True), ((8,),)),
 }

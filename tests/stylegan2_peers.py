@@ -137,14 +137,6 @@ def mmcv(path: Path) -> dict[str, ModuleType]:
         arguments = dict(cfg)
         return registry[arguments.pop("type")](**arguments)
 
-    class ConvModule(torch.nn.Module):
-        def __init__(self, *args, norm_cfg=None, act_cfg=None, **kwargs):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(*args, **kwargs)
-
-        def forward(self, x):
-            return self.conv(x)
-
     def upfirdn2d(x, kernel, up=1, down=1, pad=(0, 0)):
         n, c, h, w = x.shape
         stuffed = x.new_zeros(n, c, h, up, w, up)
@@ -162,37 +154,120 @@ def mmcv(path: Path) -> dict[str, ModuleType]:
             self.bias = torch.nn.Parameter(torch.zeros(channels))
             self.negative_slope, self.scale = negative_slope, scale
 
-    bricks = module("mmcv.cnn.bricks", NORM_LAYERS=Registry(""), PLUGIN_LAYERS=Registry(""), ConvModule=ConvModule)
-    bricks.__dict__.update(build_activation_layer=None, build_norm_layer=None, build_upsample_layer=None)
+    norms = Registry("")
+    bricks = module("mmcv.cnn.bricks", NORM_LAYERS=norms, PLUGIN_LAYERS=Registry(""), **convolutions(norms))
     fused = {"FusedBiasLeakyReLU": FusedBiasLeakyReLU, "fused_bias_leakyrelu": fused_bias_leakyrelu}
     made = [
-        module("mmcv", is_seq_of=lambda seq, kind: all(isinstance(s, kind) for s in seq), print_log=lambda *_: None),
-        module("mmcv.utils", Registry=Registry, build_from_cfg=build_from_cfg),
-        module("mmcv.cnn"),
+        module(
+            "mmcv",
+            is_list_of=lambda *_: True,
+            is_seq_of=lambda seq, kind: all(isinstance(s, kind) for s in seq),
+            print_log=lambda *_: None,
+        ),
+        module("mmcv.utils", Registry=Registry, build_from_cfg=build_from_cfg, print_log=lambda *_: None),
+        module("mmcv.utils.parrots_wrapper", _BatchNorm=torch.nn.BatchNorm2d),
+        module("mmcv.cnn", ConvModule=bricks.ConvModule, normal_init=normal_init, constant_init=constant_init),
         bricks,
-        module("mmcv.cnn.bricks.activation", build_activation_layer=None),
-        module("mmcv.cnn.utils", normal_init=lambda conv: torch.nn.init.normal_(conv.weight_orig)),
+        module("mmcv.cnn.bricks.activation", build_activation_layer=bricks.build_activation_layer),
+        module("mmcv.cnn.bricks.upsample", build_upsample_layer=bricks.build_upsample_layer),
+        module("mmcv.cnn.utils", normal_init=normal_init),
         module("mmcv.ops"),
         module("mmcv.ops.fused_bias_leakyrelu", **fused),
         module("mmcv.ops.upfirdn2d", upfirdn2d=upfirdn2d),
-        module("mmcv.runner"),
+        module("mmcv.runner", load_checkpoint=None, load_state_dict=None),
         module("mmcv.runner.dist_utils", get_dist_info=lambda: (0, 1)),
         module("mmcv.runner.checkpoint", _load_checkpoint_with_prefix=None),
         module("mmgen.core"),
         module("mmgen.core.runners"),
         module("mmgen.core.runners.fp16_utils", auto_fp16=lambda **_: lambda function: function),
         module("mmgen.models.common", AllGatherLayer=None),
+        module("mmgen.utils", get_root_logger=lambda: None),
         module("mmgen.models.architectures.stylegan.ada"),
         module("mmgen.models.architectures.stylegan.ada.augment", AugmentPipe=None),
         module("mmgen.models.architectures.stylegan.ada.misc", constant=None),
         module("mmgen.models.architectures.stylegan.modules.styleganv3_modules"),
     ]
-    for name in ("", ".models", ".models.architectures", ".models.architectures.pggan", ".ops"):
+    architectures = [f".models.architectures.{name}" for name in ("pggan", "singan", "dcgan")]
+    for name in ("", ".models", ".models.architectures", *architectures, ".ops"):
         made.append(module(f"mmgen{name}", __path__=[str(path.joinpath("mmgen", *name.split(".")[1:]))]))
     for name in ("", ".modules"):
         folder = path / "mmgen/models/architectures/stylegan" / name[1:]
         made.append(module(f"mmgen.models.architectures.stylegan{name}", __path__=[str(folder)]))
     return {one.__name__: one for one in made}
+
+
+def convolutions(norms: dict[str, type]) -> dict[str, Any]:
+    """mmcv's ConvModule and the functions that build its parts; ``norms``: registered normalisations."""
+    acts = {"ReLU": torch.nn.ReLU, "LeakyReLU": torch.nn.LeakyReLU, "Tanh": torch.nn.Tanh}
+    paddings = {"zero": torch.nn.ZeroPad2d, "reflect": torch.nn.ReflectionPad2d}
+
+    def build_activation_layer(cfg):
+        arguments = dict(cfg)
+        return acts[arguments.pop("type")](**arguments)
+
+    def build_norm_layer(cfg, channels):
+        batch = cfg["type"] == "BN"
+        return ("bn", torch.nn.BatchNorm2d(channels)) if batch else ("pn", norms[cfg["type"]](channels))
+
+    def build_upsample_layer(cfg):
+        arguments = dict(cfg)
+        return torch.nn.Upsample(mode=arguments.pop("type"), **arguments)
+
+    class ConvModule(torch.nn.Module):
+        def __init__(
+            self, in_channels, out_channels, kernel_size, stride=1, padding=0, bias="auto", conv_cfg=None,
+            norm_cfg=None, act_cfg=acts, padding_mode="zeros", order=("conv", "norm", "act"),
+        ):  # fmt: skip
+            super().__init__()
+            transposed = (conv_cfg or {}).get("type") in ("deconv", "ConvTranspose2d")
+            self.pad = None if padding_mode == "zeros" else paddings[padding_mode](padding)
+            make = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+            bias = norm_cfg is None if bias == "auto" else bias
+            self.conv = make(in_channels, out_channels, kernel_size, stride, 0 if self.pad else padding, bias=bias)
+            self.norm_name, norm = build_norm_layer(norm_cfg, out_channels) if norm_cfg else (None, None)
+            if norm is not None:
+                self.add_module(self.norm_name, norm)
+            self.activate = (
+                build_activation_layer({"type": "ReLU"} if act_cfg is acts else act_cfg) if act_cfg else None
+            )
+            self.order = order
+
+        def forward(self, x):
+            parts = {"norm": getattr(self, self.norm_name or "activate"), "act": self.activate}
+            for part in self.order:
+                if part == "conv":
+                    x = self.conv(x if self.pad is None else self.pad(x))
+                elif (part == "act" or self.norm_name) and parts[part] is not None:
+                    x = parts[part](x)
+            return x
+
+    return dict(
+        ConvModule=ConvModule,
+        build_activation_layer=build_activation_layer,
+        build_norm_layer=build_norm_layer,
+        build_upsample_layer=build_upsample_layer,
+    )
+
+
+def normal_init(module: torch.nn.Module, mean: float = 0, std: float = 1) -> None:
+    torch.nn.init.normal_(getattr(module, "weight_orig", module.weight), mean, std)
+
+
+def constant_init(module: torch.nn.Module, value: float) -> None:
+    torch.nn.init.constant_(module.weight, value)
+
+
+def mmgeneration_network(name: str) -> type:
+    """A network of SinGAN, PGGAN or DCGAN by its class name, inside ``checkout(path, mmcv(path))``."""
+    mmgeneration()
+    architectures = "mmgen.models.architectures"
+    common = importlib.import_module(f"{architectures}.common")
+    sys.modules[architectures].__dict__.update(vars(common))
+    folder = next(folder for folder in ("singan", "pggan", "dcgan") if name.lower().startswith(folder))
+    if folder == "singan":
+        importlib.import_module(f"{architectures}.singan.modules")
+    file = "positional_encoding" if name.endswith("PE") else "generator_discriminator"
+    return getattr(importlib.import_module(f"{architectures}.{folder}.{file}"), name)
 
 
 def mmgeneration() -> tuple[ModuleType, ModuleType]:

@@ -126,8 +126,8 @@ def test_no_other_file_has_a_line_for_each_dtype():
 
 def test_families():
     assert listed("Add a family of checkpoints", "The families:") == list(CHECKPOINTS)
-    for network in SIGNATURES.values():
-        assert {family for family, _ in network} == set(CHECKPOINTS)
+    for network in ("generator", "discriminator"):  # of StyleGAN2; other networks have one published form
+        assert {family for family, _ in SIGNATURES[network]} == set(CHECKPOINTS)
     assert listed("Add a family of foreign code", "The families:") == list(integrations.FAMILIES)
 
 

@@ -22,7 +22,9 @@ def _public(module: Any) -> dict[str, Any]:
 
 
 PUBLIC = {
-    f"{module.__name__}.{name}": value for module in (functional, nn, models) for name, value in _public(module).items()
+    f"{module.__name__}.{name}": value
+    for module in (functional, nn, models, models.mspie)
+    for name, value in _public(module).items()
 }
 
 

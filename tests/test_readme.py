@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from posgan_fast import cli, integrations, models, nn
 from posgan_fast import functional as PF
-from posgan_fast.models import Generator
+from posgan_fast.models import Generator, SinGANGenerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,9 +33,12 @@ COMMANDS = [
 
 @pytest.mark.parametrize("page", [page for page, blocks in PYTHON.items() if blocks])
 def test_python_runs(page, tmp_path, monkeypatch):
-    """The blocks of a page run one after the other, as a reader would paste them, beside the file that README loads."""
+    """The blocks of a page run one after the other, as a reader would paste them, beside the files that they load."""
     monkeypatch.chdir(tmp_path)
     torch.save(Generator(16, channel_max=8).state_dict(), "ffhq.pkl")
+    torch.save(SinGANGenerator(2, width=8).state_dict(), "balloons.pth")
+    noises = [np.zeros((1, 3, side, side), np.float32) for side in (12, 16)]
+    Path("balloons.pkl").write_bytes(pickle.dumps(dict(fixed_noises=noises, noise_weights=[1, 0.1], curr_stage=1)))
     if page == "docs/export.md":  # each layer takes the exporters a second
         monkeypatch.setattr(models, "Generator", lambda *_, **__: Generator(8, channel_max=8, mapping_layers=1))
     names: dict[str, object] = {}

@@ -26,39 +26,51 @@ class Found:
 
 
 def find(data: Any, network: str, ema: bool) -> Found:
-    """Find the one generator or discriminator in nested containers; with ``ema`` prefer an averaged generator.
+    """Find one network in nested containers; with ``ema`` prefer an averaged generator.
 
     The names of its tensors identify a network. Among several networks, labels such as "g_ema" or "netG" decide.
+
+    Args:
+        data: objects of a file.
+        network: "generator" or "discriminator", ahead of which another kind than StyleGAN2 has a word of its own, such
+            as "SinGAN generator".
+        ema: as above.
 
     Raises:
         CheckpointError: there is none, or more than one could be meant.
     """
     places = _Search(network).run(data)
+    side = side_of(network)
     networks = [place for place in places if place.known]
     if not networks:  # take one by its label, or the only one: the converter then says what is wrong with it
-        networks = [place for place in places if place.labels and _LABELS[network].fullmatch(place.labels[-1])]
+        networks = [place for place in places if place.labels and _LABELS[side].fullmatch(place.labels[-1])]
         networks = networks or [place for place in places if not place.labels and place.alone]
     averaged = [place for place in networks if place.averaged]
     training = [place for place in networks if not place.averaged]
-    wanted = averaged if averaged and (ema or (network == "discriminator" and not training)) else training
+    wanted = averaged if averaged and (ema or (side == "discriminator" and not training)) else training
     if not wanted:
-        hint = "; the averaged one takes ema=True" if averaged and network == "generator" else ""
+        hint = "; the averaged one takes ema=True" if averaged and side == "generator" else ""
         raise CheckpointError(f"no {network} among {_listed(data)}{hint}; {_INNER}")
     if len(wanted) > 1:
-        wanted = [place for place in wanted if place.is_named(network)] or wanted
+        wanted = [place for place in wanted if place.is_named(side)] or wanted
     if len(wanted) > 1:
         paths = ", ".join(place.path for place in wanted[:8])
         raise CheckpointError(f"{len(wanted)} networks that could be the {network}: {paths}; {_INNER}")
     (place,) = wanted
     found = Found(place.state, place.module, place.left(), place.notes)
-    if place.averaged and network == "discriminator":
+    if place.averaged and side == "discriminator":
         found.notes.append("the only discriminator in the file is an averaged one")
-    if network == "generator":
+    if side == "generator":
         if ema and not averaged:
             found.notes += _no_average(place, [other.path for other in training if other is not place])
         if family_of(found.state, network) == "rosinality":
             _take_average(found, place)
     return found
+
+
+def side_of(network: str) -> str:
+    """Return "generator" or "discriminator" for a network of any kind."""
+    return network.rpartition(" ")[2]
 
 
 _INNER = "pass the inner state dictionary"
@@ -212,7 +224,7 @@ def _is_network(state: Mapping[str, Any], network: str) -> bool:
     return family is not None and _BESIDE[network][family] in state
 
 
-_BESIDE = {
+_BESIDE: dict[str, dict[str, str]] = {
     "generator": {
         "nvlabs": "synthesis.b4.conv1.affine.weight",
         "rosinality": "conv1.conv.modulation.weight",
@@ -227,6 +239,12 @@ _BESIDE = {
         "hammer": "layer0.weight",
         "genforce": "layer0.weight",
     },
+    "SinGAN generator": {"mmgeneration": "blocks.0.tail.conv.weight"},
+    "SinGAN discriminator": {"mmgeneration": "blocks.0.tail.conv.weight"},
+    "PGGAN generator": {"mmgeneration": "torgb_layers.0.conv.weight_orig"},
+    "PGGAN discriminator": {"mmgeneration": "fromrgb_layers.0.conv.weight_orig"},
+    "DCGAN generator": {"mmgeneration": "output_layer.conv.weight"},
+    "DCGAN discriminator": {"mmgeneration": "output_layer.conv.weight"},
 }
 
 

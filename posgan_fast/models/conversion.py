@@ -36,7 +36,7 @@ def family_of(state: Mapping[str, Any], network: str) -> str | None:
 
 _MAX_LAYERS = 64
 _BLOCK = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias")
-SIGNATURES = {  # the first name that a state holds decides
+SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {  # the first name that a state holds decides
     "generator": (
         ("nvlabs", "synthesis.b4.conv1.weight"),
         ("rosinality", "conv1.conv.weight"),
@@ -53,6 +53,12 @@ SIGNATURES = {  # the first name that a state holds decides
         ("hammer", "output.weight"),
         ("genforce", "input0.weight"),
     ),
+    "SinGAN generator": (("mmgeneration", "blocks.0.head.conv.weight"),),
+    "SinGAN discriminator": (("mmgeneration", "blocks.0.head.conv.weight"),),
+    "PGGAN generator": (("mmgeneration", "noise2feat.linear.weight_orig"),),
+    "PGGAN discriminator": (("mmgeneration", "decision.linear0.weight_orig"),),
+    "DCGAN generator": (("mmgeneration", "noise2feat.conv.weight"),),
+    "DCGAN discriminator": (("mmgeneration", "downsamples.0.conv.weight"),),
 }
 
 

@@ -52,7 +52,7 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
     """
     checks.flag(ema, "ema")
     _check_overrides(overrides, Generator)
-    found = find(_read(source), "generator", ema)
+    found = find(read_source(source), "generator", ema)
     facts, notes = _facts(found.module, "generator")
     known = facts | overrides
     arguments: dict[str, Any] = {name: overrides.get(name) for name in ("head", "head_size", "no_pad")}
@@ -77,7 +77,7 @@ def load_discriminator(source: Source, family: str | None = None, **overrides: A
         '4; a state dictionary does not tell'
     """
     _check_overrides(overrides, Discriminator)
-    found = find(_read(source), "discriminator", ema=False)
+    found = find(read_source(source), "discriminator", ema=False)
     facts, notes = _facts(found.module, "discriminator")
     arguments = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
     state, report = convert_discriminator(found.state, family, **arguments)
@@ -92,7 +92,8 @@ def _check_overrides(overrides: Mapping[str, Any], network: type) -> None:
             raise TypeError(f"{name}: expected an argument of {network.__name__}, one of {accepted}")
 
 
-def _read(source: Source) -> Any:
+def read_source(source: Source) -> Any:
+    """Return the objects in a file, or ``source`` itself if it is no path."""
     if isinstance(source, (Mapping, Unread, list, tuple)):
         return source
     if isinstance(source, (str, os.PathLike)):

@@ -9,6 +9,7 @@ unread. The pickles inside a storage go through the same machine, with no callab
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
 from typing import Any, BinaryIO
@@ -197,10 +198,41 @@ def number(dtype: Dtype, data: bytes) -> Any:
 
 
 class Array(Stateful):
-    """Replaces a numpy.ndarray, unread: networks keep some as attributes of modules, but never as weights."""
+    """A numpy.ndarray, whose numbers are read only when asked for: networks keep some as attributes of modules."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts  # shape, dtype, True for Fortran's order, bytes
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.parts = tuple(state[1:]) if isinstance(state, tuple) else ()
+
+    def tensor(self) -> torch.Tensor:
+        """Return the numbers as a tensor.
+
+        Raises:
+            CheckpointError: no array of floating point numbers.
+        """
+        shape, dtype, fortran, data = self.parts if len(self.parts) == 4 else (None, None, None, None)
+        if not isinstance(shape, tuple) or not isinstance(dtype, Dtype) or not isinstance(data, bytes):
+            raise CheckpointError("numpy.ndarray: expected a shape, a dtype and bytes")
+        kind = _FLOATS.get(dtype.code)
+        if kind is None or dtype.order == ">":
+            raise CheckpointError(f"numpy.ndarray: expected little-endian floating point, got {dtype.code!r:.20}")
+        if len(shape) > _MAX_DIMS or not all(type(n) is int and n >= 0 for n in shape):
+            raise CheckpointError("numpy.ndarray: expected a shape")
+        if math.prod(shape) * kind.itemsize != len(data):
+            raise CheckpointError(f"numpy.ndarray: expected {list(shape)} numbers, got {len(data)} bytes")
+        if not data:
+            return torch.empty(shape, dtype=kind)
+        numbers = torch.frombuffer(bytearray(data), dtype=kind)
+        return numbers.reshape(shape[::-1]).permute(*range(len(shape))[::-1]) if fortran else numbers.reshape(shape)
+
+
+_FLOATS = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
+
+
+def _from_buffer(data: Any = None, dtype: Any = None, shape: Any = None, order: Any = "C", *_: Any) -> Array:
+    return Array(shape, dtype, order == "F", bytes(data) if isinstance(data, (bytes, bytearray)) else data)
 
 
 GLOBALS: dict[str, Any] = {
@@ -218,7 +250,8 @@ GLOBALS: dict[str, Any] = {
 } | {f"torch.{name}": getattr(torch, name) for name in ("float16", "float32", "float64", "int32", "int64", "uint8")}
 for _core in ("numpy.core", "numpy._core"):
     GLOBALS[f"{_core}.multiarray.scalar"] = Global(number)
-    GLOBALS[f"{_core}.multiarray._reconstruct"] = GLOBALS[f"{_core}.numeric._frombuffer"] = Global(lambda *_: Array())
+    GLOBALS[f"{_core}.multiarray._reconstruct"] = Global(lambda *_: Array())
+    GLOBALS[f"{_core}.numeric._frombuffer"] = Global(_from_buffer, cost=8)
 
 
 STORAGES = {

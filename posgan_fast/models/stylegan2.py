@@ -1,21 +1,7 @@
 """StyleGAN2, config F, with two extensions: padding maps (PadInv) and positional encodings at any scale (MS-PIE).
 
-Without them the networks are NVlabs stylegan2-ada's, with its names and shapes of state. The generators of
-"Positional Encoding as Spatial Inductive Bias in GANs" (CVPR 2021), Table 5, are configurations:
-
-=====  ==========================================================================================================
-c      ``head="constant", up_after_conv=True``
-d      ``head="csg", up_after_conv=True``
-e      ``head="spe", interp_head=True, up_after_conv=True``
-f, g   ``head="spe", up_after_conv=True`` (g: ``channel_multiplier=1``)
-h      ``head="constant", no_pad=True``
-i      ``head="csg", no_pad=True``
-j      ``head="spe", interp_head=True, no_pad=True``
-k      ``head="spe", no_pad=True``
-=====  ==========================================================================================================
-
-All have ``size=256``, make images of ``(4 + scale) * 64`` pixels, and train with
-``Discriminator(256, adaptive_pool=True)``.
+Without them the networks are NVlabs stylegan2-ada's, with its names and shapes of state. ``models/mspie.py`` has the
+configurations of MS-PIE.
 """
 
 from __future__ import annotations

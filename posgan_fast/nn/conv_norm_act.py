@@ -1,0 +1,118 @@
+"""A convolution with batch normalisation and an activation, the layer of DCGAN and SinGAN."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .. import functional as PF
+from ..ops.bias_act import ACTIVATIONS
+from ..ops.common import checks
+
+PADDING_MODES = ("zeros", "reflect")
+_IN_PLACE = ("linear", "relu", "lrelu")  # activations whose derivative needs no input
+
+
+class ConvNormAct2d(torch.nn.Module):
+    """``act(norm(conv(x)))``: convolve, normalise over the batch, activate.
+
+    In evaluation mode the normalisation is folded into the kernel and the bias, which the activation adds, so the
+    layer is a convolution and one more pass over its output. Training normalises by the batch, as
+    :class:`torch.nn.BatchNorm2d` does.
+
+    Args:
+        in_channels, out_channels, kernel_size: I, O, k.
+        stride: rows and columns between the positions of the kernel; with ``transposed`` the factor of upsampling.
+        padding: pixels around the input; with ``transposed`` as in :class:`torch.nn.ConvTranspose2d`.
+        padding_mode: "zeros" or "reflect".
+        transposed: True convolves transposed.
+        norm: False leaves the normalisation out; the convolution then has a bias.
+        act, alpha: arguments of :func:`posgan_fast.functional.bias_act`, whose gain is 1 here.
+
+    State: ``conv.weight`` [O, I, k, k], or [I, O, k, k] with ``transposed``; ``conv.bias`` [O] without ``norm``;
+    ``bn.weight``, ``bn.bias``, ``bn.running_mean``, ``bn.running_var`` [O] and ``bn.num_batches_tracked`` with it. The
+    names are those of mmcv's ConvModule.
+
+    Example:
+        >>> ConvNormAct2d(3, 32, padding=1)(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 32, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        padding_mode: str = "zeros",
+        transposed: bool = False,
+        norm: bool = True,
+        act: str = "lrelu",
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        named = (("in_channels", in_channels), ("out_channels", out_channels), ("kernel_size", kernel_size))
+        i, o, k = (checks.integer(value, name, minimum=1) for name, value in named)
+        self.stride = checks.integer(stride, "stride", minimum=1)
+        self.padding = checks.integer(padding, "padding", minimum=0)
+        self.padding_mode = checks.choice(padding_mode, "padding_mode", PADDING_MODES)
+        if checks.flag(transposed, "transposed") and padding_mode != "zeros":
+            raise ValueError(f"padding_mode: expected 'zeros' with transposed, got {padding_mode!r}")
+        self.transposed = transposed
+        self.act = checks.choice(act, "act", tuple(ACTIVATIONS))
+        self.alpha = None if alpha is None else checks.real(alpha, "alpha")
+        make = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+        self.conv = make(i, o, k, self.stride, self.padding, bias=not checks.flag(norm, "norm"))
+        self.bn = torch.nn.BatchNorm2d(o) if norm else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [N, I, H, W] to [N, O, H', W'].
+
+        Raises:
+            TypeError: ``x`` is no tensor of a supported dtype.
+            ValueError: ``x`` has another number of channels or another device, or is too small for the kernel or for
+                reflection.
+        """
+        checks.features(x, "x", self.conv.in_channels, self.conv.weight)
+        self._check_size(x)
+        if self.bn is None or not self.bn.training:
+            weight, bias = self._folded()
+            y = self._convolve(x, weight)
+        else:
+            y, bias = self.bn(self._convolve(x, self.conv.weight)), None
+        activate = PF.bias_act_ if self.act in _IN_PLACE and bias is not None else PF.bias_act
+        bias = None if bias is None else bias.to(y.dtype)
+        return activate(y, bias, act=self.act, alpha=self.alpha, gain=1)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act!r}, alpha={self.alpha}, padding_mode={self.padding_mode!r}"
+
+    def _check_size(self, x: torch.Tensor) -> None:
+        h, w = x.shape[2:]
+        if self.padding_mode == "reflect" and min(h, w) <= self.padding:
+            raise ValueError(f"x: expected sides > {self.padding} to reflect, got shape {tuple(x.shape)}")
+        k = self.conv.kernel_size[0]
+        if not self.transposed and min(h, w) + 2 * self.padding < k:
+            raise ValueError(
+                f"x: expected sides >= {k - 2 * self.padding} for a kernel of {k}, got shape {tuple(x.shape)}"
+            )
+
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the kernel and the bias of the layer in evaluation mode."""
+        weight, bn = self.conv.weight, self.bn
+        if bn is None or bn.running_mean is None or bn.running_var is None:
+            return weight, self.conv.bias
+        scale = bn.weight * (bn.running_var + bn.eps).rsqrt()  # [O]
+        shape = (1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1)
+        return weight * scale.reshape(shape), bn.bias - bn.running_mean * scale
+
+    def _convolve(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Convolve without a bias."""
+        weight, padding = weight.to(x.dtype), self.padding
+        if self.transposed:
+            return F.conv_transpose2d(x, weight, stride=self.stride, padding=padding)
+        if self.padding_mode == "reflect" and padding:
+            x, padding = PF.prologue2d(x, padding=padding, mode="reflect"), 0
+        return F.conv2d(x, weight, stride=self.stride, padding=padding)
