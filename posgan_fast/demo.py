@@ -13,7 +13,6 @@ sign flipped by rounding changes the penalties visibly.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import platform
@@ -35,23 +34,20 @@ from .backend import use_backend
 BOUNDS = {"op": 1e-6, "image": 1e-5, "training": 1e-10}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(out: Path = Path("out"), quick: bool = False) -> int:
     """Run the demo, print a table of all comparisons, and write demo.png and demo.json.
 
     Args:
-        argv: the arguments after ``posgan-fast demo``.
+        out: folder for the two files.
+        quick: True takes 64 pixels and one training step, to see that it runs.
 
     Returns:
         The exit status: 1 on a mismatch or without a backend to compare, 2 if a package is missing.
 
     Example:
-        >>> main(["--quick", "--out", "out"])  # doctest: +SKIP
+        >>> main(quick=True)  # doctest: +SKIP
         0
     """
-    parser = argparse.ArgumentParser(prog="posgan-fast demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for demo.png and demo.json")
-    parser.add_argument("--quick", action="store_true", help="64 pixels and one training step, to see that it runs")
-    options = parser.parse_args(argv)
     try:
         for name in ("numpy", "PIL", "skimage", "tqdm"):
             importlib.import_module(name)
@@ -69,12 +65,12 @@ def main(argv: Sequence[str]) -> int:
             print("verdict: nothing to compare, since no backend but the reference runs here", file=sys.stderr)
             return 1
         started = time.perf_counter()
-        resolution, repeats, steps = (64, 1, 1) if options.quick else (256, 5, 4)
+        resolution, repeats, steps = (64, 1, 1) if quick else (256, 5, 4)
         comparisons, images = _generate(stylegan2_torch, choice.backend, resolution, repeats)
         comparisons += _train(stylegan2_torch, choice.backend, steps)
     _print_table(comparisons, choice.backend)
     run = {"backend": choice.backend, "patched": report.paragraph(), "seconds": time.perf_counter() - started}
-    return _conclude(comparisons, images, run, options.out)
+    return _conclude(comparisons, images, run, out)
 
 
 def _missing(problem: str) -> int:

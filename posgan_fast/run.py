@@ -7,73 +7,14 @@ import os
 import runpy
 import sys
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 from typing import Any
 
-from . import backend
 from ._allocator import tune_allocator
 from .integrations import devices, patch, platform, report
 from .integrations.changes import Changes
-
-USAGE = """\
-usage: posgan-fast run [options] SCRIPT.py [ARGS ...]
-       posgan-fast run [options] -m MODULE [ARGS ...]
-
-Run a program with this library's ops in place of those of NVlabs or rosinality GAN code, and with stand-ins for what
-newer versions of torch and other packages took away from such code (docs/running-scripts.md). Options come before the
-program; everything after it is the program's own.
-
-options:
-  --backend NAME    one of cpu, cuda, reference, triton for every op (default: the best that can run)
-  --device cpu      run a program with a hard-coded "cuda" on the CPU
-  --tune-allocator  keep freed memory in the process (posgan_fast.tune_allocator)
-  --quiet           do not say at the end what was patched
-  -h, --help        show this text
-"""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run a program under the hooks, as its command line asks.
-
-    Args:
-        argv: the arguments after ``posgan-fast run``.
-
-    Returns:
-        The exit status: 0, 1 if the program raised an exception, 2 if the arguments are wrong.
-
-    Raises:
-        SystemExit, KeyboardInterrupt: as the program raises them.
-
-    Example:
-        >>> main(["--help"])  # doctest: +ELLIPSIS
-        usage: posgan-fast run [options] SCRIPT.py [ARGS ...]
-        ...
-        0
-    """
-    try:
-        program = parse(argv)
-    except (TypeError, ValueError) as error:
-        print(f"posgan-fast run: {error}\n\n{USAGE}", end="", file=sys.stderr)
-        return 2
-    if program is None:
-        print(USAGE, end="")
-        return 0
-    try:
-        run(program)
-    except Exception as error:
-        # Print the traceback here, from the program's first frame on; the interpreter would begin with our frames.
-        error.__traceback__ = _from_program(error.__traceback__)
-        sys.excepthook(type(error), error, error.__traceback__)
-        _print_report(program, died=True)
-        return 1
-    except BaseException as error:
-        _print_report(program, died=not (isinstance(error, SystemExit) and error.code in (None, 0)))
-        raise
-    _print_report(program, died=False)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -95,40 +36,28 @@ class Program:
     quiet: bool = False
 
 
-def parse(argv: Sequence[str]) -> Program | None:
-    """Read an argument list; None if it asks for help.
+def launch(program: Program) -> int:
+    """Run a program, and print what was patched in it.
+
+    Returns:
+        The exit status: 0, or 1 if the program raised an exception.
 
     Raises:
-        ValueError: an unknown option, backend or device, a missing value, or nothing to run.
-
-    Example:
-        >>> program = parse(["--backend=reference", "-m", "package.train", "--outdir", "out"])
-        >>> program.name, program.argv, program.backend
-        ('package.train', ('--outdir', 'out'), 'reference')
+        SystemExit, KeyboardInterrupt: as the program raises them.
     """
-    options: dict[str, Any] = {}
-    rest = list(argv)
-    while rest and rest[0].startswith("-"):
-        option, equals, value = rest.pop(0).partition("=")
-        if option in ("-h", "--help"):
-            return None
-        if option in ("--tune-allocator", "--quiet") and not equals:
-            options[option[2:].replace("-", "_")] = True
-        elif option in ("--backend", "--device", "-m"):
-            if not equals and not rest:
-                raise ValueError(f"{option}: expected a value after it")
-            value = value if equals else rest.pop(0)
-            if option == "-m":
-                return Program(value, tuple(rest), is_module=True, **options)
-            check = backend.check_name if option == "--backend" else devices.check_name
-            options[option[2:]] = check(value, option)
-        else:
-            raise ValueError(f"{option}: no such option; options of the program come after it")
-    if not rest:
-        raise ValueError("expected SCRIPT.py or -m MODULE")
-    if not os.path.exists(rest[0]):
-        raise ValueError(f"SCRIPT.py: expected a file to run, got {rest[0]!r}")
-    return Program(rest[0], tuple(rest[1:]), **options)
+    try:
+        run(program)
+    except Exception as error:
+        # Print the traceback here, from the program's first frame on; the interpreter would begin with our frames.
+        error.__traceback__ = _from_program(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        _print_report(program, died=True)
+        return 1
+    except BaseException as error:
+        _print_report(program, died=not (isinstance(error, SystemExit) and error.code in (None, 0)))
+        raise
+    _print_report(program, died=False)
+    return 0
 
 
 def run(program: Program) -> None:

@@ -38,7 +38,7 @@ def narrow(package, monkeypatch):
 
 
 def run(folder, capsys, status: int) -> tuple[str, str, dict]:
-    assert demo.main(["--quick", "--out", str(folder)]) == status
+    assert demo.main(folder, quick=True) == status
     out, err = capsys.readouterr()
     return out, err, json.loads((folder / "demo.json").read_text())
 
@@ -79,7 +79,7 @@ def test_a_wrong_result_is_a_mismatch(narrow, tmp_path, monkeypatch, capsys):
 
 def test_without_a_fast_backend_there_is_nothing_to_compare(package, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("POSGAN_FAST_BACKEND", "reference")
-    assert demo.main(["--out", str(tmp_path / "out")]) == 1
+    assert demo.main(tmp_path / "out") == 1
     out, err = capsys.readouterr()
     assert "reference" in out and err.startswith("verdict: nothing to compare, since no backend but the reference")
     assert not (tmp_path / "out").exists()
@@ -88,20 +88,10 @@ def test_without_a_fast_backend_there_is_nothing_to_compare(package, monkeypatch
 @pytest.mark.parametrize("name", ["numpy", "PIL", "skimage", "tqdm", "stylegan2_torch"])
 def test_a_missing_package_is_named_with_its_remedy(name, package, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, name, None)
-    assert demo.main(["--out", str(tmp_path / "out")]) == 2
+    assert demo.main(tmp_path / "out") == 2
     out, err = capsys.readouterr()
     assert err.startswith("posgan-fast demo: ") and name in err and not out
     assert err.endswith("; pip install 'posgan_fast[demo]'\n") and err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "argv, status, told",
-    [(["--help"], 0, "usage: posgan-fast demo"), (["--fast"], 2, "unrecognized arguments: --fast")],
-)
-def test_its_arguments(argv, status, told, capsys):
-    with pytest.raises(SystemExit) as ended:
-        demo.main(argv)
-    assert ended.value.code == status and told in "".join(capsys.readouterr())
 
 
 def test_the_picture_shows_both_results_and_their_difference(tmp_path):

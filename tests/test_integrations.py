@@ -17,7 +17,7 @@ import torch
 from foreign import FIXTURES, SCRIPTS, hooked, is_ours, python
 
 import posgan_fast
-from posgan_fast import integrations, run
+from posgan_fast import integrations
 from posgan_fast.integrations import standins
 from posgan_fast.integrations.engine import Engine
 
@@ -265,28 +265,6 @@ def test_run_reports_at_the_end_unless_told_not_to():
 def test_run_reaches_processes_that_the_program_spawns():
     done = hooked(SCRIPTS / "spawn.py", path=(FIXTURES / "ros",), cwd=FIXTURES)
     assert done.returncode == 0 and done.stdout.strip() == "(36.0, 'fused')", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "expected SCRIPT.py or -m MODULE"),
-        (["--fast", "x.py"], "--fast: no such option"),
-        (["--backend"], "--backend: expected a value"),
-        (["--backend", "tpu", "x.py"], "--backend: expected one of"),
-        (["-m"], "-m: expected a value"),
-        (["--quiet=yes", "x.py"], "--quiet: no such option"),
-        (["no_such_script.py"], "SCRIPT.py: expected a file to run, got 'no_such_script.py'"),
-    ],
-)
-def test_run_refuses_bad_command_lines(argv, message, capsys):
-    assert run.main(argv) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_run_help(capsys):
-    assert run.main(["--quiet", "-h"]) == 0
-    assert "usage: posgan-fast run" in capsys.readouterr().out
 
 
 # The real thing

@@ -1,4 +1,4 @@
-"""The import rule: integrations -> models -> nn -> functional -> ops -> {backend, native loader, kernels}."""
+"""Imports point down: cli, recipes, integrations, models, nn, functional, ops, then backend, native loader, kernels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ ALLOWED = {
     "nn": {"functional", "ops", "backend"},
     "models": {"nn", "functional", "ops"},
     "integrations": {"models", "nn", "functional", "ops", "backend"},
+    "recipes": {"models", "nn", "functional", "ops"},
     "run": {"integrations", "backend", "_allocator"},
-    "cli": {"integrations", "functional", "backend", "_native", "_allocator", "run", "demo", "doctor"},
+    "cli": {"recipes", "integrations", "models", "backend", "run", "demo", "doctor"},
     "demo": {"integrations", "functional", "backend", "_native"},
     "doctor": {"functional", "ops", "backend", "_native"},
     "__main__": {"cli"},

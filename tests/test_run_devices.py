@@ -12,7 +12,7 @@ from foreign import SCRIPTS, hooked
 from rezipped import rezipped
 from torch.jit import _builtins
 
-from posgan_fast import run
+from posgan_fast import cli
 from posgan_fast.integrations import devices
 from posgan_fast.integrations.changes import Changes
 
@@ -223,7 +223,7 @@ def test_off_unless_asked(tmp_path):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "CPU", ""])
 def test_other_devices_are_refused(device, capsys):
-    assert run.main([f"--device={device}", "x.py"]) == 2
+    assert cli.main(["run", f"--device={device}", "x.py"]) == 2
     assert f'--device: expected cpu, where programs with a hard-coded "cuda" are sent, got {device!r}' in (
         capsys.readouterr().err
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..ops.common import checks
+from .report import LoadReport
 from .stylegan2_discriminator import Discriminator
 from .stylegan2_mapping import Mapping, check_blocks, mapping_arguments, widths
 from .stylegan2_synthesis import BlockConfig, HeadConfig, Maps, Synthesis
@@ -74,6 +75,8 @@ class Generator(torch.nn.Module):
         >>> generator.synthesis(ws, noise_mode="const").shape
         torch.Size([2, 3, 32, 32])
     """
+
+    report: LoadReport
 
     def __init__(
         self,

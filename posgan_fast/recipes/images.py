@@ -1,0 +1,210 @@
+"""Pictures for training: from a folder, a zip archive or a single file, as uint8 RGB of one size."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .draws import generator, sample_indices
+
+_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+_UNREADABLE = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+class Images(torch.utils.data.Dataset):
+    """The pictures of a folder (with its subfolders), a zip archive or one file, in the order of their names.
+
+    Pictures of other kinds become RGB: grey is repeated, 16 bits are divided by 257, CMYK is converted, transparent
+    pixels become white, and of an animation the first picture counts. The orientation in a photograph's EXIF is
+    applied. With ``side`` the centre square is cut out and resized. ``notes`` tells how many pictures were converted,
+    and which files could not be read.
+
+    Args:
+        source: path.
+        side: pixels of both sides; None: as they are.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: no picture that can be read.
+
+    Example:
+        >>> len(Images("photos", side=64))  # doctest: +SKIP
+        1200
+    """
+
+    def __init__(self, source: str | os.PathLike, side: int | None = None) -> None:
+        self.source, self.side = Path(source), side
+        self._local = threading.local()  # an archive cannot be read by several threads at once
+        if not self.source.exists():
+            raise FileNotFoundError(f"data: no such file or folder: {self.source}")
+        names = self._names()
+        self.names, unread, kinds = [], [], Counter[str]()
+        for name in names:
+            try:
+                with self._open(name) as picture:
+                    kinds[_kind(picture)] += 1
+                self.names.append(name)
+            except _UNREADABLE:
+                unread.append(name)
+        if not self.names:
+            some = f"; unreadable: {', '.join(unread[:4])}" if unread else ""
+            raise ValueError(
+                f"data: expected pictures ({', '.join(sorted(_ENDINGS))}) in {self.source}, got none{some}"
+            )
+        self.notes = [f"{count} {kind} pictures are converted to RGB" for kind, count in kinds.items() if kind]
+        if unread:
+            self.notes.append(f"{len(unread)} files cannot be read and are left out: {', '.join(unread[:4])}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> torch.Tensor:  # => [3, H, W], uint8
+        """Read a picture; in place of one whose pixels cannot be read, the next one, with a warning."""
+        for step in range(len(self.names)):
+            name = self.names[(index + step) % len(self.names)]
+            try:
+                with self._open(name) as picture:
+                    return torch.from_numpy(np.array(_to_rgb(picture, self.side))).permute(2, 0, 1)
+            except _UNREADABLE as error:
+                warnings.warn(f"{name}: cannot be read ({error}); the next picture takes its place", stacklevel=2)
+        raise ValueError(f"data: no picture in {self.source} can be read")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._local = threading.local()
+
+    def _names(self) -> list[str]:
+        if self.source.is_dir():
+            paths = [path for path in self.source.rglob("*") if path.is_file()]
+            return sorted(str(path.relative_to(self.source)) for path in paths if _is_picture(path.name))
+        if zipfile.is_zipfile(self.source):
+            with zipfile.ZipFile(self.source) as archive:
+                return sorted(entry for entry in archive.namelist() if _is_picture(entry))
+        return [self.source.name]
+
+    def _open(self, name: str) -> Image.Image:
+        if self.source.is_dir():
+            return Image.open(self.source / name)
+        if not zipfile.is_zipfile(self.source):
+            return Image.open(self.source)
+        if not hasattr(self._local, "archive"):
+            self._local.archive = zipfile.ZipFile(self.source)
+        return Image.open(io.BytesIO(self._local.archive.read(name)))
+
+
+class Batches:
+    """Batches of a data set without end, the same however often a run is interrupted.
+
+    Every epoch has an order of its own. Iteration k takes the pictures that follow those of iteration k - 1; of several
+    processes each takes its share.
+
+    Args:
+        images: the pictures.
+        batch: pictures a process and iteration.
+        seed: seed of the order and of the mirroring.
+        mirror: True mirrors every other picture, at random.
+        workers: processes that read ahead.
+    """
+
+    def __init__(self, images: Images, batch: int, seed: int, mirror: bool, workers: int = 0) -> None:
+        self.images, self.batch, self.seed, self.mirror, self.workers = images, batch, seed, mirror, workers
+
+    def start(self, iteration: int, end: int) -> Iterator[torch.Tensor]:
+        """Yield the batches of the iterations from ``iteration`` to ``end`` - 1: [batch, 3, H, W], uint8."""
+        indices = sample_indices(self.batch)
+        whole = self.batch * (indices.step)
+        positions = [k * whole + i for k in range(iteration, end) for i in indices]
+        stream = _Stream(self.images, self.seed, self.mirror)
+        loader = torch.utils.data.DataLoader(
+            stream, self.batch, sampler=positions, num_workers=self.workers, persistent_workers=False
+        )
+        return iter(loader)
+
+
+class _Stream(torch.utils.data.Dataset):
+    """The endless sequence of pictures, by position."""
+
+    def __init__(self, images: Images, seed: int, mirror: bool) -> None:
+        self.images, self.seed, self.mirror = images, seed, mirror
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        epoch, offset = divmod(position, len(self.images))
+        if epoch != self.epoch:
+            random = generator(self.seed, "order", epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=random)
+        picture = self.images[int(self.order[offset])]
+        mirrored = self.mirror and torch.rand((), generator=generator(self.seed, "mirror", position)) < 0.5
+        return picture.flip(2) if mirrored else picture
+
+
+def to_float(pictures: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Turn uint8 into float32 from -1 to 1."""
+    return pictures.to(device).float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Turn images from -1 to 1 into uint8, rounded and clamped."""
+    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """Arrange images [N, 3, H, W] from -1 to 1 in rows of ``columns``, two white pixels apart."""
+    n, _, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = torch.full((3, rows * (h + 2) - 2, columns * (w + 2) - 2), 255, dtype=torch.uint8)
+    for k, image in enumerate(to_uint8(images)):
+        y, x = (k // columns) * (h + 2), (k % columns) * (w + 2)
+        sheet[:, y : y + h, x : x + w] = image
+    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+
+
+def _is_picture(name: str) -> bool:
+    path = Path(name)
+    return path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+
+
+def _kind(picture: Image.Image) -> str:
+    """Name what makes a picture other than RGB, or return ""."""
+    if picture.mode == "RGB":
+        return ""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return "16-bit"
+    if "A" in picture.mode or "transparency" in picture.info:
+        return "transparent"
+    return {"L": "grey", "1": "black-and-white", "P": "palette", "CMYK": "CMYK"}.get(picture.mode, picture.mode)
+
+
+def _to_rgb(picture: Image.Image, side: int | None) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    kind = _kind(picture)
+    if kind == "16-bit":
+        values = np.asarray(picture, dtype=np.float64) / 257
+        picture = Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
+    elif kind == "transparent":
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    picture = picture.convert("RGB")
+    return picture if side is None else ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)

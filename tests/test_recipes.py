@@ -1,0 +1,437 @@
+"""Training: what a run leaves, that it resumes bit for bit, that processes agree, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from posgan_fast.models import CheckpointError, load_generator, load_singan
+from posgan_fast.recipes import (
+    DCGAN,
+    MSPIE,
+    PGGAN,
+    DCGANSettings,
+    MSPIESettings,
+    PGGANSettings,
+    SinGAN,
+    SinGANSettings,
+    checkpoint,
+    draws,
+    images,
+    losses,
+    train,
+)
+from posgan_fast.recipes.singan import pyramid
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {  # each recipe in seconds
+    "mspie": (MSPIE, MSPIESettings, dict(size=8, channel_max=8, batch=4)),
+    "singan": (SinGAN, SinGANSettings, dict(min_size=16, max_size=30, iterations_per_stage=5, width=4, config="spe")),
+    "pggan": (PGGAN, PGGANSettings, dict(size=16, channel_max=8, batch=4, images_first=12, images=16, transition=8)),
+    "dcgan": (DCGAN, DCGANSettings, dict(size=16, width=16, batch=4, config="no-pad-spe")),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of seven pictures of 24 x 30 pixels; SinGAN takes the first."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for k in range(7):
+        rows = np.linspace(0, 255, 24)[:, None, None] * np.ones((24, 30, 3))
+        Image.fromarray((rows * 0.7 + random.uniform(0, 70, (24, 30, 3))).astype(np.uint8)).save(folder / f"{k}.png")
+    return folder
+
+
+def settings(name, folder, out, **more):
+    _, make, small = SMALL[name]
+    source = str(folder / "0.png" if name == "singan" else folder)
+    return make(out=str(out), **{"data": source, "iterations": 10, "log_every": 1, **small, **more})
+
+
+def run(name, folder, out, resume=False, **more):
+    return train(SMALL[name][0], settings(name, folder, out, **more), resume=resume, quiet=True)
+
+
+def log(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(a, b, path="checkpoint"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key not in ("settings",):
+                assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{k}]")
+    else:
+        assert a == b, path
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_that_resumes_ends_as_one_that_never_stopped(name, data, tmp_path):
+    """Weights, averages, optimisers, log: bit for bit, interrupted inside a stage and at its end."""
+    whole = run(name, data, tmp_path / "whole")
+    for part in (4, 5, 7):
+        run(name, data, tmp_path / "parts", resume=part > 4, iterations=part)
+    parts = run(name, data, tmp_path / "parts", resume=True)
+    assert_equal(checkpoint.load(whole), checkpoint.load(parts))
+    assert log(tmp_path / "whole") == log(tmp_path / "parts")
+    assert [line["iteration"] for line in log(tmp_path / "parts")] == list(range(1, 11))
+    assert all(np.isfinite(value) for line in log(tmp_path / "whole") for value in line.values())
+    picture = Image.open(tmp_path / "whole" / "samples" / "0000010.png")
+    assert picture.mode == "RGB" and min(picture.size) > 4
+    assert json.loads((tmp_path / "whole" / "settings.json").read_text())["iterations"] == 10
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_move_and_the_seed_counts(name, data, tmp_path):
+    first, second, other = (
+        checkpoint.load(run(name, data, tmp_path / str(k), iterations=n, seed=seed))["models"]["generator"]
+        for k, (n, seed) in enumerate([(1, 0), (3, 0), (1, 1)])
+    )
+    weights = [key for key in first if key.endswith(("weight", "weight_orig")) and not re.match(r"blocks\.[1-9]", key)]
+    moved = [key for key in weights if not torch.equal(first[key], second[key])]
+    assert len(moved) >= 3
+    assert not torch.equal(first[weights[0]], other[weights[0]])
+
+
+def test_the_first_losses_are_those_of_the_formulas(data, tmp_path):
+    """MS-PIE's first iteration by hand: R1 of weight 80, logistic losses."""
+    device = torch.device("cpu")
+    recipe = MSPIE(settings("mspie", data, tmp_path, scales=(0,)), device)
+    pictures = images.to_float(next(recipe.batches(0)))
+    drawn = draws.Draws(0, 0, 4, device, torch.float32)
+    real = recipe.prepare(0, pictures, drawn)
+    with torch.no_grad():
+        fake = recipe.fakes(drawn, "discriminator")
+    x = real.clone().requires_grad_()
+    scores = recipe.D(x)
+    (grad,) = torch.autograd.grad(scores.sum(), x)
+    main = torch.nn.functional.softplus(recipe.D(fake)).mean() + torch.nn.functional.softplus(-scores).mean()
+    expected = main + 80 * grad.square().sum((1, 2, 3)).mean()
+    loss, numbers = recipe.discriminator_loss(0, fake, real, drawn)
+    torch.testing.assert_close(loss, expected)
+    assert "r1" in numbers and "r1" not in recipe.discriminator_loss(1, fake, real, drawn)[1]
+
+
+def test_penalties_are_what_they_say():
+    weight = torch.randn(3, 1, 1)
+    real, fake, alpha = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.rand(2)
+
+    def linear(x):
+        return (x * weight).sum((1, 2, 3))
+
+    pixel = losses.gradient_penalty(linear, real, fake, alpha, per_pixel=True)
+    torch.testing.assert_close(pixel, (weight.norm() - 1) ** 2)
+    image = losses.gradient_penalty(linear, real, fake, alpha, per_pixel=False)
+    torch.testing.assert_close(image, (4 * weight.norm() - 1) ** 2)
+    x = real.clone().requires_grad_()
+    torch.testing.assert_close(losses.r1(linear(x), x), 16 * weight.norm() ** 2)
+    ws = torch.randn(2, 5, 7, requires_grad=True)
+    picture = ws.sum((1, 2))[:, None, None, None].expand(2, 1, 2, 2)
+    noise = torch.randn(2, 1, 2, 2)
+    lengths = losses.path_lengths(picture, ws, noise)
+    torch.testing.assert_close(lengths, 7**0.5 * noise.sum((1, 2, 3)).abs() / 2)
+
+
+def test_mspie_draws_scales_as_asked(data, tmp_path):
+    recipe = MSPIE(settings("mspie", data, tmp_path, probabilities="paper"), torch.device("cpu"))
+    counts = [[recipe.scale_of(k) for k in range(400)].count(scale) / 400 for scale in (0, 2, 4)]
+    assert abs(counts[0] - 0.5) < 0.08 and abs(counts[1] - 0.25) < 0.08
+    uniform = MSPIE(settings("mspie", data, tmp_path), torch.device("cpu"))
+    assert abs([uniform.scale_of(k) for k in range(400)].count(0) / 400 - 1 / 3) < 0.08
+
+
+def test_pggan_grows(data, tmp_path):
+    recipe = PGGAN(settings("pggan", data, tmp_path), torch.device("cpu"))
+    stages = [recipe.growth(k) for k in range(12)]
+    assert stages[:3] == [(4, 1.0)] * 3 and stages[3:5] == [(8, 0.0), (8, 0.5)] and stages[5:7] == [(8, 1.0)] * 2
+    assert stages[7:] == [(16, 0.0), (16, 0.5), (16, 1.0), (16, 1.0), (16, 1.0)]
+
+
+def test_singan_pyramid_has_the_published_number_of_stages():
+    """The sizes of the balloons picture, 186 x 248 with min 25 and max 250: nine stages, factors near 0.75."""
+    reals = pyramid(torch.rand(1, 3, 186, 248), 25, 250)
+    sizes = [tuple(real.shape[2:]) for real in reals]
+    assert len(sizes) == 9 and sizes[0] == (25, 33) and sizes[-1] == (186, 248)
+    assert all(0.7 < a[0] / b[0] < 0.85 for a, b in itertools.pairwise(sizes))
+    assert max(pyramid(torch.rand(1, 3, 400, 600), 25, 120)[-1].shape[2:]) == 120
+    with pytest.raises(ValueError, match="^data: expected a picture of at least 25 pixels a side, got 20 x 30"):
+        pyramid(torch.rand(1, 3, 20, 30), 25, 250)
+
+
+def test_singan_stages_follow_each_other(data, tmp_path):
+    """Noise has a tenth of the error of the stage before; the checkpoint is a pair of weights and noises."""
+    path = run("singan", data, tmp_path / "out", iterations=0)
+    content = checkpoint.load(path)
+    stages = content["stage"] + 1
+    assert content["iteration"] == 5 * stages and len(content["noise_weights"]) == stages == len(
+        content["fixed_noises"]
+    )
+    assert content["noise_weights"][0] == 1 and all(0 < w < 0.2 for w in content["noise_weights"][1:])
+    loaded = load_singan(path)
+    assert loaded.encode == "spe" and loaded.reconstruct().shape[2:] == (24, 30)
+    assert torch.equal(loaded.noises[0], content["fixed_noises"][0])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mspie", "singan", "dcgan"])
+def test_autocast(name, precision, data, tmp_path):
+    run(name, data, tmp_path / "out", iterations=2, precision=precision)
+    assert all(np.isfinite(value) for line in log(tmp_path / "out") for value in line.values())
+    weights = checkpoint.load(tmp_path / "out" / "checkpoint.pt")["models"]["generator"]
+    assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
+
+
+def test_a_trained_generator_loads_from_the_checkpoint(data, tmp_path):
+    path = run("mspie", data, tmp_path / "out", iterations=1, config="c")
+    generator = load_generator(path, up_after_conv=True, layout="mmgen")
+    assert generator(torch.randn(1, 512), scale=1).shape == (1, 3, 10, 10)
+
+
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+_COMMAND = ["-m", "posgan_fast", "train", "mspie", "--size", "8", "--channel-max", "8", "--log-every", "1", "--quiet"]
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(data, tmp_path):
+    """Losses of 20 iterations, on which only rounding differs: gradients are summed in another order.
+
+    Adam divides by the root of the squared gradient, so a relative error of 1e-7 in a small gradient is one of 1e-7 in
+    its step; twenty steps and a leaky ReLU at its kink leave 1e-3.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    common = [*_COMMAND, "--data", str(data), "--iterations", "20"]
+    two = [*_TORCHRUN, "2", *common, "--batch", "4", "--out", str(tmp_path / "two")]
+    subprocess.run(two, check=True, env=environment, capture_output=True, timeout=200)
+    run("mspie", data, tmp_path / "one", batch=8, iterations=20)
+    for ours, theirs in zip(log(tmp_path / "two"), log(tmp_path / "one"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), (name, ours, theirs)
+
+
+def test_a_run_that_is_killed_resumes(data, tmp_path):
+    """SIGKILL at iteration 10 or later, after the checkpoint of iteration 10 at the earliest."""
+    arguments = [sys.executable, *_COMMAND, "--data", str(data), "--batch", "4", "--out", str(tmp_path / "killed")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: the number of threads decides the order of sums
+    process = subprocess.Popen([*arguments, "--iterations", "100000", "--save-every", "10"], env=environment)
+    path = tmp_path / "killed" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = checkpoint.load(path)["iteration"]
+    assert reached >= 10 and reached % 10 == 0
+    end = reached + 3
+    killed = run("mspie", data, tmp_path / "killed", resume=True, iterations=end)
+    whole = run("mspie", data, tmp_path / "whole", iterations=end)
+    assert_equal(checkpoint.load(whole), checkpoint.load(killed))
+    assert log(tmp_path / "whole") == log(tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob(".*.part"))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
+    arguments = [sys.executable, *_COMMAND[:-1], "--data", str(data), "--batch", "4", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([*arguments, "--iterations", "100000"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    lines = tmp_path / "out" / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"--resume continues it" in out
+    done = checkpoint.load(tmp_path / "out" / "checkpoint.pt")["iteration"]
+    assert done >= 3 and log(tmp_path / "out")[-1]["iteration"] == done
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(data, tmp_path, monkeypatch):
+    path = run("dcgan", data, tmp_path / "out", iterations=1)
+    before = path.read_bytes()
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run("dcgan", data, tmp_path / "out", iterations=2, resume=True)
+    assert path.read_bytes() == before and not list((tmp_path / "out").glob(".*"))
+
+
+def test_damaged_and_foreign_checkpoints(data, tmp_path):
+    path = run("dcgan", data, tmp_path / "out", iterations=1)
+    whole = path.read_bytes()
+    cases = {
+        "damaged, or no checkpoint": whole[: len(whole) // 2],
+        "damaged, or no checkpoint: ": b"",
+        "no checkpoint of posgan-fast train": _saved(tmp_path, {"state_dict": {}}),
+        "expected schema 1, got 7": _saved(tmp_path, checkpoint.load(path) | {"schema": 7}),
+        "expected a checkpoint of dcgan, got one of pggan": _saved(
+            tmp_path, checkpoint.load(path) | {"recipe": "pggan"}
+        ),
+        "generator_ema does not fit": _saved(tmp_path, _without(checkpoint.load(path), "generator_ema")),
+    }
+    for message, content in cases.items():
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            run("dcgan", data, tmp_path / "out", iterations=2, resume=True)
+        assert path.read_bytes() == content
+
+
+def _saved(folder, content):
+    torch.save(content, folder / "x.pt")
+    return (folder / "x.pt").read_bytes()
+
+
+def _without(content, name):
+    del content["models"][name]
+    return content
+
+
+# Pictures
+
+
+def test_pictures_of_every_kind_become_rgb(tmp_path):
+    ramp = np.arange(0, 256, 16, dtype=np.uint8).repeat(16).reshape(16, 16)
+    colour = np.stack([ramp, ramp.T, 255 - ramp], 2)
+    kinds = {
+        "rgb.png": Image.fromarray(colour),
+        "grey.png": Image.fromarray(ramp),
+        "sixteen.png": Image.fromarray(ramp.astype(np.uint16) * 257),
+        "cmyk.jpg": Image.fromarray(colour).convert("CMYK"),
+        "palette.png": Image.fromarray(colour).convert("P"),
+        "transparent.png": Image.fromarray(np.dstack([colour, np.zeros_like(ramp)])),
+        "bilevel.png": Image.fromarray(ramp).convert("1"),
+    }
+    for name, picture in kinds.items():
+        picture.save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    (tmp_path / "notes.txt").write_text("no picture")
+    read = images.Images(tmp_path)
+    assert read.names == sorted(kinds)
+    found = {name: read[k] for k, name in enumerate(read.names)}
+    assert all(picture.shape == (3, 16, 16) and picture.dtype == torch.uint8 for picture in found.values())
+    assert np.array_equal(found["rgb.png"].permute(1, 2, 0), colour)
+    for name in ("grey.png", "sixteen.png"):
+        assert all(np.array_equal(plane, ramp) for plane in found[name].numpy())
+    assert bool((found["transparent.png"] == 255).all())
+    notes = "\n".join(read.notes)
+    assert all(word in notes for word in ("grey", "16-bit", "CMYK", "palette", "transparent", "black-and-white"))
+    assert "1 files cannot be read and are left out: broken.png" in notes
+
+
+def test_folders_archives_and_single_files_hold_the_same_pictures(data, tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in sorted(data.iterdir()):
+            archive.write(path, f"inner/{path.name}")
+    folder, packed = images.Images(data, 8), images.Images(tmp_path / "data.zip", 8)
+    assert len(folder) == len(packed) == 7 and len(images.Images(data / "3.png")) == 1
+    assert all(torch.equal(folder[k], packed[k]) and folder[k].shape == (3, 8, 8) for k in range(7))
+    batches = images.Batches(folder, 3, 0, mirror=True, workers=2).start(0, 4)
+    plain = images.Batches(packed, 3, 0, mirror=True).start(0, 4)
+    assert all(torch.equal(a, b) for a, b in zip(batches, plain, strict=True))
+
+
+def test_a_picture_that_breaks_later_gives_way_to_the_next(data, tmp_path):
+    for k in range(2):
+        (tmp_path / f"{k}.png").write_bytes((data / f"{k}.png").read_bytes())
+    read = images.Images(tmp_path)
+    content = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(content[:200])
+    with pytest.warns(UserWarning, match="0.png: cannot be read .* the next picture takes its place"):
+        assert torch.equal(read[0], read[1])
+    (tmp_path / "1.png").unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="^data: no picture in .* can be read"):
+        read[0]
+
+
+def test_every_epoch_shows_each_picture_once(data):
+    read = images.Images(data, 8)
+    batches = [*images.Batches(read, 7, 3, mirror=False).start(0, 2)]
+    originals = {picture.numpy().tobytes() for picture in (read[k] for k in range(7))}
+    orders = [[picture.numpy().tobytes() for picture in batch] for batch in batches]
+    assert all(set(order) == originals and len(order) == 7 for order in orders) and orders[0] != orders[1]
+    later = [*images.Batches(read, 7, 3, mirror=False).start(1, 2)]
+    assert torch.equal(later[0], batches[1])
+
+
+def test_grids_are_rounded_and_clamped():
+    sheet = np.array(images.grid(torch.tensor([-2.0, -1, 0, 1, 3]).reshape(5, 1, 1, 1).expand(5, 3, 2, 2), 3))
+    assert sheet.shape == (6, 10, 3)
+    assert [sheet[0, x, 0] for x in (0, 4, 8)] == [0, 0, 128] and [sheet[4, x, 0] for x in (0, 4, 8)] == [255] * 3
+
+
+# Refusals
+
+BAD = [
+    ("mspie", dict(data=""), ValueError, "^data: expected a folder, a zip archive or a picture"),
+    ("mspie", dict(out=""), ValueError, "^out: expected a folder for the results"),
+    ("mspie", dict(config="l"), ValueError, "^config: expected one of"),
+    ("mspie", dict(batch=0), ValueError, "^batch: expected an int >= 1, got 0"),
+    ("mspie", dict(iterations=2.5), TypeError, "^iterations: expected an int, got float"),
+    ("mspie", dict(seed=-1), ValueError, "^seed: expected an int >= 0, got -1"),
+    ("mspie", dict(precision="int8"), ValueError, "^precision: expected one of"),
+    ("mspie", dict(device="cuda"), ValueError, "^device: expected one that torch can use here, got 'cuda'"),
+    ("mspie", dict(device="tpu"), ValueError, "^device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ("mspie", dict(scales=()), ValueError, "^scales: expected one int or more"),
+    ("mspie", dict(scales=(0, -2)), ValueError, "^scales: expected an int >= 0, got -2"),
+    ("mspie", dict(scales=(0, 2), probabilities="paper"), ValueError, "^probabilities: the paper has three, for 2"),
+    ("mspie", dict(compile="yes"), TypeError, "^compile: expected a bool, got str"),
+    ("singan", dict(max_size=5), ValueError, "^max_size: expected an int >= 12, got 5"),
+    ("singan", dict(config="spe2"), ValueError, "^config: expected one of"),
+    ("singan", dict(learning_rate="fast"), TypeError, "^learning_rate: expected a number, got str"),
+    ("dcgan", dict(size=12), ValueError, "^size: expected a power of two >= 8, got 12"),
+    ("dcgan", dict(width=3), ValueError, "^base_channels: expected a multiple of"),
+    ("pggan", dict(images=0), ValueError, "^images: expected an int >= 1, got 0"),
+    ("pggan", dict(layout="tf"), ValueError, "^layout: expected one of"),
+    ("pggan", dict(data="/no/such/folder"), FileNotFoundError, "^data: no such file or folder: /no/such/folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, arguments, error, message", BAD)
+def test_refusals(name, arguments, error, message, data, tmp_path):
+    if arguments.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("torch can use a GPU here")
+    with pytest.raises(error, match=message):
+        run(name, data, **{"out": tmp_path / "out", "iterations": 1, **arguments})
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_refusals_of_data_and_folders(data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.png").write_text("text")
+    with pytest.raises(ValueError, match=r"^data: expected pictures \(.*\) in .*empty, got none; unreadable: x.png"):
+        run("dcgan", tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ValueError, match="^data: expected one picture, got 7 in"):
+        train(SinGAN, SinGANSettings(data=str(data), out=str(tmp_path / "out")), quiet=True)
+    with pytest.raises(FileNotFoundError, match="checkpoint.pt: no such checkpoint"):
+        run("dcgan", data, tmp_path / "out", resume=True)
+    run("dcgan", data, tmp_path / "out", iterations=1)
+    with pytest.raises(ValueError, match="^out: .* holds the checkpoint of a run; resume it, or choose another folder"):
+        run("dcgan", data, tmp_path / "out", iterations=2)
+    with pytest.raises(ValueError, match="^width: expected 16, as in .*checkpoint.pt, got 32"):
+        run("dcgan", data, tmp_path / "out", iterations=2, width=32, resume=True)
