@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from ..ops.bias_act import ACTIVATIONS
-from ..ops.common import checks
+from ..ops.common import checks, layout
 
 PADDING_MODES = ("zeros", "reflect")
 _IN_PLACE = ("linear", "relu", "lrelu")  # activations whose derivative needs no input
@@ -77,6 +77,8 @@ class ConvNormAct2d(torch.nn.Module):
         """
         checks.features(x, "x", self.conv.in_channels, self.conv.weight)
         self._check_size(x)
+        if not self.training and not torch.is_grad_enabled() and x.device.type == "cpu":
+            x = layout.in_format(x, torch.channels_last)  # faster, except for the gradient of the weight
         if self.bn is None or not self.bn.training:
             weight, bias = self._folded()
             y = self._convolve(x, weight)
