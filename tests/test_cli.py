@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_help_names_every_command(argv, calls, capsys):
     assert cli.main(argv) == 0 and not calls
     out, err = capsys.readouterr()
     assert out.startswith("usage: posgan-fast [-h] [--version] COMMAND ...\n") and not err
-    assert all(f"\n    {command} " in out for command in cli.COMMANDS)
+    assert all(re.search(rf"^    {command}\s", out, re.MULTILINE) for command in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("words", [[command] for command in cli.COMMANDS] + [["train", s] for s in ("mspie", "singan")])

@@ -1,4 +1,4 @@
-"""Imports point down: cli, recipes, integrations, models, nn, functional, ops, then backend, native loader, kernels."""
+"""Imports point down: cli, experiments, recipes, integrations, models, nn, functional, ops, and below these."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ ALLOWED = {
     "nn": {"functional", "ops", "backend"},
     "models": {"nn", "functional", "ops"},
     "integrations": {"models", "nn", "functional", "ops", "backend"},
+    "experiments": {"recipes", "models", "nn", "functional", "ops"},
     "recipes": {"models", "nn", "functional", "ops"},
     "run": {"integrations", "backend", "_allocator"},
-    "cli": {"recipes", "integrations", "models", "backend", "run", "demo", "doctor"},
+    "cli": {"experiments", "recipes", "integrations", "models", "backend", "run", "demo", "doctor"},
     "demo": {"integrations", "functional", "backend", "_native"},
     "doctor": {"functional", "ops", "backend", "_native"},
     "__main__": {"cli"},

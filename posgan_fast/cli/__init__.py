@@ -11,6 +11,8 @@ COMMANDS = {
     "run": "run a program with this library's ops in place of its own",
     "train": "train MS-PIE, SinGAN, PGGAN or DCGAN on pictures of yours",
     "sample": "make images from a checkpoint or a file of published weights",
+    "edit": "change images of a StyleGAN2 along directions of its latent space",
+    "experiment": "test a claim of a paper: a figure, numbers and one sentence",
     "doctor": "what is installed, what is missing, why, and the command that mends it",
     "verify": "compare every backend that runs here with the definition in float64",
     "demo": "a published StyleGAN2 package, unmodified: generate and train, both ways",

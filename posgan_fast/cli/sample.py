@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
         sampler.bgr = options.channels == "bgr"
     if sampler.report is not None:
         print(sampler.report)
-    whole = options.size is None and options.scale is not None and sampler.kind == "StyleGAN2"
-    scale = tuple(_whole(s) for s in options.scale) if whole else options.scale
+    added = options.size is None and options.scale is not None and sampler.kind == "StyleGAN2"
+    scale = tuple(whole(s) for s in options.scale) if added else options.scale
     made = []
     for k, image in enumerate(
         sampler.images(options.n, size=options.size, scale=scale, seed=options.seed, psi=options.psi)
@@ -110,7 +110,8 @@ def assignment(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def _whole(number: float) -> int:
-    if number != int(number):
+def whole(number: float) -> int:
+    """Require a whole number as the scale of a StyleGAN2."""
+    if not number.is_integer():
         raise ValueError(f"--scale: expected whole numbers for StyleGAN2, got {number:g}")
     return int(number)
