@@ -178,6 +178,9 @@ def test_singan_pyramid_has_the_published_number_of_stages():
     assert max(pyramid(torch.rand(1, 3, 400, 600), 25, 120)[-1].shape[2:]) == 120
     with pytest.raises(ValueError, match="^data: expected a picture of at least 25 pixels a side, got 20 x 30"):
         pyramid(torch.rand(1, 3, 20, 30), 25, 250)
+    with pytest.raises(ValueError, match="^max_size: expected at least 264 for a picture of 38 x 400 and min_size=25"):
+        pyramid(torch.rand(1, 3, 38, 400), 25, 250)
+    assert pyramid(torch.rand(1, 3, 38, 400), 25, 264)[0].shape[2:] == (25, 264)
 
 
 def test_singan_stages_follow_each_other(data, tmp_path):
@@ -265,6 +268,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
     assert done >= 3 and log(tmp_path / "out")[-1]["iteration"] == done
 
 
+def test_a_run_that_diverges_keeps_its_last_checkpoint(data, tmp_path):
+    path = run("dcgan", data, tmp_path / "out", iterations=2)
+    content = checkpoint.load(path)
+    content["models"]["generator"]["output_layer.conv.bias"] += float("nan")
+    torch.save(content, path)
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"^loss_[DG]: (nan|inf) at iteration \d+; .*checkpoint.pt holds the last save"
+    ):
+        run("dcgan", data, tmp_path / "out", iterations=9, resume=True)
+    assert path.read_bytes() == before
+    assert "NaN" not in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
 # Checkpoints
 
 
@@ -293,6 +310,9 @@ def test_damaged_and_foreign_checkpoints(data, tmp_path):
         "expected a checkpoint of dcgan, got one of pggan": _saved(
             tmp_path, checkpoint.load(path) | {"recipe": "pggan"}
         ),
+        "damaged: scaler, processes missing": _saved(tmp_path, _cut(checkpoint.load(path), "scaler", "processes")),
+        "expected 4 processes, got 1": _saved(tmp_path, checkpoint.load(path) | {"processes": 4}),
+        "expected the data that the run began with": _saved(tmp_path, checkpoint.load(path) | {"data": "0"}),
         "generator_ema does not fit": _saved(tmp_path, _without(checkpoint.load(path), "generator_ema")),
     }
     for message, content in cases.items():
@@ -305,6 +325,10 @@ def test_damaged_and_foreign_checkpoints(data, tmp_path):
 def _saved(folder, content):
     torch.save(content, folder / "x.pt")
     return (folder / "x.pt").read_bytes()
+
+
+def _cut(content, *names):
+    return {name: value for name, value in content.items() if name not in names}
 
 
 def _without(content, name):
@@ -351,8 +375,8 @@ def test_folders_archives_and_single_files_hold_the_same_pictures(data, tmp_path
     folder, packed = images.Images(data, 8), images.Images(tmp_path / "data.zip", 8)
     assert len(folder) == len(packed) == 7 and len(images.Images(data / "3.png")) == 1
     assert all(torch.equal(folder[k], packed[k]) and folder[k].shape == (3, 8, 8) for k in range(7))
-    batches = images.Batches(folder, 3, 0, mirror=True, workers=2).start(0, 4)
-    plain = images.Batches(packed, 3, 0, mirror=True).start(0, 4)
+    batches = images.Batches(packed, 3, 0, mirror=True, workers=2).start(0, 40)  # each worker opens the archive
+    plain = images.Batches(folder, 3, 0, mirror=True).start(0, 40)
     assert all(torch.equal(a, b) for a, b in zip(batches, plain, strict=True))
 
 
@@ -401,6 +425,7 @@ BAD = [
     ("mspie", dict(scales=(0, -2)), ValueError, "^scales: expected an int >= 0, got -2"),
     ("mspie", dict(scales=(0, 2), probabilities="paper"), ValueError, "^probabilities: the paper has three, for 2"),
     ("mspie", dict(compile="yes"), TypeError, "^compile: expected a bool, got str"),
+    ("singan", dict(compile=True), ValueError, "^compile: expected False; the penalty differentiates twice"),
     ("singan", dict(max_size=5), ValueError, "^max_size: expected an int >= 12, got 5"),
     ("singan", dict(config="spe2"), ValueError, "^config: expected one of"),
     ("singan", dict(learning_rate="fast"), TypeError, "^learning_rate: expected a number, got str"),

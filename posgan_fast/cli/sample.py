@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,21 @@ def run(options: argparse.Namespace) -> int:
         print(sampler.report)
     added = options.size is None and options.scale is not None and sampler.kind == "StyleGAN2"
     scale = tuple(whole(s) for s in options.scale) if added else options.scale
-    made = []
+    made, count = [], 0
     for k, image in enumerate(
         sampler.images(options.n, size=options.size, scale=scale, seed=options.seed, psi=options.psi)
     ):
         write(image, options.out / f"{k:05d}.png")
-        made.append(image.cpu())
-    if options.grid and made:
+        count += 1
+        if options.grid:
+            made.append(image.cpu())
+    if made:
         import torch
 
-        columns = round(len(made) ** 0.5 + 0.49)
+        columns = math.ceil(math.sqrt(len(made)))
         with checkpoint.replacing(options.out / "grid.png") as file:
             images.grid(torch.stack(made), columns).save(file, "PNG")
-    print(f"{len(made)} images in {options.out}")
+    print(f"{count} images in {options.out}")
     return 0
 
 

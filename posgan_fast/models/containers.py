@@ -68,6 +68,14 @@ def find(data: Any, network: str, ema: bool) -> Found:
     return found
 
 
+def holds(data: Any, network: str) -> bool:
+    """Tell whether :func:`find` knows one network or more in ``data`` by the names of its tensors."""
+    try:
+        return any(place.known for place in _Search(network).run(data))
+    except CheckpointError:
+        return False
+
+
 def side_of(network: str) -> str:
     """Return "generator" or "discriminator" for a network of any kind."""
     return network.rpartition(" ")[2]

@@ -29,7 +29,7 @@ def load_singan(
     noises: Noises = None,
     noise_weights: Sequence[float] | None = None,
     encode: str | None = None,
-    padding: str = "zeros",
+    padding: str | None = None,
     pad_at: str | None = None,
     ema: bool = True,
     **overrides: Any,
@@ -44,8 +44,9 @@ def load_singan(
         noises: the .pkl beside the weights, its content, or one tensor [1, C, h, w] for each stage; None: those in
             ``source``, if it holds any. Without noises the generator makes images by its ``forward`` only.
         noise_weights: factors of the noises; None: those beside the noises.
-        encode, padding, pad_at: arguments of :class:`SinGANGenerator`. Where ``encode`` is None and stage 0 reads
-            other channels than those of an image, the encoding is inferred from their number: 2 is "csg".
+        encode, padding, pad_at: arguments of :class:`SinGANGenerator`; without ``padding`` it is "zeros". Where
+            ``encode`` is None and stage 0 reads other channels than those of an image, the encoding is inferred from
+            their number: 2 is "csg".
         ema: as in :func:`load_generator`.
         overrides: further arguments of :class:`SinGANGenerator`, which replace inferred ones.
 
@@ -61,9 +62,13 @@ def load_singan(
         torch.Size([1, 3, 9, 9])
     """
     data = read_source(source)
-    given = dict(padding=padding, pad_at=pad_at) | ({} if encode is None else dict(encode=encode)) | overrides
+    given = (
+        dict(padding="zeros" if padding is None else padding, pad_at=pad_at)
+        | ({} if encode is None else dict(encode=encode))
+        | overrides
+    )
     model = _load(data, SinGANGenerator, _singan_generator, given, ema)
-    if model.padding == "zeros":
+    if padding is None:
         model.report.assumed["padding"] = '"zeros"; no tensor tells'
     if pad_at is None and model.padding in ("zeros", "reflect"):
         model.report.assumed["pad_at"] = f'"{model.pad_at}", as in the published generators; no tensor tells'

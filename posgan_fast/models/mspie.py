@@ -37,9 +37,11 @@ class Config(NamedTuple):
     scales: tuple[int, ...] = (0, 2, 4)  # of the training
     channel_multiplier: int = 2  # of the generator
     discriminator_multiplier: int = 2
-    data_side: int = 512  # pixels of the training images
-    batch: int = 24  # over eight GPUs
-    iterations: int = 1_100_002
+
+    @property
+    def pools(self) -> bool:
+        """Tell whether the discriminator pools its last features to 2 x 2, for images of several sizes."""
+        return len(self.scales) > 1
 
     @property
     def generator(self) -> dict[str, Any]:
@@ -50,9 +52,7 @@ class Config(NamedTuple):
     @property
     def discriminator(self) -> dict[str, Any]:
         """Arguments of :class:`posgan_fast.models.Discriminator`."""
-        return dict(
-            size=self.size, channel_multiplier=self.discriminator_multiplier, adaptive_pool=len(self.scales) > 1
-        )
+        return dict(size=self.size, channel_multiplier=self.discriminator_multiplier, adaptive_pool=self.pools)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class Config(NamedTuple):
         return tuple((4 + scale) * self.size // 4 for scale in self.scales)
 
 
-_ONE: dict[str, Any] = dict(scales=(0,), data_side=256)  # plain StyleGAN2 in all but the head and the padding
+_ONE: dict[str, Any] = dict(scales=(0,))  # plain StyleGAN2 in all but the head and the padding
 CONFIGS: dict[str, Config] = {
     "a": Config("constant", **_ONE),
     "b": Config("constant", size=512, scales=(0,)),
@@ -73,11 +73,8 @@ CONFIGS: dict[str, Config] = {
     "i": Config("csg", no_pad=True),
     "j": Config("spe", interp_head=True, no_pad=True),
     "k": Config("spe", no_pad=True),
-    "f-896": Config("spe", up_after_conv=True, scales=(0, 4, 10), data_side=1024),
-    "f-1024": Config(
-        "spe", up_after_conv=True, scales=(0, 4, 12), data_side=1024, channel_multiplier=1, batch=16,
-        iterations=1_500_002,
-    ),
+    "f-896": Config("spe", up_after_conv=True, scales=(0, 4, 10)),
+    "f-1024": Config("spe", up_after_conv=True, scales=(0, 4, 12), channel_multiplier=1),
     "table2-a": Config("constant", **_ONE),
     "table2-b": Config("constant", up_after_conv=False, **_ONE),
     "table2-c": Config("constant", no_pad=True, **_ONE),

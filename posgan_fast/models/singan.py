@@ -154,7 +154,7 @@ class SinGANGenerator(torch.nn.Module):
         """
         noises = self._check_noises(noises)
         weights = self._check_weights(noise_weights, len(noises))
-        return self._stages(noises, weights, image, 0)
+        return self._stages(noises, weights, image)
 
     def stage(self, t: int, noise: torch.Tensor, noise_weight: float, image: torch.Tensor) -> torch.Tensor:
         """Add the detail of stage ``t`` to ``image`` [N, channels, h, w], which already has the size of the stage."""
@@ -216,7 +216,7 @@ class SinGANGenerator(torch.nn.Module):
             ValueError: there are no stored noises.
         """
         noises, weights, _ = self._stored()
-        return self._stages(noises, weights, None, 0)
+        return self._stages(noises, weights, None)
 
     def sample(
         self,
@@ -248,13 +248,13 @@ class SinGANGenerator(torch.nn.Module):
         noises = self.draw_noises(sizes, n, seed=seed, channels=[noise.shape[1] for noise in stored])
         for t, noise in enumerate(stored[:start]):
             noises[t] = resize(noise, noises[t].shape[2:]).expand(n, -1, -1, -1)
-        return self._stages(noises, weights, None, 0)
+        return self._stages(noises, weights, None)
 
     def extra_repr(self) -> str:
         return f"encode={self.encode!r}, padding={self.padding!r}, pad_at={self.pad_at!r}"
 
     def _like(self) -> torch.Tensor:
-        """Return a weight, of whose device and dtype the noises are."""
+        """Return a weight; noises take its device and dtype."""
         return next(self.blocks.parameters())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -264,14 +264,13 @@ class SinGANGenerator(torch.nn.Module):
         return super()._apply(fn, recurse)
 
     def _stages(
-        self, noises: Sequence[torch.Tensor], weights: Sequence[float], image: torch.Tensor | None, first: int
+        self, noises: Sequence[torch.Tensor], weights: Sequence[float], image: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run the stages of ``noises``, of which ``first`` is the first."""
-        for t, (noise, weight) in enumerate(zip(noises, weights, strict=True), first):
+        for t, (noise, weight) in enumerate(zip(noises, weights, strict=True)):
             size = tuple(side - self.margin for side in noise.shape[2:])
             if image is None:
                 image = noise.new_zeros(noise.shape[0], self.channels, *size)
-            elif t == first:
+            elif t == 0:
                 checks.tensor(image, "image", shape=(noise.shape[0], self.channels, *size))
             else:
                 image = resize(image, size)

@@ -104,8 +104,9 @@ class ConvNormAct2d(torch.nn.Module):
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the kernel and the bias of the layer in evaluation mode."""
         weight, bn = self.conv.weight, self.bn
-        if bn is None or bn.running_mean is None or bn.running_var is None:
+        if bn is None:
             return weight, self.conv.bias
+        assert bn.running_mean is not None and bn.running_var is not None  # for the type checker
         scale = bn.weight * (bn.running_var + bn.eps).rsqrt()  # [O]
         shape = (1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1)
         return weight * scale.reshape(shape), bn.bias - bn.running_mean * scale

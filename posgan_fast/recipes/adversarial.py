@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import ranks
-from .draws import Draws, generator
+from .draws import Draws, seeded_weights
 from .images import Batches, Images, to_float
 from .loop import Recipe, Settings
 
@@ -25,8 +25,7 @@ class Adversarial(Recipe):
 
     def __init__(self, settings: Any, device: torch.device) -> None:
         super().__init__(settings, device)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.set_rng_state(generator(settings.seed, "weights").get_state())
+        with seeded_weights(settings.seed):
             G, D = self.networks()
         self.G, self.D = G.to(device).train(), D.to(device).train()
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
@@ -37,7 +36,8 @@ class Adversarial(Recipe):
             raise ValueError("data: expected a folder, a zip archive or a picture")
         self.images = Images(settings.data, self.side)
         self.notes += self.images.notes
-        self.z_sample: torch.Tensor | None = None
+        self.fast_G = torch.compile(self.G) if settings.compile else self.G
+        self.fast_D = torch.compile(self.D) if settings.compile else self.D
 
     def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         """Build generator and discriminator."""
@@ -50,6 +50,9 @@ class Adversarial(Recipe):
     def average_decay(self, iteration: int) -> float:
         """Return the share of the averaged generator that stays at an iteration."""
         raise NotImplementedError
+
+    def data_digest(self) -> str:
+        return self.images.digest()
 
     def prepare(self, iteration: int, real: torch.Tensor, draws: Draws) -> torch.Tensor:
         """Resize the real images [N, 3, side, side] for the iteration."""
@@ -90,20 +93,10 @@ class Adversarial(Recipe):
         with self.autocast():
             loss, log_g = self.generator_loss(iteration, draws)
         self.update(self.optimizers["generator"], loss)
-        self.synchronise()
+        self.synchronise(self.G, self.D)
         update_average(self.G_ema, self.G, self.average_decay(iteration))
         numbers = log_d | log_g
         return {name: ranks.average(value.detach().float()) for name, value in numbers.items()}
-
-    def synchronise(self) -> None:
-        """Make buffers that the processes moved apart equal again."""
-        for module in (self.G, self.D):
-            for name, buffer in module.named_buffers():
-                if name.endswith(_MOVING):
-                    ranks.average_(buffer)
-
-
-_MOVING = ("w_avg", "running_mean", "running_var")
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def load(path: Path, recipe: str | None = None) -> dict[str, Any]:
 
 
 def restore(load_state: Callable[[Any], Any], state: Any, path: Path, name: str) -> None:
-    """Give a part of a checkpoint to the object that it is of.
+    """Load one part of a checkpoint into the object that it belongs to.
 
     Raises:
         CheckpointError: the part does not fit.

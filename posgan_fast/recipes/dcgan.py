@@ -56,8 +56,6 @@ class DCGAN(Adversarial):
     def __init__(self, settings: DCGANSettings, device: torch.device) -> None:
         self.side = settings.size
         super().__init__(settings, device)
-        self.fast_G = torch.compile(self.G) if settings.compile else self.G
-        self.fast_D = torch.compile(self.D) if settings.compile else self.D
 
     def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         settings = self.settings

@@ -6,8 +6,9 @@ numbers that one process would have drawn for the same samples.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -28,7 +29,7 @@ class Draws:
         self.seed, self.iteration, self.batch, self.device, self.dtype = seed, iteration, batch, device, dtype
 
     def normal(self, purpose: str, *shape: int, n: int | None = None) -> torch.Tensor:
-        """Draw N(0, 1) of ``shape`` for each sample (``n``: of so many): [n, *shape]."""
+        """Draw N(0, 1) of ``shape`` for each of ``n`` samples (None: the batch): [n, *shape]."""
         rows = [torch.randn(shape, generator=g, device=self.device, dtype=self.dtype) for g in self._each(purpose, n)]
         return torch.stack(rows)
 
@@ -59,6 +60,14 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     """Return a generator seeded by ``key``."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@contextlib.contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Let torch's own random numbers on the CPU follow from ``seed`` for the time of the block."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(generator(seed, "weights").get_state())
+        yield
 
 
 def choose(probabilities: Sequence[float], number: float) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import signal
 import threading
 import warnings
 import zipfile
@@ -52,7 +54,7 @@ class Images(torch.utils.data.Dataset):
 
     def __init__(self, source: str | os.PathLike, side: int | None = None) -> None:
         self.source, self.side = Path(source), side
-        self._local = threading.local()  # an archive cannot be read by several threads at once
+        self._local = threading.local()  # an archive has one position, which threads and processes cannot share
         if not self.source.exists():
             raise FileNotFoundError(f"data: no such file or folder: {self.source}")
         names = self._names()
@@ -75,6 +77,10 @@ class Images(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def digest(self) -> str:
+        """Return a hash of the names of the pictures."""
+        return hashlib.blake2b("\n".join(self.names).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
     def __getitem__(self, index: int) -> torch.Tensor:  # => [3, H, W], uint8
         """Read a picture; in place of one whose pixels cannot be read, the next one, with a warning."""
@@ -108,8 +114,8 @@ class Images(torch.utils.data.Dataset):
             return Image.open(self.source / name)
         if not zipfile.is_zipfile(self.source):
             return Image.open(self.source)
-        if not hasattr(self._local, "archive"):
-            self._local.archive = zipfile.ZipFile(self.source)
+        if getattr(self._local, "process", None) != os.getpid():
+            self._local.process, self._local.archive = os.getpid(), zipfile.ZipFile(self.source)
         return Image.open(io.BytesIO(self._local.archive.read(name)))
 
 
@@ -132,14 +138,36 @@ class Batches:
 
     def start(self, iteration: int, end: int) -> Iterator[torch.Tensor]:
         """Yield the batches of the iterations from ``iteration`` to ``end`` - 1: [batch, 3, H, W], uint8."""
-        indices = sample_indices(self.batch)
-        whole = self.batch * (indices.step)
-        positions = [k * whole + i for k in range(iteration, end) for i in indices]
         stream = _Stream(self.images, self.seed, self.mirror)
         loader = torch.utils.data.DataLoader(
-            stream, self.batch, sampler=positions, num_workers=self.workers, persistent_workers=False
+            stream,
+            self.batch,
+            sampler=_Positions(self.batch, iteration, end),
+            num_workers=self.workers,
+            worker_init_fn=_ignore_interruption,
         )
         return iter(loader)
+
+
+class _Positions(torch.utils.data.Sampler):
+    """The positions in the stream that this process reads from one iteration to another."""
+
+    def __init__(self, batch: int, start: int, end: int) -> None:
+        self.batch, self.start, self.end = batch, start, end
+
+    def __iter__(self) -> Iterator[int]:
+        indices = sample_indices(self.batch)
+        whole = self.batch * indices.step
+        return (k * whole + i for k in range(self.start, self.end) for i in indices)
+
+    def __len__(self) -> int:
+        return self.batch * max(0, self.end - self.start)
+
+
+def _ignore_interruption(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach the whole group of processes, to the process that trains."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Stream(torch.utils.data.Dataset):

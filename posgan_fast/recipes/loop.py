@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from tqdm import tqdm
 
+from ..models import CheckpointError
 from ..ops.common import checks
 from . import checkpoint, ranks
 from .images import grid
@@ -32,6 +34,7 @@ from .images import grid
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Settings that may differ when a run goes on: they change when it ends and what it shows, or where it runs.
 _FREE = {"out", "iterations", "device", "workers", "save_every", "sample_every", "log_every", "compile", "data"}
+_PARTS = ("models", "optimizers", "scaler", "processes", "data")
 
 
 def option(default: Any, text: str, **more: Any) -> Any:
@@ -110,6 +113,10 @@ class Recipe:
         """Return images [N, 3, H, W] from -1 to 1 and the number of columns to show them in."""
         raise NotImplementedError
 
+    def data_digest(self) -> str:
+        """Return a hash that tells whether a run goes on with the data that it began with."""
+        raise NotImplementedError
+
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint needs besides modules and optimisers; it lies at the checkpoint's top level."""
         return {}
@@ -129,11 +136,20 @@ class Recipe:
         self.scaler.step(optimizer)
         self.scaler.update()
 
+    def synchronise(self, *networks: torch.nn.Module) -> None:
+        """Average the buffers that each process moves by its own batch."""
+        for network in networks:
+            for name, buffer in network.named_buffers():
+                if name.endswith(("w_avg", "running_mean", "running_var")):
+                    ranks.average_(buffer)
+
     def state(self) -> dict[str, Any]:
         return {
             "models": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
+            "processes": ranks.world_size(),
+            "data": self.data_digest(),
             **self.extra_state(),
         }
 
@@ -141,8 +157,15 @@ class Recipe:
         """Take back a checkpoint.
 
         Raises:
-            CheckpointError: it does not fit.
+            CheckpointError: it does not fit, or is of other data or another number of processes.
         """
+        missing = [part for part in _PARTS if part not in content]
+        if missing:
+            raise CheckpointError(f"{path}: damaged: {', '.join(missing)} missing")
+        if content["processes"] != ranks.world_size():  # which draw other samples
+            raise CheckpointError(f"{path}: expected {content['processes']} processes, got {ranks.world_size()}")
+        if content["data"] != self.data_digest():
+            raise CheckpointError(f"{path}: expected the data that the run began with, got other pictures")
         checkpoint.restore(self.load_extra_state, content, path, "state of the run")
         for name, module in self.modules.items():
             checkpoint.restore(module.load_state_dict, content["models"].get(name), path, name)
@@ -205,14 +228,19 @@ def _iterate(recipe: Recipe, start: int, path: Path, log: _Log, interruption: _I
             if done % settings.log_every == 0 or done == end or stop:
                 numbers = {name: float(value) for name, value in losses.items()}
                 log.write(done, numbers)
+                wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
+                if wrong:
+                    raise ValueError(f"{wrong[0]}: {numbers[wrong[0]]} at iteration {done}; {path} holds the last save")
                 bar.set_postfix({name: f"{value:.3g}" for name, value in numbers.items()}, refresh=False)
             bar.update()
             if done % settings.sample_every == 0 or done == end:
                 with torch.no_grad():
                     images, columns = recipe.samples()
                 log.images(done, images, columns)
-            if (done % settings.save_every == 0 or done == end or stop) and first:
-                checkpoint.save(path, recipe.name, dataclasses.asdict(settings), done, recipe.state())
+            if done % settings.save_every == 0 or done == end or stop:
+                if first:
+                    checkpoint.save(path, recipe.name, dataclasses.asdict(settings), done, recipe.state())
+                ranks.wait()  # a process that ended here would make torchrun end the one that writes
             if stop:
                 return
 
@@ -267,7 +295,8 @@ class _Log:
 
     def write(self, iteration: int, numbers: dict[str, float]) -> None:
         if self.file is not None:
-            self.file.write(json.dumps({"iteration": iteration, **numbers}) + "\n")
+            shown = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+            self.file.write(json.dumps({"iteration": iteration, **shown}) + "\n")
             self.file.flush()
         if self.board is not None:
             for name, value in numbers.items():
@@ -291,7 +320,8 @@ class _Interruption:
     """Turns Ctrl-C and SIGTERM into a request to stop after the iteration; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = False  # in this process or another
+        self.pressed = 0  # Ctrl-C in this process
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interruption:
@@ -305,9 +335,10 @@ class _Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+        self.pressed += number == signal.SIGINT
         self.requested = True
+        if self.pressed > 1:
+            raise KeyboardInterrupt
 
     def agreed(self) -> bool:
         """Tell whether any process is asked to stop; all get the same answer."""

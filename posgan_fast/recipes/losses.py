@@ -47,7 +47,7 @@ def gradient_penalty(
 
 
 def path_lengths(image: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Norms of the derivative of ``image`` in the direction ``noise`` by the latents, [N].
+    """Return, for each sample, the length of the gradient of sum(image * noise) / sqrt(H * W) by the latents: [N].
 
     The square root of the mean over the layers of the sum over the channels; ``ws`` [N, num_ws, w_dim] require a
     gradient.

@@ -46,7 +46,9 @@ class MSPIESettings(Settings):
     channel_max: int = option(512, "most channels of a layer", minimum=1)
     scales: tuple[int, ...] | None = option(None, "scales to train at; default: those of the configuration")
     probabilities: str = option(
-        "uniform", "of the scales, as released or as in the paper", choices=("uniform", "paper")
+        "uniform",
+        "probabilities of the scales: uniform (released code), or 0.5, 0.25, 0.25 (paper)",
+        choices=("uniform", "paper"),
     )
     path_scale: str = option("base", "scale of the path length, 0 as released or current", choices=("base", "current"))
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))
@@ -89,13 +91,12 @@ class MSPIE(Adversarial):
         self.base_side = base
         super().__init__(settings, device)
         self.path_mean = torch.zeros((), device=device)
-        self.fast_G = torch.compile(self.G.synthesis) if settings.compile else self.G.synthesis
-        self.fast_D = torch.compile(self.D) if settings.compile else self.D
+        self.fast_synthesis = torch.compile(self.G.synthesis) if settings.compile else self.G.synthesis
 
     def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         settings = self.settings
         shared = settings.networks()
-        pool = {"adaptive_pool": len(self.scales) > 1}
+        pool = {"adaptive_pool": mspie.CONFIGS[settings.config].pools or max(self.scales) > 0}
         G = mspie.generator(settings.config, layout=settings.layout, **shared)
         return G, mspie.discriminator(settings.config, **shared, **pool)
 
@@ -139,7 +140,8 @@ class MSPIE(Adversarial):
 
     def fakes(self, draws: Draws, purpose: str) -> torch.Tensor:
         ws = self.latents(draws, purpose)
-        return self.fast_G(ws, noises=self.noises(draws, purpose, self.scale), scale=self.scale)
+        synthesis = self.fast_synthesis
+        return synthesis(ws, noises=self.noises(draws, purpose, self.scale), scale=self.scale)
 
     def discriminator_loss(
         self, iteration: int, fake: torch.Tensor, real: torch.Tensor, draws: Draws

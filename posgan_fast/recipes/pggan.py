@@ -93,7 +93,11 @@ class PGGAN(Adversarial):
         return side, 1.0 if side == sides[0] else min(1.0, shown / settings.transition)
 
     def prepare(self, iteration: int, real: torch.Tensor, draws: Draws) -> torch.Tensor:
+        before = self.growth(max(0, iteration - 1))[0]
         self.current, self.weight = self.growth(iteration)
+        if self.current != before:  # as in the released code, which makes new optimisers
+            for optimizer in self.optimizers.values():
+                optimizer.state.clear()
         faster = 1.5 if self.current >= 128 else 1.0
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -101,18 +105,21 @@ class PGGAN(Adversarial):
         return F.interpolate(real, (self.current, self.current), mode="bilinear", align_corners=True)
 
     def judge(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fast_D(images, transition=self.weight)
+
+    def _score(self, images: torch.Tensor) -> torch.Tensor:
         return self.D(images, transition=self.weight)
 
     def fakes(self, draws: Draws, purpose: str) -> torch.Tensor:
         z = draws.normal(f"{purpose} z", self.G.z_dim)
-        return self.G(z, size=self.current, transition=self.weight)
+        return self.fast_G(z, size=self.current, transition=self.weight)
 
     def discriminator_loss(
         self, iteration: int, fake: torch.Tensor, real: torch.Tensor, draws: Draws
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         fake_scores, real_scores = self.judge(fake), self.judge(real)
         main = fake_scores.mean() - real_scores.mean()
-        penalty = losses.gradient_penalty(self.judge, real, fake, draws.uniform("penalty"), per_pixel=False)
+        penalty = losses.gradient_penalty(self._score, real, fake, draws.uniform("penalty"), per_pixel=False)
         drift = fake_scores.square().mean() + real_scores.square().mean()
         loss = main + PENALTY * penalty + DRIFT * drift
         return loss, {"loss_D": main, "penalty": penalty}

@@ -53,10 +53,20 @@ def choose_device(name: str) -> torch.device:
             raise ValueError(f"device: expected one that torch can use here, got {name!r}")
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        elif int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"device: expected cuda, of which each process takes its own, got {name!r}")
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"device: expected less than {torch.cuda.device_count()} processes or GPUs, got {device}")
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     return device
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -21,8 +21,7 @@ from ..models import (
     mspie,
     read_checkpoint,
 )
-from ..models.containers import find
-from ..models.conversion import family_of
+from ..models.containers import holds
 from ..ops.common import checks
 from . import dcgan, pggan, singan
 from .draws import generator as seeded
@@ -81,7 +80,7 @@ class Sampler:
             return torch.randn(shape, generator=random, device=like.device, dtype=like.dtype)
 
         if isinstance(G, SinGANGenerator):
-            return lambda seed, k: G.sample(1, scale=scale, size=size, seed=seed + k)
+            return lambda seed, k: G.sample(1, scale=scale, size=size, seed=seeded(seed, "singan", k).initial_seed())
         if isinstance(G, Generator):
             added = _added(G, size, scale)
             sides = G.synthesis.noise_sizes(added)
@@ -122,10 +121,10 @@ def load(path: str | os.PathLike, noises: str | os.PathLike | None = None, **arg
             raise TypeError(f"{path}: a checkpoint of posgan-fast train, which takes no further arguments")
         try:
             return _from_recipe(data)
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged checkpoint of posgan-fast train: {error}") from None
     loaders: dict[str, Callable[..., Any]] = {"SinGAN": load_singan, "PGGAN": load_pggan, "DCGAN": load_dcgan}
-    kind = next((kind for kind in loaders if _holds(data, f"{kind} generator")), "StyleGAN2")
+    kind = next((kind for kind in loaders if holds(data, f"{kind} generator")), "StyleGAN2")
     if noises is not None:
         if kind != "SinGAN":
             raise CheckpointError(f"{path}: noises belong to a SinGAN, which it does not hold")
@@ -153,19 +152,13 @@ def _from_recipe(data: Mapping[str, Any]) -> Sampler:
     return Sampler(kind, loader(state, **arguments, **layout), None, bgr=False)
 
 
-def _holds(data: Any, network: str) -> bool:
-    try:
-        return family_of(find(data, network, ema=True).state, network) is not None
-    except CheckpointError as error:
-        return "networks that could be" in str(error)  # the loader then says which
-
-
 def _is_bgr(model: Generator) -> bool:
     """Tell whether mmgeneration trained the weights; official ones that were converted for it make RGB."""
     settings = model.report.settings
-    return model.report.family == "mmgeneration" and (
-        settings.get("head") != "constant" or bool(settings.get("no_pad"))
+    multi_scale = (
+        settings.get("head") != "constant" or settings.get("no_pad") or settings.get("up_after_conv") is not None
     )
+    return model.report.family == "mmgeneration" and bool(multi_scale)
 
 
 def _added(G: Generator, size: Any, scale: Any) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 Stages train one after the other, from the coarsest; each iteration takes three discriminator and three generator steps
 of the current stage. The losses are those of WGAN with a gradient penalty for each pixel, and ten times the squared
-error of the reconstruction. A stage starts from the weights of the one before where their shapes agree. Its noise has a
-tenth of the root-mean-square error that the enlarged reconstruction before has, measured after the first iteration of
-the stage before, as in the released code.
+error of the reconstruction. A stage starts from the weights of the one before where their shapes agree. Its noise is
+weighted by a tenth of the root-mean-square error between its real image and the enlarged reconstruction of the stage
+before. As in the released code, that error is measured after the first iteration of the stage before.
 
 Only the current block learns, so the stages before it run without a graph, and their reconstruction is computed once a
 stage. Source: "SinGAN: Learning a Generative Model from a Single Natural Image" (ICCV 2019) in the form of
@@ -13,6 +13,7 @@ mmgeneration.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from ..models import SinGANDiscriminator, SinGANGenerator
 from ..models.singan import resize
 from . import losses, ranks
-from .draws import Draws, generator
+from .draws import Draws, generator, seeded_weights
 from .images import Images, to_float
 from .loop import Recipe, Settings, option
 
@@ -71,6 +72,10 @@ class SinGAN(Recipe):
 
     def __init__(self, settings: SinGANSettings, device: torch.device) -> None:
         super().__init__(settings, device)
+        if settings.compile:
+            raise ValueError(
+                "compile: expected False; the penalty differentiates twice, which torch's compiler refuses"
+            )
         if not settings.data:
             raise ValueError("data: expected a picture")
         pictures = Images(settings.data)
@@ -80,8 +85,7 @@ class SinGAN(Recipe):
         self.reals = pyramid(to_float(pictures[0][None]), settings.min_size, settings.max_size)
         self.reals = [real.to(device) for real in self.reals]
         norm = not settings.config.endswith("nobn")
-        with torch.random.fork_rng(devices=[]):
-            torch.random.set_rng_state(generator(settings.seed, "weights").get_state())
+        with seeded_weights(settings.seed):
             arguments = CONFIGS[settings.config] | dict(layout=settings.layout, width=settings.width)
             most = 4 * settings.width
             self.G = SinGANGenerator(len(self.reals), max_width=most, **arguments).to(device)
@@ -98,6 +102,10 @@ class SinGAN(Recipe):
 
     def batches(self, start: int) -> Iterator[None]:
         return itertools.repeat(None)
+
+    def data_digest(self) -> str:
+        picture = self.reals[-1].cpu().contiguous().numpy().tobytes()
+        return hashlib.blake2b(picture, digest_size=16).hexdigest()
 
     def step(self, iteration: int, real: Any) -> dict[str, torch.Tensor | float]:
         stage, inside = divmod(iteration, self.settings.iterations_per_stage)
@@ -117,6 +125,7 @@ class SinGAN(Recipe):
         for k in range(STEPS):
             log |= self._generator_step(draws, k)
         self.D.requires_grad_(True)
+        self.synchronise(self.G, self.D.blocks[stage])
         if inside == 0 and stage + 1 < len(self.reals):
             self.noise_weights.append(NOISE * self._error_of_next(stage))
         return log
@@ -234,7 +243,7 @@ def pyramid(image: torch.Tensor, min_size: int, max_size: int) -> list[torch.Ten
     as the picture, whatever ``max_size`` is.
 
     Raises:
-        ValueError: an image smaller than ``min_size``.
+        ValueError: an image whose shorter side is, or becomes, smaller than ``min_size``.
     """
     h, w = image.shape[2:]
     if min(h, w) < min_size:
@@ -243,7 +252,12 @@ def pyramid(image: torch.Tensor, min_size: int, max_size: int) -> list[torch.Ten
     stages = math.ceil(math.log(min_size / min(h, w)) / math.log(FACTOR)) + 1
     last = max(0, stages - math.ceil(math.log(longest / max(h, w)) / math.log(FACTOR)))
     finest = longest / max(h, w)
-    shortest = max(1, round(min(h, w) * finest))
+    shortest = round(min(h, w) * finest)
+    if shortest < min_size:
+        needed = math.ceil(min_size * max(h, w) / min(h, w))
+        raise ValueError(
+            f"max_size: expected at least {needed} for a picture of {h} x {w} and {min_size=}, got {max_size}"
+        )
     factor = (min_size / shortest) ** (1 / last) if last else 1.0
     sizes = [(h * finest * factor ** (last - i), w * finest * factor ** (last - i)) for i in range(last + 1)]
     rounded = [(max(1, round(a)), max(1, round(b))) for a, b in sizes]
