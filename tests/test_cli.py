@@ -161,6 +161,8 @@ def test_train_and_sample(system, picture, tmp_path, capsys):
     images = tmp_path / "images"
     assert cli.main(["sample", str(folder / "checkpoint.pt"), "--n", "3", "--out", str(images), "--grid"]) == 0
     assert sorted(path.name for path in images.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
+    assert cli.main(["sample", str(folder / "checkpoint.pt"), "--n", "1", "--out", str(images)]) == 1
+    assert "00000.png exists; choose another folder, or --overwrite" in capsys.readouterr().err
     sides = {"mspie": (8, 8), "singan": None, "pggan": (8, 8), "dcgan": (8, 8)}[system]
     one = Image.open(images / "00000.png")
     assert one.mode == "RGB" and sides in (None, one.size)
@@ -169,7 +171,7 @@ def test_train_and_sample(system, picture, tmp_path, capsys):
 
 
 def sampled(tmp_path, path, *more):
-    assert cli.main(["sample", str(path), "--n", "1", "--out", str(tmp_path / "images"), *more]) == 0
+    assert cli.main(["sample", str(path), "--n", "1", "--overwrite", "--out", str(tmp_path / "images"), *more]) == 0
     return np.array(Image.open(tmp_path / "images" / "00000.png"))
 
 
@@ -203,6 +205,9 @@ def test_sizes_and_scales(tmp_path, capsys):
         (["--noises", "x.pkl"], "noises belong to a SinGAN, which it does not hold"),
         (["--n", "-1"], "n: expected an int >= 0, got -1"),
         (["--seed", "-1"], "seed: expected an int >= 0, got -1"),
+        (["--psi", "1e300"], "psi: expected a number from -100 to 100, got 1e+300"),
+        (["--scale", "1000000"], "not enough memory"),
+        (["--set", "source=5"], "--set: expected NAME=VALUE, got 'source=5'"),
         (["--device", "tpu"], "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )
@@ -221,6 +226,15 @@ def test_sample_refuses_files(tmp_path, capsys):
     torch.save({"recipe": "dcgan", "settings": {"config": "padded"}, "models": {}}, tmp_path / "x.pt")
     assert cli.main(["sample", str(tmp_path / "x.pt"), "--out", str(tmp_path)]) == 1
     assert "damaged checkpoint of posgan-fast train" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_make_no_pictures(tmp_path, capsys):
+    state = models.DCGANGenerator(8, z_dim=4, base_channels=8).state_dict()
+    state["output_layer.conv.bias"] += float("nan")
+    torch.save(state, tmp_path / "x.pt")
+    assert cli.main(["sample", str(tmp_path / "x.pt"), "--out", str(tmp_path / "images")]) == 1
+    assert "the generator makes numbers that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "images").exists()
 
 
 def test_assignments():

@@ -21,6 +21,11 @@ SHAPES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def plain(layer: nn.ConvNormAct2d, x: torch.Tensor) -> torch.Tensor:
     p = layer.padding
     if layer.padding_mode == "reflect":

@@ -25,6 +25,11 @@ BACKENDS = ["reference", "cpu"]
 NO_PAD = [{}, dict(no_pad=True), dict(no_pad=True, encode="spe"), dict(encode="spe")]
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def dcgan(size=32, **arguments):
     return lively(DCGANGenerator(size, z_dim=6, base_channels=32, **arguments))
 
@@ -196,6 +201,11 @@ def test_weights_of_discriminators_come_back(tmp_path):
         assert torch.equal(load(tmp_path / "x.pth")(image), net(image))
 
 
+def test_latents_of_another_dtype_are_taken():
+    for net in (dcgan(16), pggan(16)):
+        assert torch.equal(net(latents().double()), net(latents()))
+
+
 def test_gradients_of_two_orders():
     """As WGAN-GP takes them, through generator and discriminator."""
     z = latents(4).double()
@@ -257,6 +267,11 @@ def test_gradients_of_two_orders():
             lambda: load_dcgan_discriminator({"downsamples.0.conv.weight": torch.zeros(0, 3, 4, 4)}),
             CheckpointError,
             "none empty",
+        ),
+        (
+            lambda: DCGANDiscriminator(16, base_channels=8)(torch.zeros(2, 3, 16, 16).double()),
+            TypeError,
+            "^x: expected dtype torch.float32 or half precision in training, got torch.float64",
         ),
     ],
 )

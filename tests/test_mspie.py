@@ -11,6 +11,11 @@ from posgan_fast.models import load_discriminator, load_generator, mspie
 SMALL = dict(channel_max=8, z_dim=8, w_dim=8, mapping_layers=1)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def small(name, **overrides):
     """The networks of a configuration for images of 16 pixels at scale 0."""
     return mspie.generator(name, size=16, **SMALL, **overrides), mspie.discriminator(name, size=16, channel_max=8)

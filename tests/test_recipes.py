@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def test_singan_stages_follow_each_other(data, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["mspie", "singan", "dcgan"])
+@pytest.mark.parametrize("name", SMALL)
 def test_autocast(name, precision, data, tmp_path):
     run(name, data, tmp_path / "out", iterations=2, precision=precision)
     assert all(np.isfinite(value) for line in log(tmp_path / "out") for value in line.values())
@@ -350,6 +351,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
         "palette.png": Image.fromarray(colour).convert("P"),
         "transparent.png": Image.fromarray(np.dstack([colour, np.zeros_like(ramp)])),
         "bilevel.png": Image.fromarray(ramp).convert("1"),
+        "float.tif": Image.fromarray(ramp.astype(np.float32) / 255),
     }
     for name, picture in kinds.items():
         picture.save(tmp_path / name)
@@ -360,11 +362,14 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
     found = {name: read[k] for k, name in enumerate(read.names)}
     assert all(picture.shape == (3, 16, 16) and picture.dtype == torch.uint8 for picture in found.values())
     assert np.array_equal(found["rgb.png"].permute(1, 2, 0), colour)
-    for name in ("grey.png", "sixteen.png"):
+    for name in ("grey.png", "sixteen.png", "float.tif"):
         assert all(np.array_equal(plane, ramp) for plane in found[name].numpy())
     assert bool((found["transparent.png"] == 255).all())
     notes = "\n".join(read.notes)
-    assert all(word in notes for word in ("grey", "16-bit", "CMYK", "palette", "transparent", "black-and-white"))
+    assert all(
+        word in notes
+        for word in ("grey", "16-bit", "CMYK", "palette", "transparent", "black-and-white", "floating-point")
+    )
     assert "1 files cannot be read and are left out: broken.png" in notes
 
 
@@ -378,6 +383,26 @@ def test_folders_archives_and_single_files_hold_the_same_pictures(data, tmp_path
     batches = images.Batches(packed, 3, 0, mirror=True, workers=2).start(0, 40)  # each worker opens the archive
     plain = images.Batches(folder, 3, 0, mirror=True).start(0, 40)
     assert all(torch.equal(a, b) for a, b in zip(batches, plain, strict=True))
+
+
+def test_damaged_archives(data, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(data.iterdir()):
+            archive.write(path, path.name)
+    whole = (tmp_path / "x.zip").read_bytes()
+    random = np.random.default_rng(1)
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in random.integers(0, len(whole), 4):
+            broken[place] ^= int(random.integers(1, 256))
+        (tmp_path / "x.zip").write_bytes(broken)
+        try:
+            read = images.Images(tmp_path / "x.zip", 8)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert read[0].shape == (3, 8, 8)
+        except ValueError as error:
+            assert str(error).startswith("data: ")
 
 
 def test_a_picture_that_breaks_later_gives_way_to_the_next(data, tmp_path):
@@ -430,6 +455,10 @@ BAD = [
     ("singan", dict(config="spe2"), ValueError, "^config: expected one of"),
     ("singan", dict(learning_rate="fast"), TypeError, "^learning_rate: expected a number, got str"),
     ("dcgan", dict(size=12), ValueError, "^size: expected a power of two >= 8, got 12"),
+    ("dcgan", dict(learning_rate=-1.0), ValueError, "^learning_rate: expected a number >= 0, got -1"),
+    ("dcgan", dict(average=2.0), ValueError, "^average: expected a number above 0 and up to 1, got 2.0"),
+    ("dcgan", dict(seed=2**64), ValueError, "^seed: expected an int <= "),
+    ("pggan", dict(batch=6), ValueError, "^batch: expected up to 4 or a multiple of it, got 6"),
     ("dcgan", dict(width=3), ValueError, "^base_channels: expected a multiple of"),
     ("pggan", dict(images=0), ValueError, "^images: expected an int >= 1, got 0"),
     ("pggan", dict(layout="tf"), ValueError, "^layout: expected one of"),
@@ -455,7 +484,18 @@ def test_refusals_of_data_and_folders(data, tmp_path):
         train(SinGAN, SinGANSettings(data=str(data), out=str(tmp_path / "out")), quiet=True)
     with pytest.raises(FileNotFoundError, match="checkpoint.pt: no such checkpoint"):
         run("dcgan", data, tmp_path / "out", resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="^out: .*mine holds a file metrics.jsonl, which is not overwritten"):
+        run("dcgan", data, tmp_path / "mine")
+    with pytest.raises(ValueError, match="^out: expected a folder outside the data, got"):
+        run("dcgan", data, data / "inside")
     run("dcgan", data, tmp_path / "out", iterations=1)
+    (tmp_path / "out" / "metrics.jsonl").open("ab").write(b'\xff\n{"iteration": Infinity}\n')
+    run("dcgan", data, tmp_path / "out", iterations=2, resume=True)
+    assert [line["iteration"] for line in log(tmp_path / "out")] == [1, 2]
+    with pytest.raises(ValueError, match="^iterations: expected at least the 2 that are done, got 1"):
+        run("dcgan", data, tmp_path / "out", iterations=1, resume=True)
     with pytest.raises(ValueError, match="^out: .* holds the checkpoint of a run; resume it, or choose another folder"):
         run("dcgan", data, tmp_path / "out", iterations=2)
     with pytest.raises(ValueError, match="^width: expected 16, as in .*checkpoint.pt, got 32"):

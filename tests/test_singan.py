@@ -38,6 +38,11 @@ KINDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def lively(network: torch.nn.Module) -> torch.nn.Module:
     """Weights and averages that all show in the result, in evaluation mode."""
     rand = torch.Generator().manual_seed(3)
@@ -284,7 +289,7 @@ def test_states_that_do_not_fit(change, message):
     "arguments, error, message",
     [
         (dict(encode="csg"), CheckpointError, "expected 2 input channels with encode='csg', got 3"),
-        (dict(encode="sinus"), CheckpointError, "^state: .*encode: expected one of"),
+        (dict(encode="sinus"), ValueError, "^encode: expected one of"),
         (dict(padding="circular"), CheckpointError, "padding: expected one of"),
         (
             dict(padding="interp", pad_at="conv"),
@@ -358,6 +363,12 @@ def test_a_discriminator_is_no_generator():
             r"^image: expected shape \(1, 3, 13, 11\), got \(1, 3, 5, 5\)",
         ),
         (lambda g: g.sample(-1), ValueError, "^n: expected an int >= 0, got -1"),
+        (lambda g: g.store_noises([torch.zeros(2, 1, 9, 9)], [1]), ValueError, r"^noises\[0\]: expected one sample"),
+        (lambda g: g.draw_noises(5), ValueError, r"^sizes: expected 1 to 3 pairs \[height, width\], got 5"),
+        (lambda g: g.draw_noises([(9, 9)], channels=[1, 1]), ValueError, "^channels: expected 1 ints"),
+        (lambda g: g.draw_noises([(9, 9)], seed=2**64), ValueError, "^seed: expected an int <= "),
+        (lambda g: load_singan({1: torch.zeros(1)}), CheckpointError, "expected names and tensors|no SinGAN generator"),
+        (lambda g: load_singan(g.state_dict(), encode=["spe"]), TypeError, "^encode: expected one of"),
         (lambda g: g.sample(1, scale=2, size=(9, 9)), ValueError, "^size: expected None beside scale"),
         (lambda g: g.sample(1, scale=0.01), ValueError, "^scale: expected an image of at least one pixel, got 0 x 0"),
         (lambda g: g.sample(1, scale=-1), ValueError, "^scale: expected an image of at least one pixel, got -23 x -19"),

@@ -50,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "run":  # the program's own
             raise
         return 130
-    except (OSError, ValueError, TypeError) as error:
-        if command == "run":
+    except (MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        lacks_memory = isinstance(error, MemoryError) or "alloc" in str(error) or "out of memory" in str(error)
+        if command == "run" or (isinstance(error, RuntimeError) and not lacks_memory):
             raise
-        return _failed(options.command, str(error), 1)
+        return _failed(options.command, "not enough memory" if lacks_memory else str(error), 1)
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="arguments of the network that its tensors do not tell, such as padding=interp or up_after_conv=true",
     )
     parser.add_argument("--channels", choices=("auto", "rgb", "bgr"), default="auto", help="order in the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace images that are in the folder already")
     parser.add_argument("--grid", action="store_true", help="also write grid.png with all images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     device = ranks.choose_device(options.device)
     sampler = sampling.load(options.checkpoint, options.noises, **dict(map(assignment, options.set)))
+    there = next((path for k in range(options.n) if (path := options.out / f"{k:05d}.png").exists()), None)
+    if there is not None and not options.overwrite:
+        raise ValueError(f"--out: {there} exists; choose another folder, or --overwrite")
     sampler.generator.to(device)
     if options.channels != "auto":
         sampler.bgr = options.channels == "bgr"
@@ -100,7 +104,7 @@ def assignment(text: str) -> tuple[str, Any]:
         ValueError: there is no =.
     """
     name, equals, value = text.partition("=")
-    if not equals or not name:
+    if not equals or not name or name in ("path", "source", "noises"):
         raise ValueError(f"--set: expected NAME=VALUE, got {text!r}")
     known = {"true": True, "false": False, "none": None}
     if value.lower() in known:

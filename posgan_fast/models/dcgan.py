@@ -101,7 +101,7 @@ class DCGANGenerator(torch.nn.Module):
         """
         if checks.tensor(z, "z").ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z: expected shape [N, {self.z_dim}], got {tuple(z.shape)}")
-        x = self.noise2feat(z[:, :, None, None])  # [N, base_channels, 4, 4]
+        x = self.noise2feat(z[:, :, None, None].to(self.noise2feat.conv.weight.dtype))  # [N, base_channels, 4, 4]
         if self.encoding is not None:
             x = self.encoding(x)
         for layer in (*self.upsampling, self.output_layer):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..ops.common import checks
+from ..ops.common import checks, encodings
 from .containers import find
 from .conversion import State, check_weight
 from .dcgan import FIRST, DCGANDiscriminator, DCGANGenerator
@@ -61,6 +61,8 @@ def load_singan(
         >>> load_singan(state, noises=[torch.randn(1, 2, 9, 9)], noise_weights=[1.0]).reconstruct().shape
         torch.Size([1, 3, 9, 9])
     """
+    if encode is not None:
+        checks.choice(encode, "encode", encodings.KINDS)
     data = read_source(source)
     given = (
         dict(padding="zeros" if padding is None else padding, pad_at=pad_at)
@@ -201,7 +203,8 @@ def _load(data: Any, network: type, infer: Infer, overrides: Mapping[str, Any], 
         if name == _PLACEHOLDER:
             report.left[name] = "remembers a device and a dtype, its value was never set"
             continue
-        if not name.endswith(_COUNTER) or not isinstance(value, torch.Tensor) or value.dtype != torch.int64:
+        counts = isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.device.type != "meta"
+        if not isinstance(name, str) or not name.endswith(_COUNTER) or not counts:
             check_weight(name, value)
         state[name] = value.detach()
     inferred = infer(_Tensors(state), report, overrides)

@@ -109,7 +109,8 @@ class NoiseToFeatures(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        x = F.linear(pixel_norm(z), self.linear.weight).reshape(-1, *self.shape)
+        weight = self.linear.weight
+        x = F.linear(pixel_norm(z.to(weight.dtype)), weight).reshape(-1, *self.shape)
         return pixel_norm(PF.bias_act(x, self.bias.flatten().to(x.dtype), act="lrelu", gain=1))
 
 
@@ -273,9 +274,9 @@ class Decision(torch.nn.Module):
         self.linear1 = Equalized((1, width), 1, 1.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.linear(x.flatten(1), self.linear0.weight)
+        x = F.linear(x.flatten(1), self.linear0.weight.to(x.dtype))
         x = PF.bias_act(x, self.linear0.bias.to(x.dtype), act="lrelu", gain=1)
-        return F.linear(x, self.linear1.weight, self.linear1.bias)
+        return F.linear(x, self.linear1.weight.to(x.dtype), self.linear1.bias.to(x.dtype))
 
 
 def widths(size: int, base_channels: Any, max_channels: Any) -> dict[int, int]:

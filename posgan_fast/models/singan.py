@@ -177,6 +177,8 @@ class SinGANGenerator(torch.nn.Module):
             TypeError, ValueError: as for :meth:`forward`.
         """
         noises = self._check_noises(noises)
+        if noises[0].shape[0] != 1:
+            raise ValueError(f"noises[0]: expected one sample, got shape {tuple(noises[0].shape)}")
         self.noise_weights = self._check_weights(noise_weights, len(noises))
         like = self._like()
         self.noises = [noise.detach().to(like.device, like.dtype) for noise in noises]
@@ -198,15 +200,23 @@ class SinGANGenerator(torch.nn.Module):
             channels: C of each noise; None: those of the encoding in stage 0 and 1 elsewhere, as published.
         """
         n = checks.integer(n, "n", minimum=0)
+        if not isinstance(sizes, Sequence) or not 1 <= len(sizes) <= len(self.blocks):
+            raise ValueError(f"sizes: expected 1 to {len(self.blocks)} pairs [height, width], got {sizes!r:.80}")
         sides = [checks.size(size, f"sizes[{t}]") for t, size in enumerate(sizes)]
         counts = [self.first_input.channels if t == 0 and self.encode else 1 for t in range(len(sides))]
+        if channels is not None:
+            counts = [checks.integer(c, f"channels[{t}]", minimum=1) for t, c in enumerate(channels)]
+            if len(counts) != len(sides):
+                raise ValueError(f"channels: expected {len(sides)} ints, one for each size, got {len(counts)}")
         like = self._like()
         random = None
         if seed is not None:
-            random = torch.Generator(like.device).manual_seed(checks.integer(seed, "seed", minimum=0))
+            random = torch.Generator(like.device).manual_seed(
+                checks.integer(seed, "seed", minimum=0, maximum=2**63 - 1)
+            )
         return [
             torch.randn(n, c, h + self.margin, w + self.margin, generator=random, device=like.device, dtype=like.dtype)
-            for c, (h, w) in zip(counts if channels is None else channels, sides, strict=True)
+            for c, (h, w) in zip(counts, sides, strict=True)
         ]
 
     def reconstruct(self) -> torch.Tensor:

@@ -55,8 +55,8 @@ class ConvNormAct2d(torch.nn.Module):
         super().__init__()
         named = (("in_channels", in_channels), ("out_channels", out_channels), ("kernel_size", kernel_size))
         i, o, k = (checks.integer(value, name, minimum=1) for name, value in named)
-        self.stride = checks.integer(stride, "stride", minimum=1)
-        self.padding = checks.integer(padding, "padding", minimum=0)
+        self.stride = checks.integer(stride, "stride", minimum=1, maximum=checks.MAX_FACTOR)
+        self.padding = checks.integer(padding, "padding", minimum=0, maximum=checks.MAX_PADDING)
         self.padding_mode = checks.choice(padding_mode, "padding_mode", PADDING_MODES)
         if checks.flag(transposed, "transposed") and padding_mode != "zeros":
             raise ValueError(f"padding_mode: expected 'zeros' with transposed, got {padding_mode!r}")
@@ -96,6 +96,10 @@ class ConvNormAct2d(torch.nn.Module):
         if self.padding_mode == "reflect" and min(h, w) <= self.padding:
             raise ValueError(f"x: expected sides > {self.padding} to reflect, got shape {tuple(x.shape)}")
         k = self.conv.kernel_size[0]
+        if self.transposed and (min(h, w) - 1) * self.stride - 2 * self.padding + k < 1:
+            raise ValueError(f"x: expected larger sides for {self.padding=}, got shape {tuple(x.shape)}")
+        if self.bn is not None and self.bn.training and x.dtype == torch.float64 != self.conv.weight.dtype:
+            raise TypeError(f"x: expected dtype {self.conv.weight.dtype} or half precision in training, got {x.dtype}")
         if not self.transposed and min(h, w) + 2 * self.padding < k:
             raise ValueError(
                 f"x: expected sides >= {k - 2 * self.padding} for a kernel of {k}, got shape {tuple(x.shape)}"

@@ -22,9 +22,12 @@ class Adversarial(Recipe):
 
     side: int  # of the pictures that are read
     mirror = True
+    group = 0  # samples that the discriminator compares with each other; 0: none
 
     def __init__(self, settings: Any, device: torch.device) -> None:
         super().__init__(settings, device)
+        if self.group and settings.batch > self.group and settings.batch % self.group:
+            raise ValueError(f"batch: expected up to {self.group} or a multiple of it, got {settings.batch}")
         with seeded_weights(settings.seed):
             G, D = self.networks()
         self.G, self.D = G.to(device).train(), D.to(device).train()

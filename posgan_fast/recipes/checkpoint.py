@@ -73,6 +73,8 @@ def load(path: Path, recipe: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged, or no checkpoint: {_first_line(error)}") from None
     if not isinstance(content, dict) or not {"schema", "recipe", "settings", "iteration"} <= content.keys():
         raise CheckpointError(f"{path}: no checkpoint of posgan-fast train")
+    if not isinstance(content["settings"], dict) or not isinstance(content["iteration"], int):
+        raise CheckpointError(f"{path}: damaged: settings or iteration of another type")
     if content["schema"] != SCHEMA:
         raise CheckpointError(f"{path}: expected schema {SCHEMA}, got {content['schema']!r}")
     if recipe is not None and content["recipe"] != recipe:

@@ -9,6 +9,7 @@ import signal
 import threading
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .draws import generator, sample_indices
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
-_UNREADABLE = (
+_UNREADABLE = (  # what Pillow and zipfile raise for files that are damaged, encrypted or of an unknown kind
+    RuntimeError,
+    NotImplementedError,
+    EOFError,
+    zlib.error,
     OSError,
     UnidentifiedImageError,
     SyntaxError,
@@ -34,7 +39,8 @@ _UNREADABLE = (
 class Images(torch.utils.data.Dataset):
     """The pictures of a folder (with its subfolders), a zip archive or one file, in the order of their names.
 
-    Pictures of other kinds become RGB: grey is repeated, 16 bits are divided by 257, CMYK is converted, transparent
+    Pictures of other kinds become RGB: grey is repeated, 16 bits are divided by 257, floating point is taken as 0 to 1
+    or, beyond 1, as 0 to 255, CMYK is converted, transparent
     pixels become white, and of an animation the first picture counts. The orientation in a photograph's EXIF is
     applied. With ``side`` the centre square is cut out and resized. ``notes`` tells how many pictures were converted,
     and which files could not be read.
@@ -105,8 +111,11 @@ class Images(torch.utils.data.Dataset):
             paths = [path for path in self.source.rglob("*") if path.is_file()]
             return sorted(str(path.relative_to(self.source)) for path in paths if _is_picture(path.name))
         if zipfile.is_zipfile(self.source):
-            with zipfile.ZipFile(self.source) as archive:
-                return sorted(entry for entry in archive.namelist() if _is_picture(entry))
+            try:
+                with zipfile.ZipFile(self.source) as archive:
+                    return sorted(entry for entry in archive.namelist() if _is_picture(entry))
+            except (zipfile.BadZipFile, NotImplementedError) as error:
+                raise ValueError(f"data: damaged archive {self.source}: {error}") from None
         return [self.source.name]
 
     def _open(self, name: str) -> Image.Image:
@@ -199,7 +208,9 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 def grid(images: torch.Tensor, columns: int) -> Image.Image:
     """Arrange images [N, 3, H, W] from -1 to 1 in rows of ``columns``, two white pixels apart."""
-    n, _, h, w = images.shape
+    n, c, h, w = images.shape
+    if c not in (1, 3):
+        raise ValueError(f"images: expected 1 or 3 channels to show, got {c}")
     rows = -(-n // columns)
     sheet = torch.full((3, rows * (h + 2) - 2, columns * (w + 2) - 2), 255, dtype=torch.uint8)
     for k, image in enumerate(to_uint8(images)):
@@ -218,8 +229,8 @@ def _kind(picture: Image.Image) -> str:
     if picture.mode == "RGB":
         return ""
     if picture.mode.startswith("I") or picture.mode == "F":
-        return "16-bit"
-    if "A" in picture.mode or "transparency" in picture.info:
+        return "16-bit" if picture.mode != "F" else "floating-point"
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
         return "transparent"
     return {"L": "grey", "1": "black-and-white", "P": "palette", "CMYK": "CMYK"}.get(picture.mode, picture.mode)
 
@@ -227,9 +238,12 @@ def _kind(picture: Image.Image) -> str:
 def _to_rgb(picture: Image.Image, side: int | None) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     kind = _kind(picture)
-    if kind == "16-bit":
-        values = np.asarray(picture, dtype=np.float64) / 257
-        picture = Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))
+    if kind in ("16-bit", "floating-point"):
+        values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("numbers that are not finite")
+        top = 65535 if kind == "16-bit" else 255 if values.max() > 1 else 1
+        picture = Image.fromarray(np.clip((values * (255 / top)).round(), 0, 255).astype(np.uint8))
     elif kind == "transparent":
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -65,9 +65,12 @@ class Settings:
             if isinstance(one.default, bool):
                 checks.flag(value, one.name)
             elif isinstance(one.default, int):
-                checks.integer(value, one.name, minimum=one.metadata.get("minimum", 0))
+                checks.integer(value, one.name, minimum=one.metadata.get("minimum", 0), maximum=2**63 - 1)
             elif isinstance(one.default, float):
-                object.__setattr__(self, one.name, checks.real(value, one.name))
+                number = checks.real(value, one.name, minimum=0)
+                if not 0 < number <= 1:
+                    raise ValueError(f"{one.name}: expected a number above 0 and up to 1, got {value}")
+                object.__setattr__(self, one.name, number)
             elif isinstance(one.default, str):
                 if not isinstance(value, str):
                     raise TypeError(f"{one.name}: expected a str, got {type(value).__name__}")
@@ -250,9 +253,21 @@ def _previous(path: Path, name: str, settings: Settings, resume: bool) -> dict[s
     if not resume:
         if path.exists():
             raise ValueError(f"out: {path.parent} holds the checkpoint of a run; resume it, or choose another folder")
+        for name_ in ("settings.json", "metrics.jsonl"):
+            if (path.parent / name_).exists() and ranks.rank() == 0:
+                raise ValueError(
+                    f"out: {path.parent} holds a file {name_}, which is not overwritten; choose another folder"
+                )
+        data, out = Path(settings.data).resolve(), path.parent.resolve()
+        if settings.data and data.is_dir() and out.is_relative_to(data):
+            raise ValueError(f"out: expected a folder outside the data, got {path.parent}")
         return None
     content = checkpoint.load(path, name)
     wanted = dataclasses.asdict(settings)
+    if 0 < settings.iterations < content["iteration"]:
+        raise ValueError(
+            f"iterations: expected at least the {content['iteration']} that are done, got {settings.iterations}"
+        )
     for key, value in content["settings"].items():
         if key not in _FREE and key in wanted and not _same(wanted[key], value):
             raise ValueError(f"{key}: expected {value!r}, as in {path}, got {wanted[key]!r}")
@@ -278,7 +293,7 @@ class _Log:
         with checkpoint.replacing(self.folder / "settings.json", "w") as file:
             json.dump(dataclasses.asdict(self.settings), file, indent=2)
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if self.start and path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines() if self.start and path.exists() else []
         with checkpoint.replacing(path, "w") as file:  # without the lines of iterations that are about to be repeated
             file.writelines(f"{line}\n" for line in lines if _iteration(line) <= self.start)
         self.file = path.open("a", encoding="utf-8")
@@ -312,7 +327,7 @@ class _Log:
 def _iteration(line: str) -> int:
     try:
         return int(json.loads(line)["iteration"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return 1 << 62  # a line that was cut short
 
 

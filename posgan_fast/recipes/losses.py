@@ -40,7 +40,7 @@ def gradient_penalty(
         alpha: weight of each sample's real image, [N].
         per_pixel: True takes the norm over the channels of each pixel (SinGAN), False over the whole image (PGGAN).
     """
-    images = fake.detach().lerp(real, alpha.reshape(-1, 1, 1, 1)).requires_grad_()
+    images = fake.detach().to(real.dtype).lerp(real, alpha.reshape(-1, 1, 1, 1)).requires_grad_()
     (grad,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     norm = torch.linalg.vector_norm(grad, dim=1 if per_pixel else (1, 2, 3))
     return (norm - 1).square().mean()

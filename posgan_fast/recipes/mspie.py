@@ -79,6 +79,7 @@ class MSPIE(Adversarial):
     """Train one of the configurations of :data:`posgan_fast.models.mspie.CONFIGS`."""
 
     name = "mspie"
+    group = 4
     settings: MSPIESettings
     G: Generator
 

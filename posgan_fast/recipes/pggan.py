@@ -57,6 +57,7 @@ class PGGAN(Adversarial):
     """Train one of ``CONFIGS``."""
 
     name = "pggan"
+    group = 4
     settings: PGGANSettings
     G: PGGANGenerator
 

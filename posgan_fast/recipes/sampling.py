@@ -28,6 +28,7 @@ from .draws import generator as seeded
 from .mspie import MSPIESettings
 
 Scale = float | Sequence[float] | None
+MOST_PSI = 100
 
 
 class Sampler:
@@ -64,9 +65,14 @@ class Sampler:
         n = checks.integer(n, "n", minimum=0)
         if size is not None and scale is not None:
             raise ValueError("size: expected None beside scale")
+        seed = checks.integer(seed, "seed", minimum=0)
+        if abs(checks.real(psi, "psi")) > MOST_PSI:
+            raise ValueError(f"psi: expected a number from {-MOST_PSI} to {MOST_PSI}, got {psi}")
         make = self._maker(size, scale, psi)
         for k in range(n):
-            image = make(checks.integer(seed, "seed", minimum=0), k)[0]
+            image = make(seed, k)[0]
+            if not bool(image.isfinite().all()):
+                raise CheckpointError("the generator makes numbers that are not finite")
             yield image.flip(0) if self.bgr else image
 
     def _maker(self, size: Any, scale: Any, psi: float) -> Callable[[int, int], torch.Tensor]:
