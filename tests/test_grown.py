@@ -64,7 +64,7 @@ def test_dcgan_values(arguments, backend):
             else:
                 x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
             x = x.tanh() if layer.bn is None else F.relu(layer.bn(x))
-    assert image.shape == (3, 3, 32, 32) and x.std() > 0.1
+    assert image.shape == (3, 3, 32, 32) and x.std() > 0.03
     torch.testing.assert_close(image.double(), x, rtol=0, atol=2e-5)
 
 
@@ -109,7 +109,7 @@ def test_pggan_values(arguments, size, transition, backend):
             expected = conv(net.torgb_layers[stage], x, act=False)
         if size > 4:
             expected = before + transition * (expected - before)
-    assert image.shape == (3, 3, size, size) and expected.std() > 0.1
+    assert image.shape == (3, 3, size, size) and expected.std() > 0.03
     torch.testing.assert_close(image.double(), expected, rtol=0, atol=2e-5)
 
 
