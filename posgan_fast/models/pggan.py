@@ -64,6 +64,8 @@ class Conv(torch.nn.Module):
     State: ``conv.weight_orig`` [O, I, k, k], or [I, O, 3, 3] with ``up``, and ``conv.bias`` [O].
     """
 
+    shifts: torch.Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -81,12 +83,14 @@ class Conv(torch.nn.Module):
         sides = (in_channels, out_channels) if up else (out_channels, in_channels)
         self.conv = Equalized((*sides, kernel_size, kernel_size), out_channels, gain)
         self.padding, self.act, self.up, self.down, self.norm = padding, act, up, down, norm
+        if up or down:  # adds up the kernel and itself one row or column further
+            shifts = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
+            self.register_buffer("shifts", shifts, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.conv.weight.to(x.dtype)
         if self.up or self.down:
-            w = F.pad(weight, (1, 1, 1, 1))
-            weight = w[..., 1:, 1:] + w[..., 1:, :-1] + w[..., :-1, 1:] + w[..., :-1, :-1]  # [., ., 4, 4]
+            weight = self.shifts.to(weight.dtype) @ weight @ self.shifts.T.to(weight.dtype)  # [., ., 4, 4]
         if self.up:
             x = F.conv_transpose2d(x, weight, stride=2, padding=self.padding)
         else:

@@ -232,7 +232,7 @@ _FLOATS = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 
 
 def _from_buffer(data: Any = None, dtype: Any = None, shape: Any = None, order: Any = "C", *_: Any) -> Array:
-    return Array(shape, dtype, order == "F", bytes(data) if isinstance(data, (bytes, bytearray)) else data)
+    return Array(shape, dtype, order == "F", data)
 
 
 GLOBALS: dict[str, Any] = {
@@ -251,7 +251,7 @@ GLOBALS: dict[str, Any] = {
 for _core in ("numpy.core", "numpy._core"):
     GLOBALS[f"{_core}.multiarray.scalar"] = Global(number)
     GLOBALS[f"{_core}.multiarray._reconstruct"] = Global(lambda *_: Array())
-    GLOBALS[f"{_core}.numeric._frombuffer"] = Global(_from_buffer, cost=8)
+    GLOBALS[f"{_core}.numeric._frombuffer"] = Global(_from_buffer)
 
 
 STORAGES = {
