@@ -83,7 +83,7 @@ def test_table():
 
 @pytest.mark.parametrize("name", ["c", "e", "j", "k", "table2-b"])
 def test_settings_load_their_weights(name):
-    """What no tensor tells comes from the table."""
+    """The table supplies the arguments that no tensor tells."""
     G, D = small(name)
     arguments = mspie.CONFIGS[name].generator | dict(size=16)
     loaded = load_generator(G.eval().state_dict(), **arguments)

@@ -11,7 +11,14 @@ import torch
 from . import ranks
 from .draws import Draws, seeded_weights
 from .images import Batches, Images, to_float
-from .loop import Recipe, Settings
+from .loop import Recipe
+
+# The rows a to c of the paper's Tables 3 and 4.
+PADDING_CONFIGS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "no-pad": dict(no_pad=True),
+    "no-pad-spe": dict(no_pad=True, encode="spe"),
+}
 
 
 class Adversarial(Recipe):
@@ -20,8 +27,10 @@ class Adversarial(Recipe):
     Subclasses define :meth:`networks`, :meth:`fakes`, :meth:`discriminator_loss` and :meth:`generator_loss`.
     """
 
+    settings: Any
     side: int  # of the pictures that are read
     mirror = True
+    betas: tuple[float, float]  # of Adam
     group = 0  # samples that the discriminator compares with each other; 0: none
 
     def __init__(self, settings: Any, device: torch.device) -> None:
@@ -47,12 +56,14 @@ class Adversarial(Recipe):
         raise NotImplementedError
 
     def make_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        """Build the optimisers of generator and discriminator."""
-        raise NotImplementedError
+        """Build the optimisers of generator and discriminator; by default both have the settings' learning rate."""
+        lr = self.settings.learning_rate
+        G, D = (torch.optim.Adam(network.parameters(), lr=lr, betas=self.betas) for network in (self.G, self.D))
+        return G, D
 
     def average_decay(self, iteration: int) -> float:
         """Return the share of the averaged generator that stays at an iteration."""
-        raise NotImplementedError
+        return self.settings.average
 
     def data_digest(self) -> str:
         return self.images.digest()
@@ -76,7 +87,7 @@ class Adversarial(Recipe):
         raise NotImplementedError
 
     def batches(self, start: int) -> Iterator[torch.Tensor]:
-        settings: Settings = self.settings
+        settings = self.settings
         batches = Batches(self.images, settings.batch, settings.seed, self.mirror, settings.workers)
         return batches.start(start, self.total())
 

@@ -7,22 +7,16 @@ the numbers of mmgeneration's configurations: binary cross-entropy on logits, Ad
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ..models import DCGANDiscriminator, DCGANGenerator
 from . import losses
-from .adversarial import Adversarial
+from .adversarial import PADDING_CONFIGS, Adversarial
 from .draws import Draws
 from .loop import Settings, option
 
-# The rows a to c of the paper's Table 4.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "padded": {},
-    "no-pad": dict(no_pad=True),
-    "no-pad-spe": dict(no_pad=True, encode="spe"),
-}
+CONFIGS = PADDING_CONFIGS
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,7 @@ class DCGAN(Adversarial):
     """Train one of ``CONFIGS``."""
 
     name = "dcgan"
+    betas = (0.5, 0.999)
     settings: DCGANSettings
     G: DCGANGenerator
 
@@ -64,14 +59,6 @@ class DCGAN(Adversarial):
             DCGANGenerator(settings.size, **arguments),
             DCGANDiscriminator(settings.size, base_channels=max(1, settings.width // 8)),
         )
-
-    def make_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        lr = self.settings.learning_rate
-        G, D = (torch.optim.Adam(m.parameters(), lr=lr, betas=(0.5, 0.999)) for m in (self.G, self.D))
-        return G, D
-
-    def average_decay(self, iteration: int) -> float:
-        return self.settings.average
 
     def fakes(self, draws: Draws, purpose: str) -> torch.Tensor:
         return self.fast_G(draws.normal(f"{purpose} z", self.G.z_dim))

@@ -17,18 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .draws import generator, sample_indices
 
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 _UNREADABLE = (  # what Pillow and zipfile raise for files that are damaged, encrypted or of an unknown kind
     RuntimeError,
-    NotImplementedError,
     EOFError,
     zlib.error,
     OSError,
-    UnidentifiedImageError,
     SyntaxError,
     ValueError,
     zipfile.BadZipFile,
@@ -40,10 +38,9 @@ class Images(torch.utils.data.Dataset):
     """The pictures of a folder (with its subfolders), a zip archive or one file, in the order of their names.
 
     Pictures of other kinds become RGB: grey is repeated, 16 bits are divided by 257, floating point is taken as 0 to 1
-    or, beyond 1, as 0 to 255, CMYK is converted, transparent
-    pixels become white, and of an animation the first picture counts. The orientation in a photograph's EXIF is
-    applied. With ``side`` the centre square is cut out and resized. ``notes`` tells how many pictures were converted,
-    and which files could not be read.
+    or, beyond 1, as 0 to 255, CMYK is converted, transparent pixels become white, and of an animation the first picture
+    counts. The orientation in a photograph's EXIF is applied. With ``side`` the centre square is cut out and resized.
+    ``notes`` tells how many pictures were converted, and which files could not be read.
 
     Args:
         source: path.

@@ -81,8 +81,8 @@ class Settings:
 class Recipe:
     """A system that trains: its networks, its optimisers and one iteration.
 
-    Subclasses set ``modules``, ``optimizers`` and ``kept``, and define :meth:`batches`, :meth:`step` and
-    :meth:`samples`.
+    Subclasses set ``modules`` and ``optimizers``, and define :meth:`batches`, :meth:`step`, :meth:`samples` and
+    :meth:`data_digest`.
 
     Args:
         settings: settings of the run.

@@ -89,7 +89,6 @@ class MSPIE(Adversarial):
         base = settings.size or config.size
         self.sides = [(4 + scale) * base // 4 for scale in self.scales]
         self.side = max(self.sides)
-        self.base_side = base
         super().__init__(settings, device)
         self.path_mean = torch.zeros((), device=device)
         self.fast_synthesis = torch.compile(self.G.synthesis) if settings.compile else self.G.synthesis
@@ -141,8 +140,7 @@ class MSPIE(Adversarial):
 
     def fakes(self, draws: Draws, purpose: str) -> torch.Tensor:
         ws = self.latents(draws, purpose)
-        synthesis = self.fast_synthesis
-        return synthesis(ws, noises=self.noises(draws, purpose, self.scale), scale=self.scale)
+        return self.fast_synthesis(ws, noises=self.noises(draws, purpose, self.scale), scale=self.scale)
 
     def discriminator_loss(
         self, iteration: int, fake: torch.Tensor, real: torch.Tensor, draws: Draws

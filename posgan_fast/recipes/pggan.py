@@ -8,23 +8,17 @@ configurations: WGAN with a gradient penalty of weight 10 and a drift of 5e-4 on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from ..models import PGGANDiscriminator, PGGANGenerator
 from . import losses, ranks
-from .adversarial import Adversarial
+from .adversarial import PADDING_CONFIGS, Adversarial
 from .draws import Draws
 from .loop import Settings, option
 
-# The rows a to c of the paper's Table 3.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "padded": {},
-    "no-pad": dict(no_pad=True),
-    "no-pad-spe": dict(no_pad=True, encode="spe"),
-}
+CONFIGS = PADDING_CONFIGS
 PENALTY, DRIFT = 10.0, 0.5e-3
 
 
@@ -57,6 +51,7 @@ class PGGAN(Adversarial):
     """Train one of ``CONFIGS``."""
 
     name = "pggan"
+    betas = (0.0, 0.99)
     group = 4
     settings: PGGANSettings
     G: PGGANGenerator
@@ -72,14 +67,6 @@ class PGGAN(Adversarial):
             PGGANGenerator(settings.size, **arguments),
             PGGANDiscriminator(settings.size, max_channels=settings.channel_max),
         )
-
-    def make_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        lr = self.settings.learning_rate
-        G, D = (torch.optim.Adam(m.parameters(), lr=lr, betas=(0.0, 0.99)) for m in (self.G, self.D))
-        return G, D
-
-    def average_decay(self, iteration: int) -> float:
-        return self.settings.average
 
     def growth(self, iteration: int) -> tuple[int, float]:
         """Return the side of the images and the weight of its block at an iteration."""
