@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from .. import nn
 from ..ops.common import checks, encodings
 from .report import LoadReport
+from .stylegan2_mapping import check_latent
 
 FIRST = 4  # side of the first feature map
 SLOPE = 0.01  # of the discriminator's leaky ReLU: torch's default, which the released code leaves as it is
@@ -99,8 +100,7 @@ class DCGANGenerator(torch.nn.Module):
             TypeError: ``z`` is no tensor of a supported dtype.
             ValueError: another shape or device.
         """
-        if checks.tensor(z, "z").ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z: expected shape [N, {self.z_dim}], got {tuple(z.shape)}")
+        check_latent(checks.tensor(z, "z"), "z", self.z_dim, self.noise2feat.conv.weight)
         x = self.noise2feat(z[:, :, None, None].to(self.noise2feat.conv.weight.dtype))  # [N, base_channels, 4, 4]
         if self.encoding is not None:
             x = self.encoding(x)

@@ -29,6 +29,7 @@ from .. import nn
 from ..ops.common import checks, encodings
 from .dcgan import FIRST, check_image, check_side, enlarge
 from .report import LoadReport
+from .stylegan2_mapping import check_latent
 
 _EPS = 1e-6
 
@@ -190,8 +191,7 @@ class PGGANGenerator(torch.nn.Module):
             TypeError: an argument has the wrong type.
             ValueError: another shape or device, or a number out of range.
         """
-        if checks.tensor(z, "z").ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z: expected shape [N, {self.z_dim}], got {tuple(z.shape)}")
+        check_latent(checks.tensor(z, "z"), "z", self.z_dim, self.noise2feat.bias)
         last = check_stage(size, transition, self.size)
         x = self.noise2feat(z)
         if self.encoding is not None:
