@@ -180,7 +180,7 @@ def _dcgan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     for config in ("padded", "no-pad-spe"):
         width, batch = (64, 8) if args.quick else (256, 64)
         settings = DCGANSettings(
-            data=str(folder / "faces"), out=str(folder), size=32, width=width, batch=batch, config=config,
+            data=str(folder / "faces"), out=str(folder), size=32, base_channels=width, batch=batch, config=config,
             iterations=10_000,
         )  # fmt: skip
         recipe = DCGAN(settings, torch.device("cpu"))

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from foreign import FIXTURES
+from PIL import Image
 
 import posgan_fast
 
@@ -81,6 +83,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of seven pictures of 24 x 30 pixels; SinGAN takes the first."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for k in range(7):
+        rows = np.linspace(0, 255, 24)[:, None, None] * np.ones((24, 30, 3))
+        Image.fromarray((rows * 0.7 + random.uniform(0, 70, (24, 30, 3))).astype(np.uint8)).save(folder / f"{k}.png")
+    return folder
 
 
 @pytest.fixture

@@ -147,8 +147,8 @@ def test_train_and_sample(system, picture, tmp_path, capsys):
     small = {
         "mspie": ["--size", "8", "--channel-max", "8", "--batch", "2", "--scales", "0", "2"],
         "singan": ["--min-size", "16", "--width", "4", "--iterations-per-stage", "1", "--config", "spe"],
-        "pggan": ["--size", "8", "--channel-max", "8", "--batch", "2", "--config", "no-pad-spe"],
-        "dcgan": ["--size", "8", "--width", "8", "--batch", "2", "--config", "no-pad"],
+        "pggan": ["--size", "8", "--max-channels", "8", "--batch", "2", "--config", "no-pad-spe"],
+        "dcgan": ["--size", "8", "--base-channels", "8", "--batch", "2", "--config", "no-pad"],
     }[system]
     folder = tmp_path / "run"
     argv = ["train", system, "--data", str(picture), "--out", str(folder), "--iterations", "2", *small]

@@ -47,7 +47,7 @@ def resized(x, more):
     return F.interpolate(x, [2 * side + more for side in x.shape[2:]], mode="bilinear", align_corners=True)
 
 
-@pytest.mark.parametrize("arguments", NO_PAD)
+@pytest.mark.parametrize("arguments", [*NO_PAD, dict(deconv2conv=True)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dcgan_values(arguments, backend):
     net, z = dcgan(**arguments), latents()
@@ -59,8 +59,8 @@ def test_dcgan_values(arguments, backend):
             x = x + PF.sinusoidal_encoding2d(4, 4, 32, dtype=torch.float64)
         for layer in (*net.upsampling, net.output_layer):
             weight, bias = layer.conv.weight, layer.conv.bias
-            if net.no_pad:
-                x = F.conv2d(resized(x, 2), weight, bias)
+            if net.deconv2conv:
+                x = F.conv2d(resized(x, 2 if net.no_pad else 0), weight, bias, padding=0 if net.no_pad else 1)
             else:
                 x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
             x = x.tanh() if layer.bn is None else F.relu(layer.bn(x))
@@ -186,9 +186,17 @@ def test_weights_of_generators_come_back(arguments):
         net = make(**arguments).eval()
         loaded = load({"generator_ema": net.state_dict()}, **encode)
         assert torch.equal(loaded(z), net(z)) and loaded.no_pad == net.no_pad
+        assert ("no_pad" in loaded.report.assumed) == (make is dcgan and net.no_pad)
         assert ("encode" in loaded.report.assumed) == (not encode) and ("layout" in loaded.report.assumed) == bool(
             encode
         )
+
+
+def test_padding_of_dcgans_convolutions_is_told_to_the_loader():
+    z, net = latents(), dcgan(deconv2conv=True).eval()
+    loaded = load_dcgan(net.state_dict(), no_pad=False)
+    assert torch.equal(loaded(z), net(z)) and "no_pad" not in loaded.report.assumed
+    assert not torch.equal(load_dcgan(net.state_dict())(z), net(z))
 
 
 def test_weights_of_discriminators_come_back(tmp_path):

@@ -10,23 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_trainings import SMALL, assert_equal, log, run, settings
 
-from posgan_fast.models import CheckpointError, load_generator, load_singan
+from posgan_fast.models import load_generator, load_singan
 from posgan_fast.recipes import (
-    DCGAN,
     MSPIE,
     PGGAN,
-    DCGANSettings,
-    MSPIESettings,
-    PGGANSettings,
     SinGAN,
     SinGANSettings,
     checkpoint,
@@ -38,54 +32,6 @@ from posgan_fast.recipes import (
 from posgan_fast.recipes.singan import pyramid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = {  # each recipe in seconds
-    "mspie": (MSPIE, MSPIESettings, dict(size=8, channel_max=8, batch=4)),
-    "singan": (SinGAN, SinGANSettings, dict(min_size=16, max_size=30, iterations_per_stage=5, width=4, config="spe")),
-    "pggan": (PGGAN, PGGANSettings, dict(size=16, channel_max=8, batch=4, images_first=12, images=16, transition=8)),
-    "dcgan": (DCGAN, DCGANSettings, dict(size=16, width=16, batch=4, config="no-pad-spe")),
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder of seven pictures of 24 x 30 pixels; SinGAN takes the first."""
-    folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    for k in range(7):
-        rows = np.linspace(0, 255, 24)[:, None, None] * np.ones((24, 30, 3))
-        Image.fromarray((rows * 0.7 + random.uniform(0, 70, (24, 30, 3))).astype(np.uint8)).save(folder / f"{k}.png")
-    return folder
-
-
-def settings(name, folder, out, **more):
-    _, make, small = SMALL[name]
-    source = str(folder / "0.png" if name == "singan" else folder)
-    return make(out=str(out), **{"data": source, "iterations": 10, "log_every": 1, **small, **more})
-
-
-def run(name, folder, out, resume=False, **more):
-    return train(SMALL[name][0], settings(name, folder, out, **more), resume=resume, quiet=True)
-
-
-def log(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_equal(a, b, path="checkpoint"):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            if key not in ("settings",):
-                assert_equal(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{path}[{k}]")
-    else:
-        assert a == b, path
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -283,157 +229,6 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(data, tmp_path):
     assert "NaN" not in (tmp_path / "out" / "metrics.jsonl").read_text()
 
 
-# Checkpoints
-
-
-def test_a_checkpoint_is_replaced_as_a_whole(data, tmp_path, monkeypatch):
-    path = run("dcgan", data, tmp_path / "out", iterations=1)
-    before = path.read_bytes()
-
-    def full(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        run("dcgan", data, tmp_path / "out", iterations=2, resume=True)
-    assert path.read_bytes() == before and not list((tmp_path / "out").glob(".*"))
-
-
-def test_damaged_and_foreign_checkpoints(data, tmp_path):
-    path = run("dcgan", data, tmp_path / "out", iterations=1)
-    whole = path.read_bytes()
-    cases = {
-        "damaged, or no checkpoint": whole[: len(whole) // 2],
-        "damaged, or no checkpoint: ": b"",
-        "no checkpoint of posgan-fast train": _saved(tmp_path, {"state_dict": {}}),
-        "expected schema 1, got 7": _saved(tmp_path, checkpoint.load(path) | {"schema": 7}),
-        "expected a checkpoint of dcgan, got one of pggan": _saved(
-            tmp_path, checkpoint.load(path) | {"recipe": "pggan"}
-        ),
-        "damaged: scaler, processes missing": _saved(tmp_path, _cut(checkpoint.load(path), "scaler", "processes")),
-        "expected 4 processes, got 1": _saved(tmp_path, checkpoint.load(path) | {"processes": 4}),
-        "expected the data that the run began with": _saved(tmp_path, checkpoint.load(path) | {"data": "0"}),
-        "generator_ema does not fit": _saved(tmp_path, _without(checkpoint.load(path), "generator_ema")),
-    }
-    for message, content in cases.items():
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=message):
-            run("dcgan", data, tmp_path / "out", iterations=2, resume=True)
-        assert path.read_bytes() == content
-
-
-def _saved(folder, content):
-    torch.save(content, folder / "x.pt")
-    return (folder / "x.pt").read_bytes()
-
-
-def _cut(content, *names):
-    return {name: value for name, value in content.items() if name not in names}
-
-
-def _without(content, name):
-    del content["models"][name]
-    return content
-
-
-# Pictures
-
-
-def test_pictures_of_every_kind_become_rgb(tmp_path):
-    ramp = np.arange(0, 256, 16, dtype=np.uint8).repeat(16).reshape(16, 16)
-    colour = np.stack([ramp, ramp.T, 255 - ramp], 2)
-    kinds = {
-        "rgb.png": Image.fromarray(colour),
-        "grey.png": Image.fromarray(ramp),
-        "sixteen.png": Image.fromarray(ramp.astype(np.uint16) * 257),
-        "cmyk.jpg": Image.fromarray(colour).convert("CMYK"),
-        "palette.png": Image.fromarray(colour).convert("P"),
-        "transparent.png": Image.fromarray(np.dstack([colour, np.zeros_like(ramp)])),
-        "bilevel.png": Image.fromarray(ramp).convert("1"),
-        "float.tif": Image.fromarray(ramp.astype(np.float32) / 255),
-    }
-    for name, picture in kinds.items():
-        picture.save(tmp_path / name)
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
-    (tmp_path / "notes.txt").write_text("no picture")
-    read = images.Images(tmp_path)
-    assert read.names == sorted(kinds)
-    found = {name: read[k] for k, name in enumerate(read.names)}
-    assert all(picture.shape == (3, 16, 16) and picture.dtype == torch.uint8 for picture in found.values())
-    assert np.array_equal(found["rgb.png"].permute(1, 2, 0), colour)
-    for name in ("grey.png", "sixteen.png", "float.tif"):
-        assert all(np.array_equal(plane, ramp) for plane in found[name].numpy())
-    assert bool((found["transparent.png"] == 255).all())
-    notes = "\n".join(read.notes)
-    assert all(
-        word in notes
-        for word in ("grey", "16-bit", "CMYK", "palette", "transparent", "black-and-white", "floating-point")
-    )
-    assert "1 files cannot be read and are left out: broken.png" in notes
-
-
-def test_folders_archives_and_single_files_hold_the_same_pictures(data, tmp_path):
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        for path in sorted(data.iterdir()):
-            archive.write(path, f"inner/{path.name}")
-    folder, packed = images.Images(data, 8), images.Images(tmp_path / "data.zip", 8)
-    assert len(folder) == len(packed) == 7 and len(images.Images(data / "3.png")) == 1
-    assert all(torch.equal(folder[k], packed[k]) and folder[k].shape == (3, 8, 8) for k in range(7))
-    batches = images.Batches(packed, 3, 0, mirror=True, workers=2).start(0, 40)  # each worker opens the archive
-    plain = images.Batches(folder, 3, 0, mirror=True).start(0, 40)
-    assert all(torch.equal(a, b) for a, b in zip(batches, plain, strict=True))
-
-
-def test_damaged_archives(data, tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(data.iterdir()):
-            archive.write(path, path.name)
-    whole = (tmp_path / "x.zip").read_bytes()
-    random = np.random.default_rng(1)
-    for _ in range(60):
-        broken = bytearray(whole)
-        for place in random.integers(0, len(whole), 4):
-            broken[place] ^= int(random.integers(1, 256))
-        (tmp_path / "x.zip").write_bytes(broken)
-        try:
-            read = images.Images(tmp_path / "x.zip", 8)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                assert read[0].shape == (3, 8, 8)
-        except ValueError as error:
-            assert str(error).startswith("data: ")
-
-
-def test_a_picture_that_breaks_later_gives_way_to_the_next(data, tmp_path):
-    for k in range(2):
-        (tmp_path / f"{k}.png").write_bytes((data / f"{k}.png").read_bytes())
-    read = images.Images(tmp_path)
-    content = (tmp_path / "0.png").read_bytes()
-    (tmp_path / "0.png").write_bytes(content[:200])
-    with pytest.warns(UserWarning, match="0.png: cannot be read .* the next picture takes its place"):
-        assert torch.equal(read[0], read[1])
-    (tmp_path / "1.png").unlink()
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="^data: no picture in .* can be read"):
-        read[0]
-
-
-def test_every_epoch_shows_each_picture_once(data):
-    read = images.Images(data, 8)
-    batches = [*images.Batches(read, 7, 3, mirror=False).start(0, 2)]
-    originals = {picture.numpy().tobytes() for picture in (read[k] for k in range(7))}
-    orders = [[picture.numpy().tobytes() for picture in batch] for batch in batches]
-    assert all(set(order) == originals and len(order) == 7 for order in orders) and orders[0] != orders[1]
-    later = [*images.Batches(read, 7, 3, mirror=False).start(1, 2)]
-    assert torch.equal(later[0], batches[1])
-
-
-def test_grids_are_rounded_and_clamped():
-    sheet = np.array(images.grid(torch.tensor([-2.0, -1, 0, 1, 3]).reshape(5, 1, 1, 1).expand(5, 3, 2, 2), 3))
-    assert sheet.shape == (6, 10, 3)
-    assert [sheet[0, x, 0] for x in (0, 4, 8)] == [0, 0, 128] and [sheet[4, x, 0] for x in (0, 4, 8)] == [255] * 3
-
-
 # Refusals
 
 BAD = [
@@ -459,7 +254,7 @@ BAD = [
     ("dcgan", dict(average=2.0), ValueError, "^average: expected a number above 0 and up to 1, got 2.0"),
     ("dcgan", dict(seed=2**64), ValueError, "^seed: expected an int <= "),
     ("pggan", dict(batch=6), ValueError, "^batch: expected up to 4 or a multiple of it, got 6"),
-    ("dcgan", dict(width=3), ValueError, "^base_channels: expected a multiple of"),
+    ("dcgan", dict(base_channels=3), ValueError, "^base_channels: expected a multiple of"),
     ("pggan", dict(images=0), ValueError, "^images: expected an int >= 1, got 0"),
     ("pggan", dict(layout="tf"), ValueError, "^layout: expected one of"),
     ("pggan", dict(data="/no/such/folder"), FileNotFoundError, "^data: no such file or folder: /no/such/folder"),
@@ -498,5 +293,5 @@ def test_refusals_of_data_and_folders(data, tmp_path):
         run("dcgan", data, tmp_path / "out", iterations=1, resume=True)
     with pytest.raises(ValueError, match="^out: .* holds the checkpoint of a run; resume it, or choose another folder"):
         run("dcgan", data, tmp_path / "out", iterations=2)
-    with pytest.raises(ValueError, match="^width: expected 16, as in .*checkpoint.pt, got 32"):
-        run("dcgan", data, tmp_path / "out", iterations=2, width=32, resume=True)
+    with pytest.raises(ValueError, match="^base_channels: expected 16, as in .*checkpoint.pt, got 32"):
+        run("dcgan", data, tmp_path / "out", iterations=2, base_channels=32, resume=True)

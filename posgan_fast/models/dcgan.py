@@ -1,11 +1,12 @@
 """DCGAN, also without padding and with a sinusoidal encoding of the positions.
 
-The baseline upsamples with transposed convolutions. Without padding, each of these becomes bilinear interpolation with
-aligned corners to twice the size plus 2 pixels, and a 3x3 convolution, which takes the 2 pixels again. The encoding is
-added to the first feature map. Table 4 of "Positional Encoding as Spatial Inductive Bias in GANs" (CVPR 2021):
+DCGAN upsamples with transposed convolutions. The baseline of the paper replaces each by bilinear interpolation with
+aligned corners to twice the size and a 3x3 convolution. Without padding, the interpolation makes 2 pixels more, which
+the convolution takes again. The encoding is added to the first feature map. Table 4 of "Positional Encoding as Spatial
+Inductive Bias in GANs" (CVPR 2021):
 
 =====  =======================================================
-a      ``DCGANGenerator(128)``
+a      ``DCGANGenerator(128, deconv2conv=True)``
 b      ``DCGANGenerator(128, no_pad=True)``
 c      ``DCGANGenerator(128, no_pad=True, encode="spe")``
 =====  =======================================================
@@ -39,7 +40,8 @@ class DCGANGenerator(torch.nn.Module):
         z_dim: size of the latent.
         base_channels: channels of the first feature map; each upsampling halves them.
         channels: channels of the images.
-        no_pad: True replaces the transposed convolutions by interpolation and convolutions without padding.
+        deconv2conv: True replaces the transposed convolutions by interpolation and convolutions.
+        no_pad: True does so with convolutions without padding.
         encode: "spe" adds a sinusoidal encoding to the first feature map.
         layout, div_half_dim: arguments of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
 
@@ -65,6 +67,7 @@ class DCGANGenerator(torch.nn.Module):
         z_dim: int = 100,
         base_channels: int = 1024,
         channels: int = 3,
+        deconv2conv: bool = False,
         no_pad: bool = False,
         encode: str | None = None,
         layout: str = "mmgen",
@@ -75,6 +78,7 @@ class DCGANGenerator(torch.nn.Module):
         self.z_dim = checks.integer(z_dim, "z_dim", minimum=1)
         width = check_width(base_channels, "base_channels", halvings - 1)
         self.no_pad = checks.flag(no_pad, "no_pad")
+        self.deconv2conv = checks.flag(deconv2conv, "deconv2conv") or no_pad
         self.encoding = None
         if encode is not None:
             checks.choice(encode, "encode", ("spe",))
@@ -82,9 +86,9 @@ class DCGANGenerator(torch.nn.Module):
             self.encoding = nn.SinusoidalEncoding2d(width, layout=layout, div_half_dim=div_half_dim)
         self.noise2feat = nn.ConvNormAct2d(self.z_dim, width, FIRST, transposed=True, act="relu")
         self.upsampling = torch.nn.Sequential()
-        up: dict[str, Any] = (
-            dict(kernel_size=3) if no_pad else dict(kernel_size=4, stride=2, padding=1, transposed=True)
-        )
+        up: dict[str, Any] = dict(kernel_size=4, stride=2, padding=1, transposed=True)
+        if self.deconv2conv:
+            up = dict(kernel_size=3, padding=0 if no_pad else 1)
         for _ in range(halvings - 1):
             self.upsampling.append(nn.ConvNormAct2d(width, width // 2, act="relu", **up))
             width //= 2
@@ -105,7 +109,7 @@ class DCGANGenerator(torch.nn.Module):
         if self.encoding is not None:
             x = self.encoding(x)
         for layer in (*self.upsampling, self.output_layer):
-            x = layer(enlarge(x, 2) if self.no_pad else x)
+            x = layer(enlarge(x, 2 if self.no_pad else 0) if self.deconv2conv else x)
         return x
 
     def extra_repr(self) -> str:

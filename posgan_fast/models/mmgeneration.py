@@ -317,13 +317,16 @@ def _pggan(tensors: _Tensors, layers: str, axis: int, before: Mapping[int, int] 
 def _dcgan_generator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     z_dim, width = tensors.shape("noise2feat.conv.weight", 4)[:2]
     report.assumed["encode"] = "None; no tensor tells"
-    kernel = tensors.shape("output_layer.conv.weight", 4)[2]
+    deconv2conv = tensors.shape("output_layer.conv.weight", 4)[2] == 3
+    if deconv2conv:
+        report.assumed["no_pad"] = "True; no tensor tells"
     return dict(
         size=2 * FIRST * 2 ** tensors.count("upsampling.{i}.conv.weight"),
         z_dim=z_dim,
         base_channels=width,
         channels=tensors.shape("output_layer.conv.bias", 1)[0],
-        no_pad=kernel == 3,
+        deconv2conv=deconv2conv,
+        no_pad=deconv2conv,
     )
 
 

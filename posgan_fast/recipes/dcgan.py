@@ -16,7 +16,7 @@ from .adversarial import PADDING_CONFIGS, Adversarial
 from .draws import Draws
 from .loop import Settings, option
 
-CONFIGS = PADDING_CONFIGS
+CONFIGS = {"padded": {}, "conv": dict(deconv2conv=True, no_pad=False)} | PADDING_CONFIGS
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class DCGANSettings(Settings):
         64
     """
 
-    config: str = option("padded", "row of the paper's Table 4", choices=tuple(CONFIGS))
+    config: str = option("padded", "the original, or a row of the paper's Table 4", choices=tuple(CONFIGS))
     size: int = option(64, "side of the images, in pixels, a power of two", minimum=8)
-    width: int = option(
+    base_channels: int = option(
         1024, "channels of the generator's first feature map; the discriminator starts at an eighth", minimum=1
     )
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))
@@ -54,10 +54,10 @@ class DCGAN(Adversarial):
 
     def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         settings = self.settings
-        arguments = CONFIGS[settings.config] | {"layout": settings.layout, "base_channels": settings.width}
+        arguments = CONFIGS[settings.config] | {"layout": settings.layout, "base_channels": settings.base_channels}
         return (
             DCGANGenerator(settings.size, **arguments),
-            DCGANDiscriminator(settings.size, base_channels=max(1, settings.width // 8)),
+            DCGANDiscriminator(settings.size, base_channels=max(1, settings.base_channels // 8)),
         )
 
     def fakes(self, draws: Draws, purpose: str) -> torch.Tensor:

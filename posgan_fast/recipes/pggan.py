@@ -33,7 +33,7 @@ class PGGANSettings(Settings):
 
     config: str = option("padded", "row of the paper's Table 3", choices=tuple(CONFIGS))
     size: int = option(128, "side of the images, in pixels, a power of two", minimum=8)
-    channel_max: int = option(512, "most channels of a layer", minimum=1)
+    max_channels: int = option(512, "most channels of a layer", minimum=1)
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))
     images_first: int = option(600_000, "images at 4 pixels", minimum=1)
     images: int = option(1_200_000, "images at each further side but the last", minimum=1)
@@ -62,10 +62,10 @@ class PGGAN(Adversarial):
 
     def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         settings = self.settings
-        arguments = CONFIGS[settings.config] | {"layout": settings.layout, "max_channels": settings.channel_max}
+        arguments = CONFIGS[settings.config] | {"layout": settings.layout, "max_channels": settings.max_channels}
         return (
             PGGANGenerator(settings.size, **arguments),
-            PGGANDiscriminator(settings.size, max_channels=settings.channel_max),
+            PGGANDiscriminator(settings.size, max_channels=settings.max_channels),
         )
 
     def growth(self, iteration: int) -> tuple[int, float]:

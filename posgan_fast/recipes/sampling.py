@@ -23,8 +23,7 @@ from ..models import (
 )
 from ..models.containers import holds
 from ..ops.common import checks
-from . import singan
-from .adversarial import PADDING_CONFIGS
+from . import dcgan, pggan, singan
 from .draws import generator as seeded
 from .mspie import MSPIESettings
 
@@ -152,8 +151,11 @@ def _from_recipe(data: Mapping[str, Any]) -> Sampler:
         model = mspie.generator(chosen.config, layout=chosen.layout, **chosen.networks())
         model.load_state_dict(state, strict=True)
         return Sampler("StyleGAN2", model, None, bgr=False)
-    kind, loader = {"pggan": ("PGGAN", load_pggan), "dcgan": ("DCGAN", load_dcgan)}[recipe]
-    arguments = PADDING_CONFIGS[settings["config"]]
+    kind, loader, configs = {
+        "pggan": ("PGGAN", load_pggan, pggan.CONFIGS),
+        "dcgan": ("DCGAN", load_dcgan, dcgan.CONFIGS),
+    }[recipe]
+    arguments = configs[settings["config"]]
     layout = {"layout": settings["layout"]} if arguments.get("encode") else {}
     return Sampler(kind, loader(state, **arguments, **layout), None, bgr=False)
 
