@@ -1,8 +1,9 @@
 """python -m benchmarks.systems: measure SinGAN, MS-PIE and DCGAN as their users run them, sampling and training.
 
 Ours is compared with the same networks, weights and algorithm in plain torch layers, and SinGAN's iteration also with
-the algorithm of the released code in those layers, which builds the graph through all stages. Times are medians of
-interleaved rounds, ratios medians of the ratios within each round.
+the algorithm of the released code in those layers, which builds the graph through all stages. With a checkout of
+mmgeneration its own generator samples beside ours. Times are medians of interleaved rounds, ratios medians of the
+ratios within each round.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import stylegan2_peers as peers
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ from . import harness, options
 from .plain import plain_layers
 
 WHAT = ("singan-sample", "singan-train", "mspie-train", "dcgan-train")
-OURS, PLAIN, RELEASED = "ours", "plain torch", "plain torch, released algorithm"
+OURS, PLAIN, RELEASED, THEIRS = "ours", "plain torch", "plain torch, released algorithm", "mmgeneration"
 SIZES = [(25, 33), (32, 43), (41, 55), (53, 71), (69, 91), (88, 118), (113, 151), (145, 194), (186, 248)]  # balloons
 
 
@@ -47,11 +49,14 @@ class Row:
     medians: dict[str, float] = field(default_factory=dict)
     quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
-    error: float | None = None  # of ours against plain torch, relative L2
+    error: float | None = None  # of ours against the others, relative L2, the largest
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.systems", sys.argv[1:] if argv is None else argv, args.allocator)
     rows = []
@@ -79,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.systems", description=__doc__.splitlines()[0])
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument(
+        "--peer", type=Path, metavar="PATH", help="checkout of mmgeneration, whose SinGAN samples beside ours"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that all runs")
     options.add_allocator(parser)
@@ -100,8 +108,36 @@ def _singan_sample(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
                 with torch.no_grad():
                     return g(z, weights)
 
-            case = f"{name}, {n} of {scaled[-1][0]} x {scaled[-1][1]}"
-            yield _measured("SinGAN sampling", case, {OURS: sample, PLAIN: _plain(sample)}, args.rounds)
+            calls = {OURS: sample, PLAIN: _plain(sample)}
+            if args.peer and (name, n) != ("original", 4):  # whose code repeats noise for no batch
+                calls[THEIRS] = _mmgeneration(args.peer, name, generator, noises, weights)
+            yield _measured("SinGAN sampling", f"{name}, {n} of {scaled[-1][0]} x {scaled[-1][1]}", calls, args.rounds)
+
+
+def _mmgeneration(
+    path: Path, name: str, ours: SinGANGenerator, noises: list[torch.Tensor], weights: list[float]
+) -> Callable[[], torch.Tensor]:
+    """Return a call of mmgeneration's generator with the weights and noises of ours."""
+    spe = dict(type="SPE", embedding_dim=4, padding_idx=0, init_size=512, div_half_dim=False, center_shift=200)
+    arguments: dict[str, dict[str, Any]] = {
+        "original": {},
+        "spe": dict(padding=1, pad_at_head=False, first_stage_in_channels=8, positional_encoding=spe),
+        "interp-pad": dict(interp_pad=True, noise_with_pad=True),
+    }
+    with peers.checkout(path, peers.mmcv(path)):
+        kind = "SinGANMSGeneratorPE" if arguments[name] else "SinGANMultiScaleGenerator"
+        theirs = peers.mmgeneration_network(kind)(3, 3, len(noises) - 1, **arguments[name]).eval()
+    theirs.load_state_dict(theirs.state_dict() | ours.state_dict())
+    first = torch.zeros(len(noises[0]), 3, *(side - ours.margin for side in noises[0].shape[2:]))
+    if not arguments[name]:
+        noises = [noises[0], *(noise.expand(-1, 3, -1, -1) for noise in noises[1:])]
+    keywords = dict(fixed_noises=noises, noise_weights=weights, rand_mode="recon", curr_scale=len(noises) - 1)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return theirs(first, **keywords)
+
+    return run
 
 
 def _singan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -110,7 +146,7 @@ def _singan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     Image.fromarray(_photograph(*(SIZES[3] if args.quick else SIZES[-1]))).save(picture)
     for config in ("spe", "interp-pad"):
         settings = SinGANSettings(data=str(picture), out=str(folder), config=config, iterations_per_stage=1)
-        for stage in (1, 2) if args.quick else (4, 8):
+        for stage in (1, 2) if args.quick else (4, 7):
             recipe = SinGAN(settings, torch.device("cpu"))
             for t in range(stage + 1):
                 recipe.step(t, None)
@@ -177,7 +213,7 @@ def _mspie_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
 def _dcgan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Four iterations at 32 pixels, with padding and without."""
     _photographs(folder / "faces", 8, 48)
-    for config in ("padded", "no-pad-spe"):
+    for config in ("original", "no-pad-spe"):
         width, batch = (64, 8) if args.quick else (256, 64)
         settings = DCGANSettings(
             data=str(folder / "faces"), out=str(folder), size=32, base_channels=width, batch=batch, config=config,
@@ -212,7 +248,8 @@ def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds:
     row = Row(what, case)
     results = {name: call() for name, call in calls.items()}
     if isinstance(results[OURS], torch.Tensor):
-        row.error = float((results[OURS] - results[PLAIN]).norm() / results[PLAIN].norm())
+        others = (value for name, value in results.items() if name != OURS)
+        row.error = max(float((results[OURS] - value).norm() / value.norm()) for value in others)
     effort = dataclasses.replace(harness.QUICK, rounds=rounds, least=rounds, seconds=0.0, sample=0.0)
     samples = harness.interleave({name: _timer(call) for name, call in calls.items()}, effort)
     for name, times in samples.items():

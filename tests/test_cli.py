@@ -223,7 +223,7 @@ def test_sample_refuses_files(tmp_path, capsys):
     (tmp_path / "x.pt").write_bytes(b"nonsense")
     assert cli.main(["sample", str(tmp_path / "x.pt"), "--out", str(tmp_path)]) == 1
     assert "neither a file of torch nor a pickle" in capsys.readouterr().err
-    torch.save({"recipe": "dcgan", "settings": {"config": "padded"}, "models": {}}, tmp_path / "x.pt")
+    torch.save({"recipe": "dcgan", "settings": {"config": "original"}, "models": {}}, tmp_path / "x.pt")
     assert cli.main(["sample", str(tmp_path / "x.pt"), "--out", str(tmp_path)]) == 1
     assert "damaged checkpoint of posgan-fast train" in capsys.readouterr().err
 

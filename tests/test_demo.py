@@ -57,9 +57,11 @@ def test_everything_is_compared_and_written(narrow, tmp_path, capsys):
         assert f"\n{name} " in out
     speedup = rows["generator 64 pixels, 2 images"]["speedup"]
     said = f"all {len(rows)} comparisons equal; the generator runs {speedup:.2f}x as fast as on the reference backend"
-    assert record["verdict"] == said and out.endswith(f"verdict: {said}\n")
+    picture = tmp_path / "a" / "b" / "singan.png"
+    assert record["verdict"] == said and f"verdict: {said}\n" in out and out.endswith(f"written: {picture}\n")
     assert "stylegan2_torch.op.upfirdn2d (upfirdn2d)" in record["patched"] and record["patched"] in out
     assert Image.open(tmp_path / "a" / "b" / "demo.png").size == (2 * 64, 3 * 64)
+    assert Image.open(picture).size == (3 * (3 * 96 + 8), 3 * (2 * 64 + 4))
 
 
 def test_a_wrong_result_is_a_mismatch(narrow, tmp_path, monkeypatch, capsys):
@@ -70,6 +72,7 @@ def test_a_wrong_result_is_a_mismatch(narrow, tmp_path, monkeypatch, capsys):
 
     spoil(monkeypatch, "bias_act", wrong)
     monkeypatch.setattr(demo, "_train", lambda *args: [])
+    monkeypatch.setattr(demo, "_singan", lambda *args, **keywords: None)
     out, _, record = run(tmp_path, capsys, 1)
     differing = [row["name"] for row in record["rows"] if not row["equal"]]
     assert differing == ["bias_act 2x8x64x64", "generator 64 pixels, 2 images"] and not record["equal"]

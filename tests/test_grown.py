@@ -239,6 +239,8 @@ def test_gradients_of_two_orders():
         (lambda: DCGANGenerator(64, base_channels=12), ValueError, "^base_channels: expected a multiple of 8, got 12"),
         (lambda: DCGANGenerator(8, base_channels=6, encode="spe"), ValueError, "^base_channels: .*4"),
         (lambda: DCGANGenerator(8, encode="csg"), ValueError, "^encode: expected one of"),
+        (lambda: DCGANGenerator(8, deconv2conv=1), TypeError, "^deconv2conv: expected a bool, got int"),
+        (lambda: DCGANGenerator(8, no_pad=True, deconv2conv=False), ValueError, "^deconv2conv: expected True or None"),
         (lambda: DCGANGenerator(8, no_pad=1), TypeError, "^no_pad: expected a bool, got int"),
         (lambda: dcgan()(torch.zeros(2, 7)), ValueError, r"^z: expected shape \[N, 6\], got \(2, 7\)"),
         (lambda: dcgan()([0.0]), TypeError, "^z: expected a torch.Tensor, got list"),

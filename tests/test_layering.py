@@ -21,7 +21,7 @@ ALLOWED = {
     "recipes": {"models", "nn", "functional", "ops"},
     "run": {"integrations", "backend", "_allocator"},
     "cli": {"experiments", "recipes", "integrations", "models", "backend", "run", "demo", "doctor"},
-    "demo": {"integrations", "functional", "backend", "_native"},
+    "demo": {"experiments", "integrations", "functional", "backend", "_native"},
     "doctor": {"functional", "ops", "backend", "_native"},
     "__main__": {"cli"},
     "__init__": {"functional", "backend", "integrations", "_allocator"},

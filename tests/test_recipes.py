@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from posgan_fast.models import load_generator, load_singan
 from posgan_fast.recipes import (
     MSPIE,
     PGGAN,
+    MSPIESettings,
     SinGAN,
     SinGANSettings,
     checkpoint,
@@ -109,6 +111,12 @@ def test_mspie_draws_scales_as_asked(data, tmp_path):
     assert abs([uniform.scale_of(k) for k in range(400)].count(0) / 400 - 1 / 3) < 0.08
 
 
+def test_mspie_takes_batch_and_iterations_of_its_configuration():
+    assert (MSPIESettings().batch, MSPIESettings().iterations) == (3, 1_100_002)
+    large = MSPIESettings(config="f-1024", batch=0)
+    assert (large.batch, large.iterations, MSPIESettings(config="f-1024", batch=5).batch) == (2, 1_500_002, 5)
+
+
 def test_pggan_grows(data, tmp_path):
     recipe = PGGAN(settings("pggan", data, tmp_path), torch.device("cpu"))
     stages = [recipe.growth(k) for k in range(12)]
@@ -180,24 +188,36 @@ def test_two_processes_train_as_one_with_the_doubled_batch(data, tmp_path):
             assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), (name, ours, theirs)
 
 
-def test_a_run_that_is_killed_resumes(data, tmp_path):
-    """SIGKILL at iteration 10 or later, after the checkpoint of iteration 10 at the earliest."""
-    arguments = [sys.executable, *_COMMAND, "--data", str(data), "--batch", "4", "--out", str(tmp_path / "killed")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: the number of threads decides the order of sums
-    process = subprocess.Popen([*arguments, "--iterations", "100000", "--save-every", "10"], env=environment)
+def test_a_run_of_two_processes_that_is_killed_resumes(data, tmp_path):
+    """SIGKILL to both at iteration 10 or later, after the checkpoint of iteration 10 at the earliest."""
+
+    def start(out: str, iterations: int, *more: str) -> list[subprocess.Popen]:
+        """Start what torchrun starts, which would leave its processes behind when it is killed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        common["OMP_NUM_THREADS"] = "1"  # the number of threads decides the order of sums
+        arguments = ["--data", str(data), "--batch", "2", "--out", str(tmp_path / out), "--iterations", str(iterations)]
+        command = [sys.executable, *_COMMAND, *arguments, "--save-every", "10", *more]
+        return [subprocess.Popen(command, env=os.environ | common | {"RANK": rank}) for rank in "01"]
+
+    def finish(processes: list[subprocess.Popen]) -> None:
+        assert [process.wait(120) for process in processes] == [0, 0]
+
+    processes = start("killed", 100_000)
     path = tmp_path / "killed" / "checkpoint.pt"
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for process in processes:
+        process.kill()
+        process.wait()
     reached = checkpoint.load(path)["iteration"]
     assert reached >= 10 and reached % 10 == 0
-    end = reached + 3
-    killed = run("mspie", data, tmp_path / "killed", resume=True, iterations=end)
-    whole = run("mspie", data, tmp_path / "whole", iterations=end)
-    assert_equal(checkpoint.load(whole), checkpoint.load(killed))
-    assert log(tmp_path / "whole") == log(tmp_path / "killed")
+    finish(start("killed", reached + 3, "--resume"))
+    finish(start("whole", reached + 3))
+    assert_equal(checkpoint.load(path), checkpoint.load(tmp_path / "whole" / "checkpoint.pt"))
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
     assert not list((tmp_path / "killed").glob(".*.part"))
 
 
@@ -235,7 +255,8 @@ BAD = [
     ("mspie", dict(data=""), ValueError, "^data: expected a folder, a zip archive or a picture"),
     ("mspie", dict(out=""), ValueError, "^out: expected a folder for the results"),
     ("mspie", dict(config="l"), ValueError, "^config: expected one of"),
-    ("mspie", dict(batch=0), ValueError, "^batch: expected an int >= 1, got 0"),
+    ("dcgan", dict(batch=0), ValueError, "^batch: expected an int >= 1, got 0"),
+    ("mspie", dict(batch=-1), ValueError, "^batch: expected an int >= 0, got -1"),
     ("mspie", dict(iterations=2.5), TypeError, "^iterations: expected an int, got float"),
     ("mspie", dict(seed=-1), ValueError, "^seed: expected an int >= 0, got -1"),
     ("mspie", dict(precision="int8"), ValueError, "^precision: expected one of"),

@@ -15,7 +15,7 @@ COMMANDS = {
     "experiment": "test a claim of a paper: a figure, numbers and one sentence",
     "doctor": "what is installed, what is missing, why, and the command that mends it",
     "verify": "compare every backend that runs here with the definition in float64",
-    "demo": "a published StyleGAN2 package, unmodified: generate and train, both ways",
+    "demo": "a published StyleGAN2 package, unmodified, both ways; and a SinGAN on a photograph",
 }
 
 

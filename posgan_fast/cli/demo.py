@@ -8,9 +8,11 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path("out"), help="folder for demo.png and demo.json (default: out)"
+        "--out", type=Path, default=Path("out"), help="folder for demo.png, demo.json and singan.png (default: out)"
     )
-    parser.add_argument("--quick", action="store_true", help="64 pixels and one training step, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="64 pixels and one step of each training, to see that it runs"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

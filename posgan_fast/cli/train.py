@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import Any
 
 from .. import recipes
@@ -34,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     recipe, settings = recipes.RECIPES[options.system]
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(settings)}
-    path = recipes.train(recipe, settings(**given), resume=options.resume, quiet=options.quiet)
+    try:
+        path = recipes.train(recipe, settings(**given), resume=options.resume, quiet=options.quiet)
+    except KeyboardInterrupt as interruption:
+        if interruption.args and not options.quiet and os.environ.get("RANK", "0") == "0":
+            print(f"interrupted; the run is saved in {interruption}, --resume continues it")
+        raise
     if not options.quiet:
         print(path)
     return 0

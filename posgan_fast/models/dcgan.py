@@ -40,8 +40,8 @@ class DCGANGenerator(torch.nn.Module):
         z_dim: size of the latent.
         base_channels: channels of the first feature map; each upsampling halves them.
         channels: channels of the images.
-        deconv2conv: True replaces the transposed convolutions by interpolation and convolutions.
-        no_pad: True does so with convolutions without padding.
+        deconv2conv: True replaces the transposed convolutions by interpolation and convolutions; None: if ``no_pad``.
+        no_pad: True replaces them by interpolation and convolutions without padding.
         encode: "spe" adds a sinusoidal encoding to the first feature map.
         layout, div_half_dim: arguments of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
 
@@ -67,7 +67,7 @@ class DCGANGenerator(torch.nn.Module):
         z_dim: int = 100,
         base_channels: int = 1024,
         channels: int = 3,
-        deconv2conv: bool = False,
+        deconv2conv: bool | None = None,
         no_pad: bool = False,
         encode: str | None = None,
         layout: str = "mmgen",
@@ -78,7 +78,9 @@ class DCGANGenerator(torch.nn.Module):
         self.z_dim = checks.integer(z_dim, "z_dim", minimum=1)
         width = check_width(base_channels, "base_channels", halvings - 1)
         self.no_pad = checks.flag(no_pad, "no_pad")
-        self.deconv2conv = checks.flag(deconv2conv, "deconv2conv") or no_pad
+        self.deconv2conv = no_pad if deconv2conv is None else checks.flag(deconv2conv, "deconv2conv")
+        if no_pad and not self.deconv2conv:
+            raise ValueError("deconv2conv: expected True or None with no_pad, got False")
         self.encoding = None
         if encode is not None:
             checks.choice(encode, "encode", ("spe",))
@@ -113,7 +115,7 @@ class DCGANGenerator(torch.nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, no_pad={self.no_pad}"
+        return f"size={self.size}, deconv2conv={self.deconv2conv}, no_pad={self.no_pad}"
 
 
 class DCGANDiscriminator(torch.nn.Module):

@@ -137,7 +137,8 @@ def load_dcgan(source: Source, *, ema: bool = True, **overrides: Any) -> DCGANGe
     Args:
         source: a path, the result of :func:`read_checkpoint`, or a state dictionary; see :func:`load_generator`.
         ema: as in :func:`load_generator`.
-        overrides: arguments of :class:`DCGANGenerator` that replace inferred ones. No tensor tells ``encode``.
+        overrides: arguments of :class:`DCGANGenerator` that replace inferred ones. No tensor tells ``encode``, nor
+            ``no_pad`` where interpolation replaces the transposed convolutions.
 
     Raises:
         UnsafeFileError, CheckpointError: as in :func:`load_singan`.

@@ -37,6 +37,8 @@ class Config(NamedTuple):
     scales: tuple[int, ...] = (0, 2, 4)  # of the training
     channel_multiplier: int = 2  # of the generator
     discriminator_multiplier: int = 2
+    batch: int = 3  # images of each of eight processes
+    iterations: int = 1_100_002
 
     @property
     def pools(self) -> bool:
@@ -74,7 +76,7 @@ CONFIGS: dict[str, Config] = {
     "j": Config("spe", interp_head=True, no_pad=True),
     "k": Config("spe", no_pad=True),
     "f-896": Config("spe", up_after_conv=True, scales=(0, 4, 10)),
-    "f-1024": Config("spe", up_after_conv=True, scales=(0, 4, 12), channel_multiplier=1),
+    "f-1024": Config("spe", up_after_conv=True, scales=(0, 4, 12), channel_multiplier=1, batch=2, iterations=1_500_002),
     "table2-a": Config("constant", **_ONE),
     "table2-b": Config("constant", up_after_conv=False, **_ONE),
     "table2-c": Config("constant", no_pad=True, **_ONE),

@@ -92,7 +92,7 @@ class ConvNormAct2d(torch.nn.Module):
 
     def _activate(self, y: torch.Tensor) -> torch.Tensor:
         """Activate ``y`` in place where torch has an op for that, which without a bias is the fastest in training."""
-        slope = 0.2 if self.alpha is None else self.alpha
+        slope = ACTIVATIONS["lrelu"].alpha if self.alpha is None else self.alpha
         if self.act == "relu":
             return F.relu_(y)
         if self.act == "lrelu" and slope >= 0:  # torch refuses to differentiate others in place

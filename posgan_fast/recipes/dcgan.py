@@ -7,6 +7,7 @@ the numbers of mmgeneration's configurations: binary cross-entropy on logits, Ad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,7 +17,9 @@ from .adversarial import PADDING_CONFIGS, Adversarial
 from .draws import Draws
 from .loop import Settings, option
 
-CONFIGS = {"padded": {}, "conv": dict(deconv2conv=True, no_pad=False)} | PADDING_CONFIGS
+CONFIGS: dict[str, dict[str, Any]] = (
+    {"original": {}} | PADDING_CONFIGS | {"padded": dict(deconv2conv=True, no_pad=False)}
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,11 @@ class DCGANSettings(Settings):
         64
     """
 
-    config: str = option("padded", "the original, or a row of the paper's Table 4", choices=tuple(CONFIGS))
+    config: str = option(
+        "original",
+        "original, or rows a to c of the paper's Table 4: padded, no-pad, no-pad-spe",
+        choices=tuple(CONFIGS),
+    )
     size: int = option(64, "side of the images, in pixels, a power of two", minimum=8)
     base_channels: int = option(
         1024, "channels of the generator's first feature map; the discriminator starts at an eighth", minimum=1

@@ -193,7 +193,7 @@ def train(make: type[Recipe], settings: Settings, *, resume: bool = False, quiet
         ValueError: a wrong setting, no readable picture, or another run in the folder.
         CheckpointError: the checkpoint is damaged, or of another run.
         OSError: a file cannot be written; the last checkpoint is whole.
-        KeyboardInterrupt: the run was interrupted; it has been saved.
+        KeyboardInterrupt: the run was interrupted; its argument is the path that it has been saved in.
     """
     if not settings.out:
         raise ValueError("out: expected a folder for the results")
@@ -214,8 +214,7 @@ def train(make: type[Recipe], settings: Settings, *, resume: bool = False, quiet
         with _Log(folder, start, settings, enabled=first) as log, _Interruption() as interruption:
             _iterate(recipe, start, path, log, interruption, quiet or not first)
         if interruption.requested:
-            say(f"interrupted; the run is saved in {path}, --resume continues it")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(str(path))
     return path
 
 

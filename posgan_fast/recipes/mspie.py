@@ -37,8 +37,8 @@ class MSPIESettings(Settings):
     """Settings of :class:`MSPIE`.
 
     Example:
-        >>> MSPIESettings(data="photos", out="run", config="k").batch
-        3
+        >>> MSPIESettings(data="photos", out="run", config="f-1024").iterations
+        1500002
     """
 
     config: str = option("f", "configuration of the paper", choices=tuple(mspie.CONFIGS))
@@ -52,13 +52,16 @@ class MSPIESettings(Settings):
     )
     path_scale: str = option("base", "scale of the path length, 0 as released or current", choices=("base", "current"))
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))
-    batch: int = option(3, "images of a process and iteration", minimum=1)
-    iterations: int = option(1_100_002, "iterations in all", minimum=1)
+    batch: int = option(0, "images of a process and iteration; 0: those of the configuration")
+    iterations: int = option(0, "iterations in all; 0: those of the configuration")
     save_every: int = option(10_000, "iterations between checkpoints", minimum=1)
     sample_every: int = option(5000, "iterations between grids of samples", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("batch", "iterations"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, getattr(mspie.CONFIGS[self.config], name))
         if self.scales is not None:
             if not isinstance(self.scales, (tuple, list)) or not self.scales:
                 raise ValueError(f"scales: expected one int or more, got {self.scales!r}")

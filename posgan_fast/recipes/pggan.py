@@ -31,7 +31,7 @@ class PGGANSettings(Settings):
         [4, 8, 16, 32]
     """
 
-    config: str = option("padded", "row of the paper's Table 3", choices=tuple(CONFIGS))
+    config: str = option("padded", "rows a to c of the paper's Table 3", choices=tuple(CONFIGS))
     size: int = option(128, "side of the images, in pixels, a power of two", minimum=8)
     max_channels: int = option(512, "most channels of a layer", minimum=1)
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))

@@ -38,6 +38,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "interp-pad-disc-nobn": dict(padding="interp"),
     "reflect": dict(padding="reflect"),
     "no-pad": dict(padding="none"),
+    "csg-no-pad": dict(encode="csg", padding="none"),
+    "spe-no-pad": dict(encode="spe", padding="none"),
 }
 STEPS = 3  # of each network in an iteration
 PENALTY, RECONSTRUCTION, NOISE = 0.1, 10.0, 0.1
