@@ -159,7 +159,7 @@ def _sentence(found: dict[str, Any]) -> str:
     values = "; ".join(f"{name} {narrow:.2f} and {wide:.2f}" for name, (narrow, wide) in layouts.items())
     published = [name for name in lost if not name.endswith("alone")]
     return (
-        f"Correlation of the average image with the photograph, at its size and 1.5 times as wide: {values}. The layout "
-        f"is lost with {' and '.join(lost) or 'none'}; among the published generators this is "
+        f"Correlation of the average image with the photograph, at its size and 1.5 times as wide: {values}. The "
+        f"layout is lost with {' and '.join(lost) or 'none'}; among the published generators this is "
         f"{'as' if published == ['no padding'] else 'unlike'} in the paper."
     )
