@@ -14,6 +14,7 @@ import statistics
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ..recipes.images import grid
 from . import pictures
@@ -76,15 +77,10 @@ def _by_side(distances: dict[int, float]) -> dict[int, float]:
     return {side(scale): value for scale, value in distances.items()}
 
 
-def _figure(found: dict[str, Any], shown: dict[str, Any], halves: dict[int, float]) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def _figure(found: dict[str, Any], shown: dict[str, Any], halves: dict[int, float]) -> Figure:
     sides = [side(scale) for scale in SCALES]
-    size = 14, 14 / sum(sides) * max(sides) * 1.1 * len(found)
-    figure, axes = pyplot.subplots(len(found), len(SCALES), figsize=size, width_ratios=sides)
+    figure = Figure(figsize=(14, 14 / sum(sides) * max(sides) * 1.1 * len(found)))
+    axes = figure.subplots(len(found), len(SCALES), width_ratios=sides)
     kinds = {scale: kind for kind, scales in KINDS.items() for scale in scales}
     for row, name in zip(axes, found, strict=True):
         for axis, scale in zip(row, SCALES, strict=True):

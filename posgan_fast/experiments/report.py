@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ..recipes.checkpoint import replacing
 
 
-def write(folder: Path, name: str, figure: Any, numbers: dict[str, Any], sentence: str) -> None:
+def write(folder: Path, name: str, figure: Figure, numbers: dict[str, Any], sentence: str) -> None:
     """Write ``name.png`` and ``name.json`` into ``folder``, and print the sentence.
 
     Args:
         folder: place of the two files.
         name: name of the experiment.
-        figure: a figure of matplotlib.
+        figure: the picture.
         numbers: what was measured, and the settings.
         sentence: what came out, also where it disagrees with the paper.
     """

@@ -23,6 +23,7 @@ import argparse
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from ..recipes.draws import generator
@@ -117,16 +118,12 @@ def _resized(image: torch.Tensor, size: Any) -> torch.Tensor:
     return F.interpolate(image, size, mode="bicubic", antialias=True)
 
 
-def _figure(real: torch.Tensor, found: dict[str, Any]) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def _figure(real: torch.Tensor, found: dict[str, Any]) -> Figure:
     h, w = real.shape[2:]
     ratios = [w, w, w, 1.5 * w, 1.5 * w, w]
     height = 14 / sum(ratios) * h * (len(found) + 1) * 1.4
-    figure, axes = pyplot.subplots(len(found) + 1, len(ratios), figsize=(14, height), width_ratios=ratios)
+    figure = Figure(figsize=(14, height))
+    axes = figure.subplots(len(found) + 1, len(ratios), width_ratios=ratios)
     for axis in axes.flat:
         axis.set_xticks([]), axis.set_yticks([])
     axes[0, 0].imshow(pictures.shown(real[0]))

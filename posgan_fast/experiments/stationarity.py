@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from torch.nn import functional as F
 
@@ -134,13 +135,9 @@ def constant_input(no_pad: bool, seed: int) -> dict[str, Any]:
     return {"image": image, "spread": float((y.std((2, 3)) / y.square().mean((2, 3)).sqrt()).mean())}
 
 
-def _figure(found: dict[str, Any], constant: dict[str, Any]) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(3, 4, figsize=(12, 8.5))
+def _figure(found: dict[str, Any], constant: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(12, 8.5))
+    axes = figure.subplots(3, 4)
     for column, padding in enumerate(PADDINGS):
         one = found[padding]
         for row, (key, title) in enumerate((("mean", "|E(y)|"), ("correlation", "R(y, right neighbour)"))):

@@ -14,6 +14,7 @@ import statistics
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ..recipes.images import grid
 from . import pictures
@@ -81,13 +82,9 @@ def _settings(system: str, iterations: int) -> dict[str, Any]:
     return dict(size=SIDE, max_channels=64, batch=16, average=0.99, iterations=iterations, **images)
 
 
-def _figure(system: str, shown: dict[str, torch.Tensor], found: dict[str, Any], between: dict[str, Any]) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), width_ratios=(2, 1.4))
+def _figure(system: str, shown: dict[str, torch.Tensor], found: dict[str, Any], between: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(12, 4))
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1.4))
     left.imshow(grid(torch.cat(list(shown.values())), SHOWN))
     left.set_xticks([])
     left.set_yticks([(SIDE + 2) * k + SIDE // 2 for k in range(len(shown))], list(shown))
