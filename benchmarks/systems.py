@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
+    if args.peer and not (args.peer / "mmgen").is_dir():
+        parser.error(f"--peer: expected a checkout of mmgeneration, got {args.peer}")
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.systems", sys.argv[1:] if argv is None else argv, args.allocator)
     rows = []

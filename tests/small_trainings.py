@@ -11,26 +11,22 @@ from posgan_fast.recipes import (
     DCGAN,
     MSPIE,
     PGGAN,
-    DCGANSettings,
-    MSPIESettings,
-    PGGANSettings,
     SinGAN,
-    SinGANSettings,
     train,
 )
 
 SMALL = {  # each recipe in seconds
-    "mspie": (MSPIE, MSPIESettings, dict(size=8, channel_max=8, batch=4)),
-    "singan": (SinGAN, SinGANSettings, dict(min_size=16, max_size=30, iterations_per_stage=5, width=4, config="spe")),
-    "pggan": (PGGAN, PGGANSettings, dict(size=16, max_channels=8, batch=4, images_first=12, images=16, transition=8)),
-    "dcgan": (DCGAN, DCGANSettings, dict(size=16, base_channels=16, batch=4, config="no-pad-spe")),
+    "mspie": (MSPIE, dict(size=8, channel_max=8, batch=4)),
+    "singan": (SinGAN, dict(min_size=16, max_size=30, iterations_per_stage=5, width=4, config="spe")),
+    "pggan": (PGGAN, dict(size=16, max_channels=8, batch=4, images_first=12, images=16, transition=8)),
+    "dcgan": (DCGAN, dict(size=16, base_channels=16, batch=4, config="no-pad-spe")),
 }
 
 
 def settings(name, folder, out, **more):
-    _, make, small = SMALL[name]
+    recipe, small = SMALL[name]
     source = str(folder / "0.png" if name == "singan" else folder)
-    return make(out=str(out), **{"data": source, "iterations": 10, "log_every": 1, **small, **more})
+    return recipe.settings_type(out=str(out), **{"data": source, "iterations": 10, "log_every": 1, **small, **more})
 
 
 def run(name, folder, out, resume=False, **more):

@@ -154,8 +154,11 @@ def test_train_and_sample(system, picture, tmp_path, capsys):
     argv = ["train", system, "--data", str(picture), "--out", str(folder), "--iterations", "2", *small]
     assert cli.main(argv) == 0
     assert capsys.readouterr().out.endswith(f"{folder / 'checkpoint.pt'}\n")
-    assert cli.main([*argv, "--resume", "--iterations", "3", "--quiet"]) == 0
+    resumed = ["train", system, "--out", str(folder), "--resume", "--quiet"]
+    assert cli.main([*resumed, "--iterations", "3"]) == 0  # all other settings are those of the run
     assert capsys.readouterr().out == ""
+    assert cli.main([*resumed, "--seed", "1"]) == 1
+    assert f"seed: expected 0, as in {folder / 'checkpoint.pt'}, got 1" in capsys.readouterr().err
     assert cli.main(argv) == 1
     assert capsys.readouterr().err.startswith(f"posgan-fast train: out: {folder} holds the checkpoint of a run")
     images = tmp_path / "images"

@@ -60,6 +60,10 @@ def test_the_command_draws_a_labelled_strip_for_each_direction(generator, tmp_pa
     assert not np.array_equal(np.array(first), np.array(second))
     assert bool((np.array(first.crop((0, 0, first.width, 28))) < 128).any())
     capsys.readouterr()
+    assert cli.main([*argv, "--directions", "2", "3"]) == 1
+    assert "direction-003.png exists; choose another folder, or --overwrite" in capsys.readouterr().err
+    assert cli.main([*argv, "--directions", "2", "3", "--overwrite"]) == 0
+    argv.append("--overwrite")
     for more, message in (
         (["--directions", "8"], "--directions: expected 0 to 7, got 8"),
         (["--steps", "1"], "--n, --steps: expected at least 1 and 2, got 2 and 1"),

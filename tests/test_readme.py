@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import shlex
@@ -14,6 +15,7 @@ import torch
 from posgan_fast import cli, integrations, models, nn
 from posgan_fast import functional as PF
 from posgan_fast.models import Generator, SinGANGenerator
+from posgan_fast.recipes import SinGAN, SinGANSettings, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,6 +41,11 @@ def test_python_runs(page, tmp_path, monkeypatch):
     torch.save(SinGANGenerator(2, width=8).state_dict(), "balloons.pth")
     noises = [np.zeros((1, 3, side, side), np.float32) for side in (12, 16)]
     Path("balloons.pkl").write_bytes(pickle.dumps(dict(fixed_noises=noises, noise_weights=[1, 0.1], curr_stage=1)))
+    if page == "README.md":
+        pictures = SinGANSettings(
+            data=ROOT / "docs" / "singan.png", out="runs/photo", width=4, min_size=12, max_size=24
+        )
+        train(SinGAN, dataclasses.replace(pictures, iterations=1), quiet=True)
     if page == "docs/export.md":  # each layer takes the exporters a second
         monkeypatch.setattr(models, "Generator", lambda *_, **__: Generator(8, channel_max=8, mapping_layers=1))
     names: dict[str, object] = {}

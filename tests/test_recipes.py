@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from small_trainings import SMALL, assert_equal, log, run, settings
 
-from posgan_fast.models import load_generator, load_singan
+from posgan_fast.models import CheckpointError, load_generator
 from posgan_fast.recipes import (
     MSPIE,
     PGGAN,
@@ -28,6 +28,7 @@ from posgan_fast.recipes import (
     checkpoint,
     draws,
     images,
+    load_sampler,
     losses,
     train,
 )
@@ -147,7 +148,7 @@ def test_singan_stages_follow_each_other(data, tmp_path):
         content["fixed_noises"]
     )
     assert content["noise_weights"][0] == 1 and all(0 < w < 0.2 for w in content["noise_weights"][1:])
-    loaded = load_singan(path)
+    loaded = load_sampler(path).generator
     assert loaded.encode == "spe" and loaded.reconstruct().shape[2:] == (24, 30)
     assert torch.equal(loaded.noises[0], content["fixed_noises"][0])
 
@@ -162,9 +163,20 @@ def test_autocast(name, precision, data, tmp_path):
 
 
 def test_a_trained_generator_loads_from_the_checkpoint(data, tmp_path):
-    path = run("mspie", data, tmp_path / "out", iterations=1, config="c")
-    generator = load_generator(path, up_after_conv=True, layout="mmgen")
-    assert generator(torch.randn(1, 512), scale=1).shape == (1, 3, 10, 10)
+    path = run("mspie", data, tmp_path / "out", iterations=1, config="f")
+    sampler = load_sampler(path)
+    assert sampler.generator(torch.randn(1, 512), scale=1).shape == (1, 3, 10, 10)
+    theirs = MSPIE(settings("mspie", data, tmp_path, config="f"), torch.device("cpu")).G_ema
+    theirs.load_state_dict(checkpoint.load(str(path))["models"]["generator_ema"])
+    z = torch.randn(2, 512)
+    with torch.no_grad():
+        assert torch.equal(sampler.generator(z, noise_mode="none"), theirs(z, noise_mode="none"))
+    with pytest.raises(CheckpointError, match=r"recipes\.load_sampler\(path\)\.generator has its generator"):
+        load_generator(path, head="spe")  # which would assume that it upsamples by a transposed convolution
+    with pytest.raises(
+        TypeError, match="^head: expected none for .*, a checkpoint of posgan-fast train, which has its"
+    ):
+        load_sampler(path, head="spe")
 
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -289,6 +301,13 @@ def test_refusals(name, arguments, error, message, data, tmp_path):
     with pytest.raises(error, match=message):
         run(name, data, **{"out": tmp_path / "out", "iterations": 1, **arguments})
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_settings_take_paths_and_belong_to_their_recipe(data, tmp_path):
+    kinds = MSPIESettings(data=data, out=tmp_path / "out"), MSPIESettings(data=str(data), out=str(tmp_path / "out"))
+    assert kinds[0] == kinds[1] and kinds[0].size == 256
+    with pytest.raises(TypeError, match="^settings: expected SinGANSettings, got MSPIESettings"):
+        train(SinGAN, kinds[0])
 
 
 def test_refusals_of_data_and_folders(data, tmp_path):

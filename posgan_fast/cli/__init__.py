@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return 130
     except (MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        lacks_memory = isinstance(error, MemoryError) or "alloc" in str(error) or "out of memory" in str(error)
+        said = str(error) if isinstance(error, RuntimeError) else ""
+        lacks_memory = isinstance(error, MemoryError) or "alloc" in said or "out of memory" in said
         if command == "run" or (isinstance(error, RuntimeError) and not lacks_memory):
             raise
         return _failed(options.command, "not enough memory" if lacks_memory else str(error), 1)

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments that no tensor tells")
     one.add_argument("--channels", choices=("auto", "rgb", "bgr"), default="auto", help="order in the weights")
+    one.add_argument("--overwrite", action="store_true", help="replace strips that are in the folder already")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
     for k in options.directions:
         if not 0 <= k < directions.shape[1]:
             raise ValueError(f"--directions: expected 0 to {directions.shape[1] - 1}, got {k}")
+    paths = [options.out / f"direction-{k:03d}.png" for k in options.directions]
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None and not options.overwrite:
+        raise ValueError(f"--out: {there} exists; choose another folder, or --overwrite")
     rows, columns = (0.0, 0.0) if options.scale is None else options.scale
     scale = (whole(rows), whole(columns))
     first, last = options.degrees
@@ -74,10 +79,9 @@ def run(options: argparse.Namespace) -> int:
         label = None if not G.c_dim else torch.eye(G.c_dim, device=device)[:1].expand(options.n, -1)
         ws = G.mapping(random.normal("z", G.z_dim), label, options.psi)
     noises = [random.normal(f"noise {i}", 1, *side) for i, side in enumerate(G.synthesis.noise_sizes(scale))]
-    for k in options.directions:
+    for k, path in zip(options.directions, paths, strict=True):
         made = editing.edited(G, ws, directions[:, k], degrees, layers=options.layers, scale=scale, noises=noises)
         made = [image.flip(1) if bgr else image for image in made]
-        path = options.out / f"direction-{k:03d}.png"
         with checkpoint.replacing(path) as file:
             editing.strip(made, [f"{d:+.3g}" for d in degrees], f"direction {k}").save(file, "PNG")
         print(path)

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         columns = math.ceil(math.sqrt(len(made)))
         with checkpoint.replacing(options.out / "grid.png") as file:
             images.grid(torch.stack(made), columns).save(file, "PNG")
-    print(f"{count} images in {options.out}")
+    print(f"{count} image{'' if count == 1 else 's'} in {options.out}")
     return 0
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 from .. import recipes
+from ..recipes import checkpoint
 
 _DESCRIPTION = """\
 Train a system of "Positional Encoding as Spatial Inductive Bias in GANs". The folder given with --out gets a checkpoint
@@ -21,22 +23,30 @@ _TITLES = {"mspie": "MS-PIE StyleGAN2", "singan": "SinGAN, on one picture", "pgg
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     systems = parser.add_subparsers(dest="system", metavar="SYSTEM", required=True, title="systems")
-    for name, (_, settings) in recipes.RECIPES.items():
+    for name, recipe in recipes.RECIPES.items():
         one = systems.add_parser(
             name, help=_TITLES[name], description=_DESCRIPTION, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        for field in dataclasses.fields(settings):
+        for field in dataclasses.fields(recipe.settings_type):
             _add(one, field)
-        one.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+        one.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on from the checkpoint in --out, with its settings where none is given",
+        )
         one.add_argument("--quiet", action="store_true", help="print nothing")
 
 
 def run(options: argparse.Namespace) -> int:
-    recipe, settings = recipes.RECIPES[options.system]
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(settings)}
+    recipe = recipes.RECIPES[options.system]
+    names = {field.name for field in dataclasses.fields(recipe.settings_type)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if options.resume:
+        before = recipes.load(Path(options.out, checkpoint.NAME), recipe.name)["settings"]
+        given = {name: value for name, value in before.items() if name in names} | given
     try:
-        path = recipes.train(recipe, settings(**given), resume=options.resume, quiet=options.quiet)
+        path = recipes.train(recipe, recipe.settings_type(**given), resume=options.resume, quiet=options.quiet)
     except KeyboardInterrupt as interruption:
         if interruption.args and not options.quiet and os.environ.get("RANK", "0") == "0":
             print(f"interrupted; the run is saved in {interruption}, --resume continues it")
@@ -51,15 +61,15 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
     name, default, text = f"--{field.name.replace('_', '-')}", field.default, field.metadata["help"]
     more: dict[str, Any] = {}
     if isinstance(default, bool):
-        parser.add_argument(name, action="store_true", help=text)
+        parser.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=text)
         return
     if default is None:
         more = dict(type=int, nargs="+", metavar="N")
     elif default == "":
-        more = dict(required=True, metavar="PATH")
+        more = dict(required=field.name == "out", metavar="PATH")
     else:
         more = dict(type=type(default), metavar=type(default).__name__.upper())
         if choices := field.metadata.get("choices"):
             more = dict(choices=choices)
         text = f"{text} (default: {default})"
-    parser.add_argument(name, default=default, help=text.replace("%", "%%"), **more)
+    parser.add_argument(name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from .. import models
 from ..recipes.images import grid
 from . import pictures
 from .report import write
@@ -35,17 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="images to compare with as many faces, at most 200 (default: 200)",
+        help="images to compare with as many faces, 4 to 200 (default: 200)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and latents (default: 0)")
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.images < SHOWN:
-        raise ValueError(f"--images: expected at least {SHOWN}, got {options.images}")
+    pictures.check_count(options.images, SHOWN)
     if options.iterations < 1:  # 0 is the recipe's word for a million
         raise ValueError(f"--iterations: expected at least 1, got {options.iterations}")
     chosen = {name: getattr(options, name) for name in ("iterations", "channel_max", "seed")}
+    for config in CONFIGS.values():  # refuses channels that a later one cannot have
+        models.mspie.generator(config, size=SIDE, channel_max=options.channel_max)
     settings = dict(size=SIDE, scales=KINDS["trained"], batch=4, **chosen)
     largest = side(max(KINDS["trained"]))
     real = {scale: pictures.faces(largest, side(scale))[: options.images] for scale in SCALES}
@@ -53,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     found: dict[str, dict[int, float]] = {}
     shown: dict[str, dict[int, torch.Tensor]] = {}
     for name, config in CONFIGS.items():
+        print(f"MS-PIE, {name}")
         sampler = pictures.trained_on_faces("mspie", largest, config=config, **settings)
         found[name], shown[name] = {}, {}
         for scale in SCALES:

@@ -33,10 +33,16 @@ def faces(side: int, resized: int | None = None) -> torch.Tensor:
         resized: resizes from ``side`` to this side as MS-PIE does: bilinearly, with aligned corners.
     """
     images = to_float(torch.stack([torch.from_numpy(np.array(face)) for face in _faces(side)]))
-    images = torch.cat([images, images.flip(2)])[:, None].expand(-1, 3, -1, -1)
+    images = torch.cat([images, images.flip(2)]).permute(0, 3, 1, 2).contiguous()
     if resized is None:
-        return images.contiguous()
+        return images
     return F.interpolate(images, (resized, resized), mode="bilinear", align_corners=True)
+
+
+def check_count(images: int, least: int) -> None:
+    """Refuse a number of images below ``least``, or above that of the faces."""
+    if not least <= images <= 2 * FACES:
+        raise ValueError(f"--images: expected {least} to {2 * FACES}, got {images}")
 
 
 def trained_on_faces(recipe: str, side: int, **settings: Any) -> sampling.Sampler:
@@ -56,7 +62,7 @@ def shown(image: torch.Tensor) -> np.ndarray:
 
 def _faces(side: int) -> list[Image.Image]:
     faces = np.round(data.lfw_subset()[:FACES] * 255).astype(np.uint8)
-    return [Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC) for face in faces]
+    return [Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC).convert("RGB") for face in faces]
 
 
 def _trained(recipe: str, pictures: list[Image.Image], settings: dict[str, Any]) -> sampling.Sampler:
@@ -65,7 +71,9 @@ def _trained(recipe: str, pictures: list[Image.Image], settings: dict[str, Any])
         source.mkdir()
         for k, picture in enumerate(pictures):
             picture.save(source / f"{k:03}.png")
-        make, settings_of = RECIPES[recipe]
+        make = RECIPES[recipe]
         at_the_end: dict[str, Any] = {"save_every": 10**9, "sample_every": 10**9}
-        checkpoint = train(make, settings_of(**at_the_end | settings, data=str(source), out=str(Path(folder, "run"))))
+        checkpoint = train(
+            make, make.settings_type(**at_the_end | settings, data=str(source), out=str(Path(folder, "run")))
+        )
         return sampling.load(checkpoint)

@@ -35,14 +35,14 @@ from .sliced_wasserstein import distance, windows
 CONFIGS = {
     "zero padding": "original",
     "no padding": "no-pad",
-    "CSG, zero padding": "csg",
-    "SPE, zero padding": "spe",
+    "CSG with zero padding": "csg",
+    "SPE with zero padding": "spe",
     "CSG alone": "csg-no-pad",
     "SPE alone": "spe-no-pad",
 }
 SCALES = {"1x": 1.0, "1.5x": 1.5}  # of the width
 MOST = 5000  # patches of a set
-KEPT = 0.5  # of the layout that zero padding gives; less is called lost
+LEAST = 0.3  # layout of zero padding below which nothing was learnt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations-per-stage", type=int, default=100, metavar="N", help="(default: 100)")
     parser.add_argument("--max-size", type=int, default=80, metavar="PIXELS", help="longer side (default: 80)")
     parser.add_argument("--width", type=int, default=16, metavar="N", help="channels of the first stages (default: 16)")
-    parser.add_argument("--images", type=int, default=50, metavar="N", help="images to measure (default: 50)")
+    parser.add_argument(
+        "--images", type=int, default=50, metavar="N", help="images to measure, 2 or more (default: 50)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and noise (default: 0)")
 
 
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     picture = pictures.photograph(options.photo)
     found: dict[str, dict[str, Any]] = {}
     for name, config in CONFIGS.items():
+        print(f"SinGAN, {name}")
         sampler = pictures.trained_on_photograph(picture, config=config, **settings)
         images = {
             scale: torch.stack(list(sampler.images(options.images, scale=(1, factor), seed=options.seed)))
@@ -151,12 +154,17 @@ def _numbers(one: dict[str, float]) -> str:
 
 def _sentence(found: dict[str, Any]) -> str:
     layouts = {name: [one["layout"] for one in every["measures"].values()] for name, every in found.items()}
-    padded = layouts["zero padding"][0]
-    lost = [name for name, (narrow, _) in layouts.items() if narrow < KEPT * padded]
     values = "; ".join(f"{name} {narrow:.2f} and {wide:.2f}" for name, (narrow, wide) in layouts.items())
+    padded = layouts["zero padding"][0]
+    lost = [name for name, (narrow, _) in layouts.items() if narrow < padded / 2]
     published = [name for name in lost if not name.endswith("alone")]
+    if padded < LEAST:
+        verdict = "Zero padding itself has not learnt the layout, so nothing follows."
+    else:
+        verdict = (
+            f"The layout is lost with: {', '.join(lost) or 'none'}. Among the published generators this is "
+            f"{'as' if published == ['no padding'] else 'unlike'} in the paper."
+        )
     return (
-        f"Correlation of the average image with the photograph, at its size and 1.5 times as wide: {values}. The "
-        f"layout is lost with {' and '.join(lost) or 'none'}; among the published generators this is "
-        f"{'as' if published == ['no padding'] else 'unlike'} in the paper."
+        f"Correlation of the average image with the photograph, at its size and 1.5 times as wide: {values}. {verdict}"
     )

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
+from ..ops.common import checks
 from ..recipes.draws import generator
 
 PATCH, PATCHES, DIRECTIONS = 7, 64, 128
@@ -25,7 +26,7 @@ PATCH, PATCHES, DIRECTIONS = 7, 64, 128
 
 def distance(a: torch.Tensor, b: torch.Tensor, seed: int = 0) -> float:
     """Return the sliced Wasserstein distance of ``a`` [N, D] and ``b`` [M, D]."""
-    return float(ot.sliced_wasserstein_distance(a.numpy(), b.numpy(), n_projections=DIRECTIONS, p=1, seed=seed))
+    return float(ot.sliced_wasserstein_distance(a.numpy(), b.numpy(), n_projections=DIRECTIONS, p=1, seed=seed % 2**32))
 
 
 def multi_level(real: torch.Tensor, fake: torch.Tensor, levels: int = 2, seed: int = 0) -> dict[str, float]:
@@ -56,9 +57,10 @@ def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
     """Split ``images`` [N, C, H, W] into details of falling size and a last, smooth image.
 
     Raises:
-        ValueError: a side that cannot be halved so often, or then is smaller than a patch.
+        TypeError: ``levels`` is no int.
+        ValueError: no level, or a side that cannot be halved so often, or then is smaller than a patch.
     """
-    factor = 2 ** (levels - 1)
+    factor = 2 ** (checks.integer(levels, "levels", minimum=1) - 1)
     if any(side % factor or side // factor < PATCH for side in images.shape[2:]):
         raise ValueError(
             f"images: expected sides that are multiples of {factor} from {factor * PATCH} on, "

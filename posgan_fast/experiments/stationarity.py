@@ -29,6 +29,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from ..models import Generator
+from ..ops.common import checks
 from .report import write
 
 PADDINGS = ("zeros", "reflect", "instance", "none")
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.draws < 4 * WIDTH:
         raise ValueError(f"--draws: expected at least {4 * WIDTH}, got {options.draws}")
+    checks.integer(options.seed, "--seed", minimum=0, maximum=2**63 - 1)
     found = {padding: measure(padding, options.draws, options.seed) for padding in PADDINGS}
     constant = {
         name: constant_input(no_pad, options.seed) for name, no_pad in (("padded", False), ("no padding", True))

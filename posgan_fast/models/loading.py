@@ -94,11 +94,15 @@ def _check_overrides(overrides: Mapping[str, Any], network: type) -> None:
 
 def read_source(source: Source) -> Any:
     """Return the objects in a file, or ``source`` itself if it is no path."""
-    if isinstance(source, (Mapping, Unread, list, tuple)):
-        return source
-    if isinstance(source, (str, os.PathLike)):
-        return read_checkpoint(source)
-    raise TypeError(f"source: expected a path or a state dictionary, got {type(source).__name__}")
+    if not isinstance(source, (Mapping, Unread, list, tuple, str, os.PathLike)):
+        raise TypeError(f"source: expected a path or a state dictionary, got {type(source).__name__}")
+    data = read_checkpoint(source) if isinstance(source, (str, os.PathLike)) else source
+    if isinstance(data, Mapping) and isinstance(data.get("recipe"), str) and isinstance(data.get("settings"), Mapping):
+        raise CheckpointError(  # its settings tell what no tensor does, and the loaders would assume otherwise
+            "a checkpoint of posgan-fast train; posgan_fast.recipes.load_sampler(path).generator has its generator, "
+            "and posgan_fast.recipes.load(path)['models'] all states"
+        )
+    return data
 
 
 def _build(

@@ -31,7 +31,7 @@ class ConvNormAct2d(torch.nn.Module):
 
     State: ``conv.weight`` [O, I, k, k], or [I, O, k, k] with ``transposed``; ``conv.bias`` [O] without ``norm``;
     ``bn.weight``, ``bn.bias``, ``bn.running_mean``, ``bn.running_var`` [O] and ``bn.num_batches_tracked`` with it. The
-    names are those of mmcv's ConvModule.
+    names are those of mmcv's ConvModule. Parametrizations of these modules count; their hooks do not run.
 
     Example:
         >>> ConvNormAct2d(3, 32, padding=1)(torch.randn(2, 3, 16, 16)).shape
@@ -83,7 +83,8 @@ class ConvNormAct2d(torch.nn.Module):
             return self._activate(self.bn(self._convolve(x, self.conv.weight)))
         weight, bias = self._folded()
         y = self._convolve(x, weight)
-        activate = PF.bias_act_ if self.act in _IN_PLACE and bias is not None else PF.bias_act
+        in_place = self.act in _IN_PLACE and bias is not None and self._slope() >= 0
+        activate = PF.bias_act_ if in_place else PF.bias_act
         bias = None if bias is None else bias.to(y.dtype)
         return activate(y, bias, act=self.act, alpha=self.alpha, gain=1)
 
@@ -92,12 +93,14 @@ class ConvNormAct2d(torch.nn.Module):
 
     def _activate(self, y: torch.Tensor) -> torch.Tensor:
         """Activate ``y`` in place where torch has an op for that, which without a bias is the fastest in training."""
-        slope = ACTIVATIONS["lrelu"].alpha if self.alpha is None else self.alpha
         if self.act == "relu":
             return F.relu_(y)
-        if self.act == "lrelu" and slope >= 0:  # torch refuses to differentiate others in place
-            return F.leaky_relu_(y, slope)
+        if self.act == "lrelu" and self._slope() >= 0:  # others cannot be differentiated in place
+            return F.leaky_relu_(y, self._slope())
         return PF.bias_act(y, act=self.act, alpha=self.alpha, gain=1)
+
+    def _slope(self) -> float:
+        return ACTIVATIONS["lrelu"].alpha if self.alpha is None else self.alpha
 
     def _check_size(self, x: torch.Tensor) -> None:
         h, w = x.shape[2:]

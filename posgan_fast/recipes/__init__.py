@@ -1,6 +1,7 @@
 """Training the systems of the papers; needs the packages of ``posgan_fast[train]``.
 
-``train(MSPIE, MSPIESettings(data="photos", out="run"))`` does what ``posgan-fast train mspie`` does.
+``train(MSPIE, MSPIESettings(data="photos", out="run"))`` does what ``posgan-fast train mspie`` does, and
+``load_sampler("run/checkpoint.pt")`` gives the trained generator, ready to make images.
 """
 
 from __future__ import annotations
@@ -10,14 +11,11 @@ from .dcgan import DCGAN, DCGANSettings
 from .loop import Recipe, Settings, train
 from .mspie import MSPIE, MSPIESettings
 from .pggan import PGGAN, PGGANSettings
+from .sampling import Sampler
+from .sampling import load as load_sampler
 from .singan import SinGAN, SinGANSettings
 
-RECIPES: dict[str, tuple[type[Recipe], type[Settings]]] = {
-    "mspie": (MSPIE, MSPIESettings),
-    "singan": (SinGAN, SinGANSettings),
-    "pggan": (PGGAN, PGGANSettings),
-    "dcgan": (DCGAN, DCGANSettings),
-}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (MSPIE, SinGAN, PGGAN, DCGAN)}
 
 __all__ = [
     "DCGAN",
@@ -28,9 +26,11 @@ __all__ = [
     "MSPIESettings",
     "PGGANSettings",
     "Recipe",
+    "Sampler",
     "Settings",
     "SinGAN",
     "SinGANSettings",
     "load",
+    "load_sampler",
     "train",
 ]

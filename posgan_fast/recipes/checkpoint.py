@@ -58,13 +58,18 @@ def save(path: Path, recipe: str, settings: dict[str, Any], iteration: int, stat
             raise OSError(f"cannot write {path}: {error}") from error
 
 
-def load(path: Path, recipe: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint, of one recipe if given.
+def load(path: str | os.PathLike, recipe: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint as a dictionary: ``settings``, ``iteration``, state of ``models`` and of all else.
+
+    Args:
+        path: path of the file.
+        recipe: name of the recipe that must have written it; None: any.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, or no checkpoint of this recipe.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:

@@ -51,6 +51,7 @@ class DCGAN(Adversarial):
     """Train one of ``CONFIGS``."""
 
     name = "dcgan"
+    settings_type = DCGANSettings
     betas = (0.5, 0.999)
     settings: DCGANSettings
     G: DCGANGenerator

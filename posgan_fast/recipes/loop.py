@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,8 @@ class Settings:
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
+            if one.name in ("data", "out") and isinstance(value, os.PathLike):
+                object.__setattr__(self, one.name, value := os.fspath(value))
             if isinstance(one.default, bool):
                 checks.flag(value, one.name)
             elif isinstance(one.default, int):
@@ -81,8 +84,8 @@ class Settings:
 class Recipe:
     """A system that trains: its networks, its optimisers and one iteration.
 
-    Subclasses set ``modules`` and ``optimizers``, and define :meth:`batches`, :meth:`step`, :meth:`samples` and
-    :meth:`data_digest`.
+    Subclasses have a ``name`` and a ``settings_type``, set ``modules`` and ``optimizers``, and define :meth:`batches`,
+    :meth:`step`, :meth:`samples` and :meth:`data_digest`.
 
     Args:
         settings: settings of the run.
@@ -90,6 +93,7 @@ class Recipe:
     """
 
     name: ClassVar[str]
+    settings_type: ClassVar[type[Settings]]
     modules: dict[str, torch.nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
 
@@ -189,12 +193,15 @@ def train(make: type[Recipe], settings: Settings, *, resume: bool = False, quiet
         quiet: True prints nothing.
 
     Raises:
+        TypeError: settings of another recipe.
         FileNotFoundError: no data, or no checkpoint to resume from.
         ValueError: a wrong setting, no readable picture, or another run in the folder.
         CheckpointError: the checkpoint is damaged, or of another run.
         OSError: a file cannot be written; the last checkpoint is whole.
         KeyboardInterrupt: the run was interrupted; its argument is the path that it has been saved in.
     """
+    if not isinstance(settings, make.settings_type):
+        raise TypeError(f"settings: expected {make.settings_type.__name__}, got {type(settings).__name__}")
     if not settings.out:
         raise ValueError("out: expected a folder for the results")
     device = ranks.choose_device(settings.device)

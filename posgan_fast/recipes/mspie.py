@@ -59,7 +59,7 @@ class MSPIESettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch", "iterations"):
+        for name in ("size", "batch", "iterations"):
             if not getattr(self, name):
                 object.__setattr__(self, name, getattr(mspie.CONFIGS[self.config], name))
         if self.scales is not None:
@@ -74,23 +74,21 @@ class MSPIESettings(Settings):
 
     def networks(self) -> dict[str, Any]:
         """Return the arguments of the configuration's networks that the settings replace."""
-        size = {"size": self.size} if self.size else {}
-        return size | {"channel_max": self.channel_max}
+        return {"size": self.size, "channel_max": self.channel_max}
 
 
 class MSPIE(Adversarial):
     """Train one of the configurations of :data:`posgan_fast.models.mspie.CONFIGS`."""
 
     name = "mspie"
+    settings_type = MSPIESettings
     group = 4
     settings: MSPIESettings
     G: Generator
 
     def __init__(self, settings: MSPIESettings, device: torch.device) -> None:
-        config = mspie.CONFIGS[settings.config]
         self.scales = settings.all_scales()
-        base = settings.size or config.size
-        self.sides = [(4 + scale) * base // 4 for scale in self.scales]
+        self.sides = [(4 + scale) * settings.size // 4 for scale in self.scales]
         self.side = max(self.sides)
         super().__init__(settings, device)
         self.path_mean = torch.zeros((), device=device)

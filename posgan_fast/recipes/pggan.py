@@ -51,6 +51,7 @@ class PGGAN(Adversarial):
     """Train one of ``CONFIGS``."""
 
     name = "pggan"
+    settings_type = PGGANSettings
     betas = (0.0, 0.99)
     group = 4
     settings: PGGANSettings

@@ -124,7 +124,10 @@ def load(path: str | os.PathLike, noises: str | os.PathLike | None = None, **arg
     data = read_checkpoint(path)
     if isinstance(data, Mapping) and isinstance(data.get("recipe"), str) and isinstance(data.get("settings"), Mapping):
         if arguments or noises is not None:
-            raise TypeError(f"{path}: a checkpoint of posgan-fast train, which takes no further arguments")
+            given = ", ".join([*arguments, *(["noises"] if noises is not None else [])])
+            raise TypeError(
+                f"{given}: expected none for {path}, a checkpoint of posgan-fast train, which has its settings"
+            )
         try:
             return _from_recipe(data)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -144,7 +147,8 @@ def _from_recipe(data: Mapping[str, Any]) -> Sampler:
     recipe, settings = data["recipe"], data["settings"]
     if recipe == "singan":
         arguments = singan.CONFIGS[settings["config"]] | {"layout": settings["layout"]}
-        return Sampler("SinGAN", load_singan(data, **arguments), None, bgr=False)
+        stored = {name: value for name, value in data.items() if name not in ("recipe", "settings")}
+        return Sampler("SinGAN", load_singan(stored, **arguments), None, bgr=False)
     state = data["models"]["generator_ema"]
     if recipe == "mspie":
         chosen = MSPIESettings(**settings)

@@ -70,6 +70,7 @@ class SinGAN(Recipe):
     """Train one of ``CONFIGS``."""
 
     name = "singan"
+    settings_type = SinGANSettings
     settings: SinGANSettings
 
     def __init__(self, settings: SinGANSettings, device: torch.device) -> None:
