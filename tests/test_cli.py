@@ -221,8 +221,8 @@ def test_sample_refuses(more, message, tmp_path, capsys):
 
 
 def test_sample_refuses_files(tmp_path, capsys):
-    assert cli.main(["sample", str(tmp_path / "no.pt"), "--out", str(tmp_path)]) == 1
-    assert "no.pt" in capsys.readouterr().err
+    assert cli.main(["sample", str(tmp_path / "alloc.pt"), "--out", str(tmp_path)]) == 1
+    assert "alloc.pt" in capsys.readouterr().err
     (tmp_path / "x.pt").write_bytes(b"nonsense")
     assert cli.main(["sample", str(tmp_path / "x.pt"), "--out", str(tmp_path)]) == 1
     assert "neither a file of torch nor a pickle" in capsys.readouterr().err

@@ -78,6 +78,14 @@ def test_half_precision_beside_parameters_in_float32(dtype, training):
         assert_close(layer(x), expected, "conv_norm_act", torch.bfloat16)
 
 
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_negative_slope(norm, training):
+    layer = lively(nn.ConvNormAct2d(2, 3, alpha=-0.5, norm=norm)).train(training).double()
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64).requires_grad_()
+    assert layer(x).min() > 0 and torch.autograd.gradcheck(layer, (x,))
+
+
 def test_input_is_not_written():
     x = torch.randn(1, 3, 6, 6)
     before = x.clone()
