@@ -137,7 +137,7 @@ def _figure(real: torch.Tensor, found: dict[str, Any]) -> Figure:
         narrow, wide = one["images"].values()
         for axis, image in zip(row, [*one["reconstruction"], *narrow[:2], *wide[:2]], strict=False):
             axis.imshow(pictures.shown(image))
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(name.replace(" with ", "\nwith "), fontsize=9)
         row[0].set_title("reconstruction", fontsize=9)
         row[1].set_title("two samples", fontsize=9, loc="left")
         row[1].set_xlabel(_numbers(one["measures"]["1x"]), fontsize=8, loc="left")
