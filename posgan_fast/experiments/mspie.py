@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = {name: getattr(options, name) for name in ("iterations", "channel_max", "seed")}
     for config in CONFIGS.values():  # refuses channels that a later one cannot have
         models.mspie.generator(config, size=SIDE, channel_max=options.channel_max)
-    settings = dict(size=SIDE, scales=KINDS["trained"], batch=4, **chosen)
+    settings = dict(size=SIDE, scales=KINDS["trained"], batch=4, average=0.98, **chosen)
     largest = side(max(KINDS["trained"]))
     real = {scale: pictures.faces(largest, side(scale))[: options.images] for scale in SCALES}
     halves = {scale: multi_level(faces[::2], faces[1::2])["mean"] for scale, faces in real.items()}

@@ -61,10 +61,6 @@ class Adversarial(Recipe):
         G, D = (torch.optim.Adam(network.parameters(), lr=lr, betas=self.betas) for network in (self.G, self.D))
         return G, D
 
-    def average_decay(self, iteration: int) -> float:
-        """Return the share of the averaged generator that stays at an iteration."""
-        return self.settings.average
-
     def data_digest(self) -> str:
         return self.images.digest()
 
@@ -108,7 +104,7 @@ class Adversarial(Recipe):
             loss, log_g = self.generator_loss(iteration, draws)
         self.update(self.optimizers["generator"], loss)
         self.synchronise(self.G, self.D)
-        update_average(self.G_ema, self.G, self.average_decay(iteration))
+        update_average(self.G_ema, self.G, settings.average)
         numbers = log_d | log_g
         return {name: ranks.average(value.detach().float()) for name, value in numbers.items()}
 

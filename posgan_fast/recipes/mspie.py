@@ -52,6 +52,7 @@ class MSPIESettings(Settings):
     )
     path_scale: str = option("base", "scale of the path length, 0 as released or current", choices=("base", "current"))
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))
+    average: float = option(0.5 ** (32 / 10_000), "share of the averaged generator that stays at an iteration")
     batch: int = option(0, "images of a process and iteration; 0: those of the configuration")
     iterations: int = option(0, "iterations in all; 0: those of the configuration")
     save_every: int = option(10_000, "iterations between checkpoints", minimum=1)
@@ -106,9 +107,6 @@ class MSPIE(Adversarial):
             torch.optim.Adam(module.parameters(), lr=LEARNING_RATE * share, betas=(0.0, 0.99**share))
             for module, share in ((self.G, _lazy(PATH_INTERVAL)), (self.D, _lazy(R1_INTERVAL)))
         )  # type: ignore[return-value]
-
-    def average_decay(self, iteration: int) -> float:
-        return 0.5 ** (32 / 10_000)
 
     def scale_of(self, iteration: int) -> int:
         """Return the scale of an iteration, the same in every process."""
