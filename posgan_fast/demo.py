@@ -74,7 +74,7 @@ def main(out: Path = Path("out"), quick: bool = False) -> int:
     _print_table(comparisons, choice.backend)
     run = {"backend": choice.backend, "patched": report.paragraph(), "seconds": time.perf_counter() - started}
     status = _conclude(comparisons, images, run, out)
-    _singan(out / "singan.png", iterations=1 if quick else 120)
+    _singan(out / "singan.png", iterations=1 if quick else 70)
     return status
 
 
@@ -313,7 +313,7 @@ def _singan(path: Path, iterations: int) -> None:
 
     photograph = pictures.photograph("rocket")
     print("\nSinGAN with SPE, on one photograph")
-    settings = dict(config="spe", width=16, max_size=96, iterations_per_stage=iterations)
+    settings = dict(config="spe", width=16, max_size=80, iterations_per_stage=iterations)
     sampler = pictures.trained_on_photograph(photograph, **settings)
     narrow = [pictures.shown(image) for image in sampler.images(2, seed=0)]
     wide = [pictures.shown(image) for image in sampler.images(2, scale=(1, 1.5), seed=1)]

@@ -61,7 +61,7 @@ def test_everything_is_compared_and_written(narrow, tmp_path, capsys):
     assert record["verdict"] == said and f"verdict: {said}\n" in out and out.endswith(f"written: {picture}\n")
     assert "stylegan2_torch.op.upfirdn2d (upfirdn2d)" in record["patched"] and record["patched"] in out
     assert Image.open(tmp_path / "a" / "b" / "demo.png").size == (2 * 64, 3 * 64)
-    assert Image.open(picture).size == (3 * (3 * 96 + 8), 3 * (2 * 64 + 4))
+    assert Image.open(picture).size == (3 * (3 * 80 + 8), 3 * (2 * 53 + 4))
 
 
 def test_a_wrong_result_is_a_mismatch(narrow, tmp_path, monkeypatch, capsys):
