@@ -23,8 +23,6 @@ TOLERANCES = {
     ("modulated_conv2d", torch.float32): (1e-6, 1e-6),
     ("modulated_conv2d", torch.float16): (1e-3, 2e-3),
     ("modulated_conv2d", torch.bfloat16): (8e-3, 1.6e-2),
-    ("conv_norm_act", torch.float16): (1e-3, 2e-3),
-    ("conv_norm_act", torch.bfloat16): (8e-3, 1.6e-2),
     ("prologue2d", torch.float64): (1e-14, 1e-13),
     ("prologue2d", torch.float32): (1e-6, 1e-6),
     ("prologue2d", torch.float16): (5e-4, 5e-4),

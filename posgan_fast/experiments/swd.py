@@ -96,7 +96,7 @@ def _figure(system: str, shown: dict[str, torch.Tensor], found: dict[str, Any], 
         at = [j + 0.25 * (k - 1) for j in range(len(values))]
         right.bar(at, means, 0.25, yerr=deviations, capsize=3, label=name)
     for marker, (name, levels) in zip(("_", "|"), between.items(), strict=True):
-        right.scatter(range(len(levels)), list(levels.values()), 200, "black", marker, label=name)
+        right.scatter(range(len(levels)), list(levels.values()), 200, "black", marker=marker, label=name)
     right.set_xticks(range(len(levels)), list(levels))
     right.set_title(f"{system}: SWD x 1000, deviation over the seeds", fontsize=10)
     right.legend(fontsize=8)
