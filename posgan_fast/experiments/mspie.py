@@ -13,6 +13,7 @@ import argparse
 import statistics
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -87,7 +88,7 @@ def _figure(found: dict[str, Any], shown: dict[str, Any], halves: dict[int, floa
     kinds = {scale: kind for kind, scales in KINDS.items() for scale in scales}
     for row, name in zip(axes, found, strict=True):
         for axis, scale in zip(row, SCALES, strict=True):
-            axis.imshow(grid(shown[name][scale], SHOWN // 2))
+            axis.imshow(np.asarray(grid(shown[name][scale], SHOWN // 2)))
             axis.set_title(f"{side(scale)} pixels, {kinds[scale]}", fontsize=8)
             axis.set_xlabel(f"SWD {found[name][scale]:.0f}\nfaces {halves[scale]:.0f}", fontsize=8)
             axis.set_xticks([]), axis.set_yticks([])

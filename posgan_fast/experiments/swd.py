@@ -13,6 +13,7 @@ import math
 import statistics
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -87,7 +88,7 @@ def _settings(system: str, iterations: int) -> dict[str, Any]:
 def _figure(system: str, shown: dict[str, torch.Tensor], found: dict[str, Any], between: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(12, 4))
     left, right = figure.subplots(1, 2, width_ratios=(2, 1.4))
-    left.imshow(grid(torch.cat(list(shown.values())), SHOWN))
+    left.imshow(np.asarray(grid(torch.cat(list(shown.values())), SHOWN)))
     left.set_xticks([])
     left.set_yticks([(SIDE + 2) * k + SIDE // 2 for k in range(len(shown))], list(shown))
     for k, (name, runs) in enumerate(found.items()):
