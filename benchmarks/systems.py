@@ -120,19 +120,12 @@ def _mmgeneration(
     path: Path, name: str, ours: SinGANGenerator, noises: list[torch.Tensor], weights: list[float]
 ) -> Callable[[], torch.Tensor]:
     """Return a call of mmgeneration's generator with the weights and noises of ours."""
-    spe = dict(type="SPE", embedding_dim=4, padding_idx=0, init_size=512, div_half_dim=False, center_shift=200)
-    arguments: dict[str, dict[str, Any]] = {
-        "original": {},
-        "spe": dict(padding=1, pad_at_head=False, first_stage_in_channels=8, positional_encoding=spe),
-        "interp-pad": dict(interp_pad=True, noise_with_pad=True),
-    }
+    kind, arguments, _, _, (_, channels) = peers.SINGANS["interp" if name == "interp-pad" else name]
     with peers.checkout(path, peers.mmcv(path)):
-        kind = "SinGANMSGeneratorPE" if arguments[name] else "SinGANMultiScaleGenerator"
-        theirs = peers.mmgeneration_network(kind)(3, 3, len(noises) - 1, **arguments[name]).eval()
+        theirs = peers.mmgeneration_network(kind)(3, 3, len(noises) - 1, **arguments).eval()
     theirs.load_state_dict(theirs.state_dict() | ours.state_dict())
     first = torch.zeros(len(noises[0]), 3, *(side - ours.margin for side in noises[0].shape[2:]))
-    if not arguments[name]:
-        noises = [noises[0], *(noise.expand(-1, 3, -1, -1) for noise in noises[1:])]
+    noises = [noises[0], *(noise.expand(-1, channels, -1, -1) for noise in noises[1:])]
     keywords = dict(fixed_noises=noises, noise_weights=weights, rand_mode="recon", curr_scale=len(noises) - 1)
 
     def run() -> torch.Tensor:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from stylegan2_peers import checkout, mmcv, mmgeneration_network
+from stylegan2_peers import SINGANS, checkout, mmcv, mmgeneration_network
 
 from posgan_fast import use_backend
 from posgan_fast.models import (
@@ -51,37 +51,6 @@ def near(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-SPE = dict(type="SPE", embedding_dim=4, padding_idx=0, init_size=512, div_half_dim=False, center_shift=200)
-SINGANS = {  # class and arguments there; arguments here; rows that noise has more; its channels in stage 0 and after
-    "original": ("SinGANMultiScaleGenerator", {}, {}, 0, (1, 3)),
-    "csg": (
-        "SinGANMSGeneratorPE",
-        dict(padding=1, pad_at_head=False, first_stage_in_channels=2, positional_encoding=dict(type="CSG")),
-        dict(encode="csg"), 0, (2, 1),
-    ),
-    "spe": (
-        "SinGANMSGeneratorPE",
-        dict(padding=1, pad_at_head=False, first_stage_in_channels=8, positional_encoding=SPE),
-        dict(encode="spe"), 0, (8, 1),
-    ),
-    "spe, one channel of noise": (
-        "SinGANMSGeneratorPE",
-        dict(padding=1, pad_at_head=False, first_stage_in_channels=8, positional_encoding=SPE),
-        dict(), 0, (1, 1),
-    ),
-    "spe at the head": (
-        "SinGANMSGeneratorPE",
-        dict(first_stage_in_channels=8, positional_encoding=SPE),
-        dict(encode="spe", pad_at="head"), 0, (8, 1),
-    ),
-    "interp": ("SinGANMSGeneratorPE", dict(interp_pad=True, noise_with_pad=True), dict(padding="interp"), 10, (1, 1)),
-    "reflect": ("SinGANMSGeneratorPE", dict(padding_mode="reflect"), dict(padding="reflect"), 0, (1, 1)),
-    "reflect in each": (
-        "SinGANMSGeneratorPE",
-        dict(padding=1, pad_at_head=False, padding_mode="reflect"),
-        dict(padding="reflect", pad_at="conv"), 0, (1, 1),
-    ),
-}  # fmt: skip
 SIZES = [(25, 19), (33, 25), (44, 34), (58, 45), (78, 60), (104, 79)]
 
 

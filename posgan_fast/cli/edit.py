@@ -9,7 +9,7 @@ import torch
 
 from ..models import Generator
 from ..recipes import checkpoint, draws, editing, ranks, sampling
-from .sample import assignment, pair, whole
+from .sample import assignment, pair, refuse_existing, whole
 
 _DESCRIPTION = """\
 Edit images of a StyleGAN2 generator along the directions that its own weights tell (SeFa): a strip of images for each
@@ -67,9 +67,7 @@ def run(options: argparse.Namespace) -> int:
         if not 0 <= k < directions.shape[1]:
             raise ValueError(f"--directions: expected 0 to {directions.shape[1] - 1}, got {k}")
     paths = [options.out / f"direction-{k:03d}.png" for k in options.directions]
-    there = next((path for path in paths if path.exists()), None)
-    if there is not None and not options.overwrite:
-        raise ValueError(f"--out: {there} exists; choose another folder, or --overwrite")
+    refuse_existing(paths, options.overwrite)
     rows, columns = (0.0, 0.0) if options.scale is None else options.scale
     scale = (whole(rows), whole(columns))
     first, last = options.degrees

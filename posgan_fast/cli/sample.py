@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     device = ranks.choose_device(options.device)
     sampler = sampling.load(options.checkpoint, options.noises, **dict(map(assignment, options.set)))
-    there = next((path for k in range(options.n) if (path := options.out / f"{k:05d}.png").exists()), None)
-    if there is not None and not options.overwrite:
-        raise ValueError(f"--out: {there} exists; choose another folder, or --overwrite")
+    refuse_existing((options.out / f"{k:05d}.png" for k in range(options.n)), options.overwrite)
     sampler.generator.to(device)
     if options.channels != "auto":
         sampler.bgr = options.channels == "bgr"
@@ -76,6 +74,13 @@ def run(options: argparse.Namespace) -> int:
             images.grid(torch.stack(made), columns).save(file, "PNG")
     print(f"{count} image{'' if count == 1 else 's'} in {options.out}")
     return 0
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise a ValueError if one of the files is there already and may not be replaced."""
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None and not overwrite:
+        raise ValueError(f"--out: {there} exists; choose another folder, or --overwrite")
 
 
 def write(image: Any, path: Path) -> None:

@@ -26,7 +26,8 @@ from .sliced_wasserstein import multi_level
 CONFIGS = {"constant": "c", "CSG": "d", "SPE, interpolated": "e", "SPE, expanded": "f"}
 SIDE, SHOWN = 32, 4
 KINDS = {"trained": (0, 2, 4), "between": (1, 3), "beyond": (6,)}  # scales, 8 pixels each
-SCALES = sorted(scale for scales in KINDS.values() for scale in scales)
+SCALES = tuple(sorted(scale for scales in KINDS.values() for scale in scales))
+SIDES = dict(zip(SCALES, models.mspie.CONFIGS["f"]._replace(size=SIDE, scales=SCALES).sides, strict=True))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
     for config in CONFIGS.values():  # refuses channels that a later one cannot have
         models.mspie.generator(config, size=SIDE, channel_max=options.channel_max)
     settings = dict(size=SIDE, scales=KINDS["trained"], batch=4, average=0.98, **chosen)
-    largest = side(max(KINDS["trained"]))
-    real = {scale: pictures.faces(largest, side(scale))[: options.images] for scale in SCALES}
+    largest = SIDES[max(KINDS["trained"])]
+    real = {scale: pictures.faces(largest, SIDES[scale])[: options.images] for scale in SCALES}
     halves = {scale: multi_level(faces[::2], faces[1::2])["mean"] for scale, faces in real.items()}
     found: dict[str, dict[int, float]] = {}
     shown: dict[str, dict[int, torch.Tensor]] = {}
@@ -72,24 +73,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def side(scale: int) -> int:
-    """Return the pixels of both sides."""
-    return (4 + scale) * SIDE // 4
-
-
 def _by_side(distances: dict[int, float]) -> dict[int, float]:
-    return {side(scale): value for scale, value in distances.items()}
+    return {SIDES[scale]: value for scale, value in distances.items()}
 
 
 def _figure(found: dict[str, Any], shown: dict[str, Any], halves: dict[int, float]) -> Figure:
-    sides = [side(scale) for scale in SCALES]
+    sides = list(SIDES.values())
     figure = Figure(figsize=(14, 14 / sum(sides) * max(sides) * 1.1 * len(found)))
     axes = figure.subplots(len(found), len(SCALES), width_ratios=sides)
     kinds = {scale: kind for kind, scales in KINDS.items() for scale in scales}
     for row, name in zip(axes, found, strict=True):
         for axis, scale in zip(row, SCALES, strict=True):
             axis.imshow(np.asarray(grid(shown[name][scale], SHOWN // 2)))
-            axis.set_title(f"{side(scale)} pixels, {kinds[scale]}", fontsize=8)
+            axis.set_title(f"{SIDES[scale]} pixels, {kinds[scale]}", fontsize=8)
             axis.set_xlabel(f"SWD {found[name][scale]:.0f}\nfaces {halves[scale]:.0f}", fontsize=8)
             axis.set_xticks([]), axis.set_yticks([])
         row[0].set_ylabel(name)

@@ -76,6 +76,13 @@ def holds(data: Any, network: str) -> bool:
         return False
 
 
+def is_run(data: Any) -> bool:
+    """Tell whether ``data`` is a checkpoint of ``posgan-fast train``, whose settings tell what no tensor does."""
+    return (
+        isinstance(data, Mapping) and isinstance(data.get("recipe"), str) and isinstance(data.get("settings"), Mapping)
+    )
+
+
 def side_of(network: str) -> str:
     """Return "generator" or "discriminator" for a network of any kind."""
     return network.rpartition(" ")[2]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..ops.common import checks
 from ..ops.common.activations import ACTIVATIONS
-from .containers import Found, find
+from .containers import Found, find, is_run
 from .conversion import State, positive
 from .convert import convert_discriminator, convert_generator
 from .families import MAX_LOG2
@@ -97,8 +97,8 @@ def read_source(source: Source) -> Any:
     if not isinstance(source, (Mapping, Unread, list, tuple, str, os.PathLike)):
         raise TypeError(f"source: expected a path or a state dictionary, got {type(source).__name__}")
     data = read_checkpoint(source) if isinstance(source, (str, os.PathLike)) else source
-    if isinstance(data, Mapping) and isinstance(data.get("recipe"), str) and isinstance(data.get("settings"), Mapping):
-        raise CheckpointError(  # its settings tell what no tensor does, and the loaders would assume otherwise
+    if is_run(data):
+        raise CheckpointError(
             "a checkpoint of posgan-fast train; posgan_fast.recipes.load_sampler(path).generator has its generator, "
             "and posgan_fast.recipes.load(path)['models'] all states"
         )

@@ -7,10 +7,9 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from ..ops.bias_act import ACTIVATIONS
-from ..ops.common import checks, layout
+from ..ops.common import activations, checks, layout
 
 PADDING_MODES = ("zeros", "reflect")
-_IN_PLACE = ("linear", "relu", "lrelu")  # activations whose derivative needs no input
 
 
 class ConvNormAct2d(torch.nn.Module):
@@ -83,8 +82,8 @@ class ConvNormAct2d(torch.nn.Module):
             return self._activate(self.bn(self._convolve(x, self.conv.weight)))
         weight, bias = self._folded()
         y = self._convolve(x, weight)
-        in_place = self.act in _IN_PLACE and bias is not None and self._slope() >= 0
-        activate = PF.bias_act_ if in_place else PF.bias_act
+        reads_input = activations.derivative_reads(self.act, self._slope(), clamp=-1) == "input"
+        activate = PF.bias_act if bias is None or reads_input else PF.bias_act_
         bias = None if bias is None else bias.to(y.dtype)
         return activate(y, bias, act=self.act, alpha=self.alpha, gain=1)
 

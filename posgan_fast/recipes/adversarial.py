@@ -13,7 +13,7 @@ from .draws import Draws, seeded_weights
 from .images import Batches, Images, to_float
 from .loop import Recipe
 
-# The rows a to c of the paper's Tables 3 and 4.
+# The rows a to c of the paper's Table 3; those of Table 4 differ in the first.
 PADDING_CONFIGS: dict[str, dict[str, Any]] = {
     "padded": {},
     "no-pad": dict(no_pad=True),

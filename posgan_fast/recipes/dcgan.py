@@ -17,9 +17,11 @@ from .adversarial import PADDING_CONFIGS, Adversarial
 from .draws import Draws
 from .loop import Settings, option
 
-CONFIGS: dict[str, dict[str, Any]] = (
-    {"original": {}} | PADDING_CONFIGS | {"padded": dict(deconv2conv=True, no_pad=False)}
-)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "original": {},
+    **PADDING_CONFIGS,
+    "padded": dict(deconv2conv=True, no_pad=False),  # no_pad, because the loader assumes it beside deconv2conv
+}
 
 
 @dataclass(frozen=True)

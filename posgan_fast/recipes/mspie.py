@@ -89,7 +89,7 @@ class MSPIE(Adversarial):
 
     def __init__(self, settings: MSPIESettings, device: torch.device) -> None:
         self.scales = settings.all_scales()
-        self.sides = [(4 + scale) * settings.size // 4 for scale in self.scales]
+        self.sides = mspie.CONFIGS[settings.config]._replace(size=settings.size, scales=self.scales).sides
         self.side = max(self.sides)
         super().__init__(settings, device)
         self.path_mean = torch.zeros((), device=device)

@@ -21,7 +21,7 @@ from ..models import (
     mspie,
     read_checkpoint,
 )
-from ..models.containers import holds
+from ..models.containers import holds, is_run
 from ..ops.common import checks
 from . import dcgan, pggan, singan
 from .draws import generator as seeded
@@ -122,7 +122,7 @@ def load(path: str | os.PathLike, noises: str | os.PathLike | None = None, **arg
         TypeError: an argument that the generator does not take.
     """
     data = read_checkpoint(path)
-    if isinstance(data, Mapping) and isinstance(data.get("recipe"), str) and isinstance(data.get("settings"), Mapping):
+    if is_run(data):
         if arguments or noises is not None:
             given = ", ".join([*arguments, *(["noises"] if noises is not None else [])])
             raise TypeError(
@@ -147,8 +147,7 @@ def _from_recipe(data: Mapping[str, Any]) -> Sampler:
     recipe, settings = data["recipe"], data["settings"]
     if recipe == "singan":
         arguments = singan.CONFIGS[settings["config"]] | {"layout": settings["layout"]}
-        stored = {name: value for name, value in data.items() if name not in ("recipe", "settings")}
-        return Sampler("SinGAN", load_singan(stored, **arguments), None, bgr=False)
+        return Sampler("SinGAN", load_singan(data["models"]["generator"], noises=data, **arguments), None, bgr=False)
     state = data["models"]["generator_ema"]
     if recipe == "mspie":
         chosen = MSPIESettings(**settings)
