@@ -33,7 +33,7 @@ def find(data: Any, network: str, ema: bool) -> Found:
     Args:
         data: objects of a file.
         network: "generator" or "discriminator", ahead of which another kind than StyleGAN2 has a word of its own, such
-            as "SinGAN generator".
+            as "SinGAN generator"; "encoder" of PadInv or pSp, or its "backbone".
         ema: as above.
 
     Raises:
@@ -47,7 +47,7 @@ def find(data: Any, network: str, ema: bool) -> Found:
         networks = networks or [place for place in places if not place.labels and place.alone]
     averaged = [place for place in networks if place.averaged]
     training = [place for place in networks if not place.averaged]
-    wanted = averaged if averaged and (ema or (side == "discriminator" and not training)) else training
+    wanted = averaged if averaged and (ema or (side != "generator" and not training)) else training
     if not wanted:
         hint = "; the averaged one takes ema=True" if averaged and side == "generator" else ""
         raise CheckpointError(f"no {network} among {_listed(data)}{hint}; {_INNER}")
@@ -58,13 +58,15 @@ def find(data: Any, network: str, ema: bool) -> Found:
         raise CheckpointError(f"{len(wanted)} networks that could be the {network}: {paths}; {_INNER}")
     (place,) = wanted
     found = Found(place.state, place.module, place.left(), place.notes)
-    if place.averaged and side == "discriminator":
-        found.notes.append("the only discriminator in the file is an averaged one")
+    if place.averaged and side != "generator":
+        found.notes.append(f"the only {side} in the file is an averaged one")
     if side == "generator":
         if ema and not averaged:
             found.notes += _no_average(place, [other.path for other in training if other is not place])
         if family_of(found.state, network) == "rosinality":
             _take_average(found, place)
+    if side == "encoder":
+        _take_latent_average(found, place)
     return found
 
 
@@ -98,6 +100,8 @@ _KIND = r"(net_?)?({})(_?(ema|smooth|running|avg|state_dict))?"
 _LABELS = {  # labels that say which network lies under them
     "generator": re.compile(_KIND.format("g|gs|gen|generator|decoder"), re.IGNORECASE),
     "discriminator": re.compile(_KIND.format("d|dis|disc|discriminator"), re.IGNORECASE),
+    "encoder": re.compile(_KIND.format("e|enc|encoder"), re.IGNORECASE),
+    "backbone": re.compile(_KIND.format("backbone|arcface|facenet"), re.IGNORECASE),
 }
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
 _STORES = {"_parameters", "_buffers", "_modules"}
@@ -260,6 +264,8 @@ _BESIDE: dict[str, dict[str, str]] = {
     "PGGAN discriminator": {"mmgeneration": "fromrgb_layers.0.conv.weight_orig"},
     "DCGAN generator": {"mmgeneration": "output_layer.conv.weight"},
     "DCGAN discriminator": {"mmgeneration": "output_layer.conv.weight"},
+    "encoder": {"padinv": "latent_heads.0.linear.weight", "psp": "styles.0.linear.weight"},
+    "backbone": {"padinv": "input_layer.0.weight", "psp": "input_layer.0.weight"},
 }
 
 
@@ -342,3 +348,16 @@ def _take_average(found: Found, place: _Place) -> None:
         found.state = {**found.state, "latent_avg": rows[0]}
     else:
         found.left["latent_avg"] = "another average for each layer, where truncation has one for all"
+
+
+def _take_latent_average(found: Found, place: _Place) -> None:
+    """Add the average of w that an encoder's codes start from: pSp's, or that of the generator in PadInv's file."""
+    if "latent_average" in found.state:
+        return
+    for name, value in place.around():
+        average = value.get("w_avg") if name == "generator" and isinstance(value, Mapping) else value
+        if name in ("latent_avg", "generator") and isinstance(average, torch.Tensor):
+            check_weight(f"{name}.w_avg" if name == "generator" else name, average)
+            found.state = {**found.state, "latent_average": average.detach()}
+            found.notes.append(f"latent_average: {'generator.w_avg' if name == 'generator' else name} of the file")
+            return

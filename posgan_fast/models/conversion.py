@@ -59,6 +59,8 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {  # the first name that a 
     "PGGAN discriminator": (("mmgeneration", "decision.linear0.weight_orig"),),
     "DCGAN generator": (("mmgeneration", "noise2feat.conv.weight"),),
     "DCGAN discriminator": (("mmgeneration", "downsamples.0.conv.weight"),),
+    "encoder": (("padinv", "fpn.lateral_layers.0.weight"), ("psp", "latlayer1.weight")),
+    "backbone": (("padinv", "backbone_stages.0.0.res_layer.1.weight"), ("psp", "body.0.res_layer.1.weight")),
 }
 
 

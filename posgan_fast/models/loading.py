@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from ..ops.common.activations import ACTIVATIONS
 from .containers import Found, find, is_run
 from .conversion import State, positive
 from .convert import convert_discriminator, convert_generator
+from .exact import check_overrides
 from .families import MAX_LOG2
 from .files import read_checkpoint
 from .opcodes import Unread
@@ -51,7 +51,7 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
         ('nvlabs', 8)
     """
     checks.flag(ema, "ema")
-    _check_overrides(overrides, Generator)
+    check_overrides(overrides, Generator)
     found = find(read_source(source), "generator", ema)
     facts, notes = _facts(found.module, "generator")
     known = facts | overrides
@@ -76,20 +76,13 @@ def load_discriminator(source: Source, family: str | None = None, **overrides: A
         >>> load_discriminator(weights).report.assumed["mbstd_group_size"]
         '4; a state dictionary does not tell'
     """
-    _check_overrides(overrides, Discriminator)
+    check_overrides(overrides, Discriminator)
     found = find(read_source(source), "discriminator", ema=False)
     facts, notes = _facts(found.module, "discriminator")
     arguments = {name: overrides.get(name) for name in ("head_size", "adaptive_pool")}
     state, report = convert_discriminator(found.state, family, **arguments)
     report.notes += notes
     return _build(state, report, found, facts, overrides)
-
-
-def _check_overrides(overrides: Mapping[str, Any], network: type) -> None:
-    accepted = ", ".join(inspect.signature(network).parameters)
-    for name in overrides:
-        if name not in accepted.split(", "):
-            raise TypeError(f"{name}: expected an argument of {network.__name__}, one of {accepted}")
 
 
 def read_source(source: Source) -> Any:

@@ -12,8 +12,9 @@ import torch
 
 from ..ops.common import checks, encodings
 from .containers import find
-from .conversion import State, check_weight
+from .conversion import check_weight
 from .dcgan import FIRST, DCGANDiscriminator, DCGANGenerator
+from .exact import Tensors, build, check_overrides, plain_state
 from .loading import Source, read_source
 from .pggan import PGGANDiscriminator, PGGANGenerator
 from .pickles import Array
@@ -164,99 +165,32 @@ def load_dcgan_discriminator(source: Source, **overrides: Any) -> DCGANDiscrimin
     return _load(read_source(source), DCGANDiscriminator, _dcgan_discriminator, overrides)
 
 
-class _Tensors:
-    """The tensors of a file, which the functions below read settings from."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-
-    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
-        value = self.state.get(name)
-        if value is None:
-            raise CheckpointError(f"state: {name} is missing")
-        if value.ndim != ndim or 0 in value.shape:
-            raise CheckpointError(f"{name}: expected {ndim} dimensions, none empty, got shape {list(value.shape)}")
-        return tuple(value.shape)
-
-    def count(self, name: str) -> int:
-        """Count the consecutive numbers i for which there is a tensor ``name.format(i=i)``."""
-        return next(i for i in range(len(self.state) + 1) if name.format(i=i) not in self.state)
-
-
-Infer = Callable[[_Tensors, LoadReport, Mapping[str, Any]], dict[str, Any]]
+Infer = Callable[[Tensors, LoadReport, Mapping[str, Any]], dict[str, Any]]
 _PLACEHOLDER = "head_position_encode._float_tensor"
-_COUNTER = "num_batches_tracked"
 
 
 def _load(data: Any, network: type, infer: Infer, overrides: Mapping[str, Any], ema: bool = False) -> Any:
     """Find the network of a class in ``data``, build it and load every tensor."""
-    accepted = list(inspect.signature(network).parameters)
-    for name in overrides:
-        if name not in accepted:
-            raise TypeError(f"{name}: expected an argument of {network.__name__}, one of {', '.join(accepted)}")
+    check_overrides(overrides, network)
     checks.flag(ema, "ema")
     kind = network.__name__.replace("Generator", " generator").replace("Discriminator", " discriminator")
     found = find(data, kind, ema)
     report = LoadReport("mmgeneration", kind, left=dict(found.left), notes=list(found.notes))
     report.notes.append("weights trained with mmgeneration make BGR images")
-    state = {}
-    for name, value in found.state.items():
-        if name == _PLACEHOLDER:
-            report.left[name] = "remembers a device and a dtype, its value was never set"
-            continue
-        counts = isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.device.type != "meta"
-        if not isinstance(name, str) or not name.endswith(_COUNTER) or not counts:
-            check_weight(name, value)
-        state[name] = value.detach()
-    inferred = infer(_Tensors(state), report, overrides)
+    state = plain_state({name: value for name, value in found.state.items() if name != _PLACEHOLDER})
+    if _PLACEHOLDER in found.state:
+        report.left[_PLACEHOLDER] = "remembers a device and a dtype, its value was never set"
+    inferred = infer(Tensors(state), report, overrides)
     for name in ("layout", "div_half_dim"):
         if inferred.get("encode", overrides.get("encode")) == "spe" and name not in overrides:
             report.assumed[name] = f"{inspect.signature(network).parameters[name].default!r}; no tensor tells"
-    report.settings = inferred | dict(overrides)
-    report.assumed = {name: why for name, why in report.assumed.items() if name not in overrides}
-    try:
-        model = network(**report.settings)
-    except ValueError as error:
-        raise CheckpointError(f"state: the tensors tell {_told(inferred)}: {error}") from None
-    _fill(model, state, inferred, overrides, report)
-    model.report = report
-    return model.eval()
-
-
-def _fill(model: Any, state: State, inferred: dict[str, Any], overrides: Mapping[str, Any], report: LoadReport) -> None:
-    """Load ``state``, whose names and shapes have to be those of the model."""
-    own = model.state_dict()
-    for name in [name for name in own if name.endswith(_COUNTER) and name not in state]:
-        report.filled[name] = "zero; the file does not count batches"
-        state[name] = own[name]
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is no part of it" for name in state if name not in own]
-    wrong += [
-        f"{name}: expected shape {list(value.shape)}, got {list(state[name].shape)}"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        against = [
-            f"{name}: expected {inferred[name]!r}, which the tensors tell, got {value!r}"
-            for name, value in overrides.items()
-            if name in inferred and inferred[name] != value
-        ]
-        some = "; ".join(against or wrong[:4]) + (
-            f" and {len(wrong) - 4} more" if len(wrong) > 4 and not against else ""
-        )
-        raise CheckpointError(f"state: does not fit into {type(model).__name__}({_told(inferred)}): {some}")
-    model.load_state_dict(state, strict=True)
-
-
-def _told(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return build(network, state, inferred, overrides, report)
 
 
 # Settings, told by the shapes of tensors
 
 
-def _singan_generator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
+def _singan_generator(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     settings = _singan(tensors)
     channels = tensors.shape("blocks.0.tail.conv.weight", 4)[0]
     first = tensors.shape("blocks.0.head.conv.weight", 4)[1]
@@ -275,7 +209,7 @@ def _singan_generator(tensors: _Tensors, report: LoadReport, given: Mapping[str,
     )
 
 
-def _singan_discriminator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
+def _singan_discriminator(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     outputs = tensors.shape("blocks.0.tail.conv.weight", 4)[0]
     if outputs != 1:
         raise CheckpointError(f"blocks.0.tail.conv.weight: expected 1 output channel, got {outputs}, as in a generator")
@@ -283,27 +217,27 @@ def _singan_discriminator(tensors: _Tensors, report: LoadReport, given: Mapping[
     return _singan(tensors) | dict(channels=channels, norm="blocks.0.head.bn.weight" in tensors.state)
 
 
-def _singan(tensors: _Tensors) -> dict[str, Any]:
+def _singan(tensors: Tensors) -> dict[str, Any]:
     name = "blocks.{i}.tail.conv.weight"
     stages = tensors.count(name)
     widths = [tensors.shape(name.format(i=i), 4)[1] for i in range(stages)]
     return dict(stages=stages, width=widths[0], max_width=max(widths[0], 128) if stages < 5 else max(widths))
 
 
-def _pggan_generator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
+def _pggan_generator(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     rows, z_dim = tensors.shape("noise2feat.linear.weight_orig", 2)
     channels = tensors.shape("noise2feat.bias", 4)[1]
     report.assumed["encode"] = "None; no tensor tells"
     return dict(z_dim=z_dim, no_pad=rows == channels * (FIRST + 2) ** 2) | _pggan(tensors, "torgb_layers", 1)
 
 
-def _pggan_discriminator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
+def _pggan_discriminator(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     channels = tensors.shape("fromrgb_layers.0.conv.weight_orig", 4)[1]
     decision = tensors.shape("decision.linear0.weight_orig", 2)[0]
     return dict(channels=channels) | _pggan(tensors, "fromrgb_layers", 0, {FIRST // 2: decision})
 
 
-def _pggan(tensors: _Tensors, layers: str, axis: int, before: Mapping[int, int] | None = None) -> dict[str, Any]:
+def _pggan(tensors: Tensors, layers: str, axis: int, before: Mapping[int, int] | None = None) -> dict[str, Any]:
     """Infer the sides and widths from one layer a side; ``before``: widths at smaller sides."""
     name = layers + ".{i}.conv.weight_orig"
     widths = dict(before or {})
@@ -315,7 +249,7 @@ def _pggan(tensors: _Tensors, layers: str, axis: int, before: Mapping[int, int] 
     return dict(size=max(widths, default=FIRST), base_channels=base, max_channels=most)
 
 
-def _dcgan_generator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
+def _dcgan_generator(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     z_dim, width = tensors.shape("noise2feat.conv.weight", 4)[:2]
     report.assumed["encode"] = "None; no tensor tells"
     deconv2conv = tensors.shape("output_layer.conv.weight", 4)[2] == 3
@@ -331,7 +265,7 @@ def _dcgan_generator(tensors: _Tensors, report: LoadReport, given: Mapping[str, 
     )
 
 
-def _dcgan_discriminator(tensors: _Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
+def _dcgan_discriminator(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     width, channels = tensors.shape("downsamples.0.conv.weight", 4)[:2]
     outputs = tensors.shape("output_layer.conv.weight", 4)[0]
     size = FIRST * 2 ** tensors.count("downsamples.{i}.conv.weight")
