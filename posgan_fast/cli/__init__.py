@@ -9,9 +9,13 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "run": "run a program with this library's ops in place of its own",
-    "train": "train MS-PIE, SinGAN, PGGAN or DCGAN on pictures of yours",
+    "train": "train MS-PIE, SinGAN, PGGAN, DCGAN or PadInv's encoder on pictures of yours",
     "sample": "make images from a checkpoint or a file of published weights",
     "edit": "change images of a StyleGAN2 along directions of its latent space",
+    "invert": "find the codes that make a StyleGAN2 draw pictures of yours",
+    "interpolate": "images between two pictures, in the latents, the padding space or both",
+    "blend": "the details of one picture in the structure of another",
+    "edit-pair": "change pictures as one picture was changed by hand",
     "experiment": "test a claim of a paper: a figure, numbers and one sentence",
     "doctor": "what is installed, what is missing, why, and the command that mends it",
     "verify": "compare every backend that runs here with the definition in float64",
@@ -69,7 +73,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == command:
-            module = importlib.import_module(f".{name}", __name__)
+            module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
             module.add_arguments(one)
             one.set_defaults(run=module.run)
     return parser

@@ -12,12 +12,19 @@ from .. import recipes
 from ..recipes import checkpoint
 
 _DESCRIPTION = """\
-Train a system of "Positional Encoding as Spatial Inductive Bias in GANs". The folder given with --out gets a checkpoint
-(replaced as a whole), a log (metrics.jsonl), grids of samples and the settings. Ctrl-C saves and stops; --resume goes
-on: on the CPU, with as many threads, bit for bit as without the interruption. Several processes:
+Train a system of "Positional Encoding as Spatial Inductive Bias in GANs", or the encoder of "High-fidelity GAN
+Inversion with Padding Space". The folder given with --out gets a checkpoint (replaced as a whole), a log
+(metrics.jsonl), grids of samples and the settings. Ctrl-C saves and stops; --resume goes on: on the CPU, with as many
+threads, bit for bit as without the interruption. Several processes:
 torchrun --nproc-per-node N -m posgan_fast train ...
 """
-_TITLES = {"mspie": "MS-PIE StyleGAN2", "singan": "SinGAN, on one picture", "pggan": "PGGAN", "dcgan": "DCGAN"}
+_TITLES = {
+    "mspie": "MS-PIE StyleGAN2",
+    "singan": "SinGAN, on one picture",
+    "pggan": "PGGAN",
+    "dcgan": "DCGAN",
+    "padinv": "PadInv, an encoder that inverts a StyleGAN2",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

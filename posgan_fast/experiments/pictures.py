@@ -39,6 +39,11 @@ def faces(side: int, resized: int | None = None) -> torch.Tensor:
     return F.interpolate(images, (resized, resized), mode="bilinear", align_corners=True)
 
 
+def save_faces(folder: Path, side: int, count: int) -> None:
+    """Save the first of the 100 faces as PNG, for a training."""
+    _save(_faces(side)[:count], folder)
+
+
 def check_count(images: int, least: int) -> None:
     """Refuse a number of images below ``least``, or above that of the faces."""
     if not least <= images <= 2 * FACES:
@@ -65,12 +70,16 @@ def _faces(side: int) -> list[Image.Image]:
     return [Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC).convert("RGB") for face in faces]
 
 
+def _save(pictures: list[Image.Image], folder: Path) -> None:
+    folder.mkdir()
+    for k, picture in enumerate(pictures):
+        picture.save(folder / f"{k:03}.png")
+
+
 def _trained(recipe: str, pictures: list[Image.Image], settings: dict[str, Any]) -> sampling.Sampler:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "pictures")
-        source.mkdir()
-        for k, picture in enumerate(pictures):
-            picture.save(source / f"{k:03}.png")
+        _save(pictures, source)
         make = RECIPES[recipe]
         at_the_end: dict[str, Any] = {"save_every": 10**9, "sample_every": 10**9}
         checkpoint = train(

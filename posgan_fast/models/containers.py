@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -78,7 +78,7 @@ def holds(data: Any, network: str) -> bool:
         return False
 
 
-def is_run(data: Any) -> bool:
+def is_run(data: Any) -> TypeGuard[Mapping[str, Any]]:
     """Tell whether ``data`` is a checkpoint of ``posgan-fast train``, whose settings tell what no tensor does."""
     return (
         isinstance(data, Mapping) and isinstance(data.get("recipe"), str) and isinstance(data.get("settings"), Mapping)

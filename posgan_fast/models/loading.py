@@ -91,8 +91,13 @@ def read_source(source: Source) -> Any:
         raise TypeError(f"source: expected a path or a state dictionary, got {type(source).__name__}")
     data = read_checkpoint(source) if isinstance(source, (str, os.PathLike)) else source
     if is_run(data):
+        holder = (
+            "load_trained_encoder(path, generator) has its encoder"
+            if data["recipe"] == "padinv"
+            else "load_sampler(path).generator has its generator"
+        )
         raise CheckpointError(
-            "a checkpoint of posgan-fast train; posgan_fast.recipes.load_sampler(path).generator has its generator, "
+            f"a checkpoint of posgan-fast train; posgan_fast.recipes.{holder}, "
             "and posgan_fast.recipes.load(path)['models'] all states"
         )
     return data

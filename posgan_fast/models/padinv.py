@@ -50,7 +50,8 @@ class PadInvEncoder(torch.nn.Module):
         padding: what makes the padding maps. "heads" as released: two blocks and a head for each layer; "shared":
             the blocks without heads, one map for all layers; "projection": the paper's text, one 1x1 convolution of
             the features whose side is that of the last padded layer, one map for all layers; None: pSp, no maps.
-        pad_layers: convolutions with a map, those without upsampling at 4, 8, 16, ... pixels: 1 to 5.
+        pad_layers: convolutions with a map, those without upsampling at 4, 8, 16, ... pixels: 1 to 5, or 0 for the
+            constant alone, without heads.
         pad_channels: channels of each map, those of the generator's features; None: ``8 * width``. Without heads all
             are ``8 * width``.
         pad_constant: True also replaces the generator's constant, which then has ``8 * width`` channels.
@@ -101,7 +102,8 @@ class PadInvEncoder(torch.nn.Module):
         width = checks.integer(width, "width", minimum=2)
         channels = self.channels = 8 * width
         self.padding = None if padding is None else checks.choice(padding, "padding", PADDINGS)
-        self.pad_layers = checks.integer(pad_layers, "pad_layers", minimum=1, maximum=MOST_PAD_LAYERS)
+        least = 0 if padding in ("shared", "projection") and pad_constant else 1
+        self.pad_layers = checks.integer(pad_layers, "pad_layers", minimum=least, maximum=MOST_PAD_LAYERS)
         self.pad_constant = checks.flag(pad_constant, "pad_constant")
         extractor_depth = checks.integer(extractor_depth, "extractor_depth", minimum=0)
         pad_channels = _check_channels(pad_channels, self.padding, self.pad_layers, channels)
@@ -231,9 +233,9 @@ class PadInvEncoder(torch.nn.Module):
             x = self.padding_projection(features[min(max(self.pad_layers - 3, 0), _LEVELS - 1)])
         else:
             x = self.padding_extractor(features[1])
-        side = self.pad_sides()[-1] + 2
+        side = 2 * 2**self.pad_layers + 2
         whole = F.interpolate(x, (side, side), mode="bicubic", align_corners=True)
-        maps: PadMaps = [None] * (2 * self.pad_layers)
+        maps: PadMaps = [None] * max(1, 2 * self.pad_layers)
         if self.pad_constant:
             y = (side - _FIRST) // 2
             maps[0] = whole[:, :, y : y + _FIRST, y : y + _FIRST] if rings else whole

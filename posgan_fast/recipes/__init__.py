@@ -10,12 +10,13 @@ from .checkpoint import load
 from .dcgan import DCGAN, DCGANSettings
 from .loop import Recipe, Settings, train
 from .mspie import MSPIE, MSPIESettings
+from .padinv import PadInv, PadInvSettings, load_trained_encoder
 from .pggan import PGGAN, PGGANSettings
 from .sampling import Sampler
 from .sampling import load as load_sampler
 from .singan import SinGAN, SinGANSettings
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (MSPIE, SinGAN, PGGAN, DCGAN)}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (MSPIE, SinGAN, PGGAN, DCGAN, PadInv)}
 
 __all__ = [
     "DCGAN",
@@ -25,6 +26,8 @@ __all__ = [
     "DCGANSettings",
     "MSPIESettings",
     "PGGANSettings",
+    "PadInv",
+    "PadInvSettings",
     "Recipe",
     "Sampler",
     "Settings",
@@ -32,5 +35,6 @@ __all__ = [
     "SinGANSettings",
     "load",
     "load_sampler",
+    "load_trained_encoder",
     "train",
 ]

@@ -34,6 +34,10 @@ _UNREADABLE = (  # what Pillow and zipfile raise for files that are damaged, enc
 )
 
 
+class UnreadablePictureError(ValueError):
+    """The pixels of a picture cannot be read."""
+
+
 class Images(torch.utils.data.Dataset):
     """The pictures of a folder (with its subfolders), a zip archive or one file, in the order of their names.
 
@@ -61,14 +65,16 @@ class Images(torch.utils.data.Dataset):
         if not self.source.exists():
             raise FileNotFoundError(f"data: no such file or folder: {self.source}")
         names = self._names()
-        self.names, unread, kinds = [], [], Counter[str]()
+        self.names, kinds = [], Counter[str]()
+        self.unread: dict[str, str] = {}  # names of files that are no pictures inside, and why
         for name in names:
             try:
                 with self._open(name) as picture:
                     kinds[_kind(picture)] += 1
                 self.names.append(name)
-            except _UNREADABLE:
-                unread.append(name)
+            except _UNREADABLE as error:
+                self.unread[name] = str(error)
+        unread = list(self.unread)
         if not self.names:
             some = f"; unreadable: {', '.join(unread[:4])}" if unread else ""
             raise ValueError(
@@ -88,13 +94,23 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:  # => [3, H, W], uint8
         """Read a picture; in place of one whose pixels cannot be read, the next one, with a warning."""
         for step in range(len(self.names)):
-            name = self.names[(index + step) % len(self.names)]
             try:
-                with self._open(name) as picture:
-                    return torch.from_numpy(np.array(_to_rgb(picture, self.side))).permute(2, 0, 1)
-            except _UNREADABLE as error:
-                warnings.warn(f"{name}: cannot be read ({error}); the next picture takes its place", stacklevel=2)
+                return self.read(self.names[(index + step) % len(self.names)])
+            except UnreadablePictureError as error:
+                warnings.warn(f"{error}; the next picture takes its place", stacklevel=2)
         raise ValueError(f"data: no picture in {self.source} can be read")
+
+    def read(self, name: str) -> torch.Tensor:  # => [3, H, W], uint8
+        """Read the picture of a name.
+
+        Raises:
+            UnreadablePictureError: its pixels cannot be read.
+        """
+        try:
+            with self._open(name) as picture:
+                return torch.from_numpy(np.array(_to_rgb(picture, self.side))).permute(2, 0, 1)
+        except _UNREADABLE as error:
+            raise UnreadablePictureError(f"{name}: cannot be read ({error})") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_local"}

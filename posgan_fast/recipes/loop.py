@@ -35,6 +35,7 @@ from .images import grid
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Settings that may differ when a run goes on: they change when it ends and what it shows, or where it runs.
 _FREE = {"out", "iterations", "device", "workers", "save_every", "sample_every", "log_every", "compile", "data"}
+_FREE |= {"generator"}  # of PadInv, whose fingerprint the checkpoint has
 _PARTS = ("models", "optimizers", "scaler", "processes", "data")
 
 

@@ -25,6 +25,27 @@ def r1(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return grad.square().sum((1, 2, 3)).mean()
 
 
+def wasserstein_generator(fake: torch.Tensor) -> torch.Tensor:
+    """Mean of -D(G(z))."""
+    return -fake.mean()
+
+
+def wasserstein_discriminator(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Mean of D(G(z)) - D(x)."""
+    return fake.mean() - real.mean()
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of the l2 norm of each sample; ``x`` is [N, ...]."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+
+
+def gradient_norm(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of the norm of dD(x) / dx, not squared; ``images`` require a gradient."""
+    (grad,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    return norm(grad)
+
+
 def gradient_penalty(
     discriminator: Callable[[torch.Tensor], torch.Tensor],
     real: torch.Tensor,

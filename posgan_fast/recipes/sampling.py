@@ -123,6 +123,10 @@ def load(path: str | os.PathLike, noises: str | os.PathLike | None = None, **arg
     """
     data = read_checkpoint(path)
     if is_run(data):
+        if data["recipe"] == "padinv":
+            raise CheckpointError(
+                f"{path}: an encoder, which makes no images; posgan_fast.recipes.load_trained_encoder reads it"
+            )
         if arguments or noises is not None:
             given = ", ".join([*arguments, *(["noises"] if noises is not None else [])])
             raise TypeError(
