@@ -228,12 +228,12 @@ def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
     with torch.no_grad():
         ws = g.mapping(torch.randn(n, 512))
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         g.synthesis(ws) if who == OURS else peer.synthesis(ws, noise_mode="const", fused_modconv=True)
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
     """The physical memory in bytes: now (VmRSS), or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024

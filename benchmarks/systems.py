@@ -9,14 +9,10 @@ ratios within each round.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import posgan_fast
 from posgan_fast.models import SinGANGenerator
 from posgan_fast.models.singan import resize
 from posgan_fast.recipes import DCGAN, MSPIE, DCGANSettings, MSPIESettings, SinGAN, SinGANSettings, losses
@@ -34,22 +29,11 @@ from posgan_fast.recipes.singan import CONFIGS, PENALTY, RECONSTRUCTION, STEPS
 
 from . import harness, options
 from .plain import plain_layers
+from .timed import OURS, Row, line, measured, write
 
 WHAT = ("singan-sample", "singan-train", "mspie-train", "dcgan-train")
-OURS, PLAIN, RELEASED, THEIRS = "ours", "plain torch", "plain torch, released algorithm", "mmgeneration"
+PLAIN, RELEASED, THEIRS = "plain torch", "plain torch, released algorithm", "mmgeneration"
 SIZES = [(25, 33), (32, 43), (41, 55), (53, 71), (69, 91), (88, 118), (113, 151), (145, 194), (186, 248)]  # balloons
-
-
-@dataclass
-class Row:
-    """One measured task: seconds of each contender, and its time over ours."""
-
-    what: str
-    case: str
-    medians: dict[str, float] = field(default_factory=dict)
-    quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
-    error: float | None = None  # of ours against the others, relative L2, the largest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,21 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for what in args.what:
             for row in globals()[f"_{what.replace('-', '_')}"](args, Path(folder)):
-                print(_line(row), flush=True)
+                print(line(row), flush=True)
                 rows.append(row)
-    slower = [(row.what, row.case, name) for row in rows for name, ratio in row.ratios.items() if ratio < 1]
-    for what, case, name in slower:
-        print(f"slower than {name}: {what} {case}")
-    device = torch.device("cpu")
-    content = {
-        "schema": 1,
-        "provenance": {**harness.provenance(device), "posgan_fast": posgan_fast.__version__},
-        "rounds": args.rounds,
-        "rows": [asdict(row) for row in rows],
-        "slower": slower,
-    }
-    name = args.name or f"systems-{device.type}-{harness.allocator().replace(' ', '-')}"
-    harness.write_json(args.out / f"{name}.json", content)
+    write(args, rows, "systems")
     return 0
 
 
@@ -113,7 +85,7 @@ def _singan_sample(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             calls = {OURS: sample, PLAIN: _plain(sample)}
             if args.peer and (name, n) != ("original", 4):  # whose code repeats noise for no batch
                 calls[THEIRS] = _mmgeneration(args.peer, name, generator, noises, weights)
-            yield _measured("SinGAN sampling", f"{name}, {n} of {scaled[-1][0]} x {scaled[-1][1]}", calls, args.rounds)
+            yield measured("SinGAN sampling", f"{name}, {n} of {scaled[-1][0]} x {scaled[-1][1]}", calls, args.rounds)
 
 
 def _mmgeneration(
@@ -159,7 +131,7 @@ def _singan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
             h, w = recipe.reals[stage].shape[2:]
             calls = {OURS: step, PLAIN: _plain(step), RELEASED: _plain(released)}
-            yield _measured("SinGAN training", f"{config}, stage {stage}, {h} x {w}", calls, args.rounds)
+            yield measured("SinGAN training", f"{config}, stage {stage}, {h} x {w}", calls, args.rounds)
 
 
 def _released_iteration(recipe: SinGAN) -> None:
@@ -202,7 +174,7 @@ def _mspie_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             data=str(folder / "faces"), out=str(folder), size=size, channel_max=channels, batch=4, iterations=10_000
         )
         recipe = MSPIE(settings, torch.device("cpu"))
-        yield _measured("MS-PIE training", f"f at {size}, 4 iterations of 4", _steps(recipe, 4), args.rounds)
+        yield measured("MS-PIE training", f"f at {size}, 4 iterations of 4", _steps(recipe, 4), args.rounds)
 
 
 def _dcgan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -215,7 +187,7 @@ def _dcgan_train(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             iterations=10_000,
         )  # fmt: skip
         recipe = DCGAN(settings, torch.device("cpu"))
-        yield _measured("DCGAN training", f"{config}, 4 iterations of {batch}", _steps(recipe, 4), args.rounds)
+        yield measured("DCGAN training", f"{config}, 4 iterations of {batch}", _steps(recipe, 4), args.rounds)
 
 
 def _steps(recipe: Any, count: int) -> dict[str, Callable[[], Any]]:
@@ -237,39 +209,6 @@ def _plain(call: Callable[[], Any]) -> Callable[[], Any]:
             return call()
 
     return run
-
-
-def _measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds: int) -> Row:
-    row = Row(what, case)
-    results = {name: call() for name, call in calls.items()}
-    if isinstance(results[OURS], torch.Tensor):
-        others = (value for name, value in results.items() if name != OURS)
-        row.error = max(float((results[OURS] - value).norm() / value.norm()) for value in others)
-    effort = dataclasses.replace(harness.QUICK, rounds=rounds, least=rounds, seconds=0.0, sample=0.0)
-    samples = harness.interleave({name: _timer(call) for name, call in calls.items()}, effort)
-    for name, times in samples.items():
-        row.medians[name] = statistics.median(times)
-        low, _, high = statistics.quantiles(times, n=4)
-        row.quartiles[name] = (low, high)
-        if name != OURS:
-            row.ratios[name] = statistics.median(t / ours for t, ours in zip(times, samples[OURS], strict=True))
-    return row
-
-
-def _timer(call: Callable[[], Any]) -> Callable[[], float]:
-    def seconds() -> float:
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
-
-    return seconds
-
-
-def _line(row: Row) -> str:
-    times = "  ".join(f"{name} {value * 1e3:.1f} ms" for name, value in row.medians.items())
-    ratios = "  ".join(f"{value:.2f}x {name}" for name, value in row.ratios.items())
-    error = "" if row.error is None else f"  |  error {row.error:.1e}"
-    return f"{row.what}, {row.case}: {times}  |  ours is {ratios}{error}"
 
 
 def _photograph(height: int, width: int, seed: int = 0) -> np.ndarray:

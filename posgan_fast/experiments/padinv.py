@@ -2,7 +2,7 @@
 
 "High-fidelity GAN Inversion with Padding Space" (ECCV 2022), Tables 2 and 3 and Figures 5 to 8 and 10. A generator of
 32 pixels and encoders with more and more padding maps train on 80 of the 100 faces of scikit-image; the other 20 are
-inverted, by optimisation and by the encoders.
+inverted, by optimisation and by the encoders. Pictures and networks stay in the folder ``padinv`` beside the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -59,17 +58,18 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
     settings = {name: value for name, value in vars(options).items() if name in _SETTINGS}
     held_out = pictures.faces(SIDE)[: pictures.FACES][-HELD_OUT:]
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        pictures.save_faces(work / "faces", SIDE, pictures.FACES - HELD_OUT)
-        generator = _train_generator(work, options)
-        searched, seconds, longer = _optimised(generator, held_out, options.steps)
-        encoded: dict[str, torch.Tensor] = {}
-        for name, layers in SETS.items():
-            print(f"encoder, {name}")
-            encoder = _train_encoder(work, name, layers, generator, options)
-            codes = encode(encoder, generator, held_out)
-            encoded[name] = errors(_images(generator, codes), held_out)
+    work = options.out / "padinv"
+    if work.exists():
+        raise ValueError(f"--out: {work} exists, with the networks of a run; choose another folder")
+    pictures.save_faces(work / "faces", SIDE, slice(None, -HELD_OUT))
+    pictures.save_faces(work / "held-out", SIDE, slice(-HELD_OUT, None))
+    generator = _train_generator(work, options)
+    searched, seconds, longer = _optimised(generator, held_out, options.steps)
+    encoded: dict[str, torch.Tensor] = {}
+    for name, layers in SETS.items():
+        print(f"encoder, {name}")
+        encoder = _train_encoder(work, layers, generator, options)
+        encoded[name] = errors(_images(generator, encode(encoder, generator, held_out)), held_out)
     numbers = {
         "settings": settings | {"side": SIDE, "faces to train on": pictures.FACES - HELD_OUT, "held out": HELD_OUT},
         "MSE by optimisation": {name: _summary(mse) for name, mse in searched.items()},
@@ -90,27 +90,42 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+_AT_THE_END: dict[str, Any] = {"save_every": 10**9, "sample_every": 10**9}
 _SETTINGS = ("iterations", "encoder_iterations", "steps", "channel_max", "seed")
 
 
 def _train_generator(work: Path, options: argparse.Namespace) -> Generator:
     print("generator")
     settings = MSPIESettings(
-        data=str(work / "faces"), out=str(work / "generator"), config="a", size=SIDE, batch=8, average=0.99,
-        iterations=options.iterations, channel_max=options.channel_max, seed=options.seed, save_every=10**9,
-        sample_every=10**9,
-    )  # fmt: skip
+        data=str(work / "faces"),
+        out=str(work / "generator"),
+        config="a",
+        size=SIDE,
+        batch=8,
+        average=0.99,
+        iterations=options.iterations,
+        channel_max=options.channel_max,
+        seed=options.seed,
+        **_AT_THE_END,
+    )
     train(MSPIE, settings)
     return sampling.load(work / "generator" / "checkpoint.pt").generator.requires_grad_(False)  # type: ignore[return-value]
 
 
-def _train_encoder(work: Path, name: str, layers: tuple[int, ...], generator: Generator, options: Any) -> Any:
+def _train_encoder(work: Path, layers: tuple[int, ...], generator: Generator, options: argparse.Namespace) -> Any:
     kinds: dict[int, dict[str, Any]] = {0: dict(padding="none"), 1: dict(constant_only=True)}
     settings = PadInvSettings(
-        data=str(work / "faces"), out=str(work / name), generator=str(work / "generator" / "checkpoint.pt"),
-        size=SIDE, batch=16, learning_rate=1e-3, iterations=options.encoder_iterations, seed=options.seed,
-        save_every=10**9, sample_every=10**9, **kinds.get(len(layers), dict(pad_layers=len(layers) - 1)),
-    )  # fmt: skip
+        data=str(work / "faces"),
+        out=str(work / "-".join(["encoder", *map(str, layers)])),
+        generator=str(work / "generator" / "checkpoint.pt"),
+        size=SIDE,
+        batch=16,
+        learning_rate=1e-3,
+        iterations=options.encoder_iterations,
+        seed=options.seed,
+        **_AT_THE_END,
+        **kinds.get(len(layers), dict(pad_layers=len(layers) - 1)),
+    )
     return load_trained_encoder(train(PadInv, settings), generator)
 
 

@@ -39,9 +39,9 @@ def faces(side: int, resized: int | None = None) -> torch.Tensor:
     return F.interpolate(images, (resized, resized), mode="bilinear", align_corners=True)
 
 
-def save_faces(folder: Path, side: int, count: int) -> None:
-    """Save the first of the 100 faces as PNG, for a training."""
-    _save(_faces(side)[:count], folder)
+def save_faces(folder: Path, side: int, some: slice) -> None:
+    """Save some of the 100 faces as PNG, for a training."""
+    _save(_faces(side)[some], folder)
 
 
 def check_count(images: int, least: int) -> None:
@@ -71,7 +71,7 @@ def _faces(side: int) -> list[Image.Image]:
 
 
 def _save(pictures: list[Image.Image], folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for k, picture in enumerate(pictures):
         picture.save(folder / f"{k:03}.png")
 

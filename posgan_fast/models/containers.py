@@ -354,10 +354,15 @@ def _take_latent_average(found: Found, place: _Place) -> None:
     """Add the average of w that an encoder's codes start from: pSp's, or that of the generator in PadInv's file."""
     if "latent_average" in found.state:
         return
+    around: dict[str, Any] = {}
     for name, value in place.around():
-        average = value.get("w_avg") if name == "generator" and isinstance(value, Mapping) else value
-        if name in ("latent_avg", "generator") and isinstance(average, torch.Tensor):
-            check_weight(f"{name}.w_avg" if name == "generator" else name, average)
+        if name == "generator" and isinstance(value, Mapping):
+            around |= {f"{name}.{inner}": one for inner, one in value.items()}
+        around.setdefault(name, value)
+    for name in ("latent_avg", "generator.w_avg", "generator.module.w_avg"):
+        average = around.get(name)
+        if isinstance(average, torch.Tensor) and average.dtype.is_floating_point:
+            check_weight(name, average)
             found.state = {**found.state, "latent_average": average.detach()}
-            found.notes.append(f"latent_average: {'generator.w_avg' if name == 'generator' else name} of the file")
+            found.notes.append(f"latent_average: {name} of the file")
             return

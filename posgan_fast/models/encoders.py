@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def load_encoder(
     report = LoadReport(family, "encoder", left=dict(found.left), notes=list(found.notes))
     state = _renamed(plain_state(found.state), report)
     tensors = Tensors(state)
-    inferred = _settings(tensors, report)
+    inferred = _settings(tensors, report, overrides)
     if latent_average is not None:
         state.pop("latent_average", None)
     elif "latent_average" not in state:
@@ -67,7 +68,7 @@ def load_encoder(
     average = state.get("latent_average", torch.zeros(w_dim))
     if average.shape not in ((w_dim,), (1, w_dim), (count, w_dim)):
         raise CheckpointError(
-            f"latent_average: expected shape [{w_dim}] or [{count}, {w_dim}], got {list(average.shape)}"
+            f"latent_average: expected shape [{w_dim}], [1, {w_dim}] or [{count}, {w_dim}], got {list(average.shape)}"
         )
     state["latent_average"] = average.expand(count, w_dim)
     encoder = build(PadInvEncoder, state, inferred, overrides, report)
@@ -99,6 +100,8 @@ def load_backbone(encoder: PadInvEncoder, source: Source) -> LoadReport:
     """
     if not isinstance(encoder, PadInvEncoder):
         raise TypeError(f"encoder: expected a PadInvEncoder, got {type(encoder).__name__}")
+    if encoder.latent_average.is_meta:
+        raise ValueError("encoder: expected one with values, got one on the device meta")
     found = find(read_source(source), "backbone", ema=False)
     report = LoadReport(family_of(found.state, "backbone") or "", "backbone", dict(found.left), notes=list(found.notes))
     if not report.family:
@@ -129,13 +132,15 @@ def _renamed(state: State, report: LoadReport) -> State:
         name = _BODY.sub(lambda m: f"backbone_stages.{places[int(m[1])]}." if int(m[1]) < count else m[0], source)
         for theirs, ours in _HEADS.items():
             name = name.replace(theirs, ours, 1) if name.startswith(theirs) else name
+        if name in found:
+            raise CheckpointError(f"{source}: another tensor has its place, {name}")
         if name != source:
             report.renamed[source] = name
         found[name] = value
     return found
 
 
-def _settings(tensors: Tensors, report: LoadReport) -> dict[str, Any]:
+def _settings(tensors: Tensors, report: LoadReport, given: Mapping[str, Any]) -> dict[str, Any]:
     """Infer the arguments of the encoder from the shapes of its tensors."""
     blocks = tuple(tensors.count(f"backbone_stages.{stage}.{{i}}.res_layer.1.weight") for stage in range(4))
     depth = next((depth for depth, known in BLOCKS.items() if known == blocks), None)
@@ -143,16 +148,20 @@ def _settings(tensors: Tensors, report: LoadReport) -> dict[str, Any]:
         raise CheckpointError(f"state: expected stages of {list(BLOCKS.values())} blocks, got {blocks}")
     if "backbone_stages.0.0.res_layer.5.fc1.weight" not in tensors.state:
         raise CheckpointError("state: expected blocks with squeeze and excitation (IR-SE), got some without")
+    w_dim = tensors.shape("latent_heads.0.linear.weight", 2)[0]
     num_ws = tensors.count("latent_heads.{i}.linear.weight")
-    convs = [
-        sum(f"latent_heads.{head}.convs.{2 * k}.weight" in tensors.state for k in range(16)) for head in range(num_ws)
-    ]
-    levels = tuple(convs.count(min(convs) + level) for level in range(3))
+    convs = [tensors.count(f"latent_heads.{head}.convs.{{i}}.weight", step=2) for head in range(num_ws)]
+    # A first level without heads leaves no tensor, so that a given size may explain fewer levels as well.
+    candidates = [k for k in (min(convs) - 1, min(convs) - 2) if given.get("size") == TOP * 2**k]
+    least = candidates[0] if candidates else min(convs)
+    size, levels = TOP * 2**least, tuple(convs.count(least + level) for level in range(3))
+    if "size" not in given and 0 in levels:
+        report.assumed["size"] = f"{size}; the tensors tell only how the levels differ"
     settings = dict(
-        size=TOP * 2 ** min(convs),
+        size=size,
         num_ws=num_ws,
         levels=levels,
-        w_dim=tensors.shape("latent_heads.0.linear.weight", 2)[0],
+        w_dim=w_dim,
         depth=depth,
         width=tensors.shape("input_layer.0.weight", 4)[0],
     )

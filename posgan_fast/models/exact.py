@@ -26,7 +26,7 @@ def plain_state(state: Mapping[Any, Any]) -> State:
     """Return the tensors of a state, or refuse those that are no weights and count no batches."""
     found = {}
     for name, value in state.items():
-        counts = isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.device.type != "meta"
+        counts = isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64) and not value.is_meta
         if not isinstance(name, str) or not name.endswith(_COUNTER) or not counts:
             check_weight(name, value)
         found[name] = value.detach()
@@ -47,9 +47,10 @@ class Tensors:
             raise CheckpointError(f"{name}: expected {ndim} dimensions, none empty, got shape {list(value.shape)}")
         return tuple(value.shape)
 
-    def count(self, name: str) -> int:
-        """Count the consecutive numbers i for which there is a tensor ``name.format(i=i)``."""
-        return next(i for i in range(len(self.state) + 1) if name.format(i=i) not in self.state)
+    def count(self, name: str, step: int = 1) -> int:
+        """Count the numbers i = 0, step, 2 * step, ... for which there is a tensor ``name.format(i=i)``, to the first
+        that has none."""
+        return next(i for i in range(len(self.state) + 1) if name.format(i=step * i) not in self.state)
 
 
 def build(
@@ -63,10 +64,13 @@ def build(
     report.settings = inferred | dict(overrides)
     report.assumed = {name: why for name, why in report.assumed.items() if name not in overrides}
     try:
-        model = network(**report.settings)
+        with torch.device("meta"):  # sizes that do not fit together may ask for more memory than there is
+            sizes = network(**report.settings).state_dict()
     except ValueError as error:
         raise CheckpointError(f"state: the tensors tell {_told(inferred)}: {error}") from None
-    _fill(model, state, inferred, overrides, report)
+    _compare(network, sizes, state, inferred, overrides, report)
+    model = network(**report.settings)
+    model.load_state_dict(state, strict=True)
     model.report = report
     return model.eval()
 
@@ -75,7 +79,7 @@ def differences(own: Mapping[str, torch.Tensor], state: State, report: LoadRepor
     """List what keeps ``state`` from replacing ``own``; counters of batches that the state lacks become zero."""
     for name in [name for name in own if name.endswith(_COUNTER) and name not in state]:
         report.filled[name] = "zero; the file does not count batches"
-        state[name] = torch.zeros_like(own[name])
+        state[name] = torch.zeros((), dtype=torch.int64)
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is no part of it" for name in state if name not in own]
     return wrong + [
@@ -90,9 +94,16 @@ def listed(wrong: list[str]) -> str:
     return "; ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
 
 
-def _fill(model: Any, state: State, inferred: dict[str, Any], overrides: Mapping[str, Any], report: LoadReport) -> None:
-    """Load ``state``, whose names and shapes have to be those of the model."""
-    wrong = differences(model.state_dict(), state, report)
+def _compare(
+    network: type,
+    own: Mapping[str, torch.Tensor],
+    state: State,
+    inferred: dict[str, Any],
+    overrides: Mapping[str, Any],
+    report: LoadReport,
+) -> None:
+    """Require that names and shapes of ``state`` are those of the network."""
+    wrong = differences(own, state, report)
     if wrong:
         against = [
             f"{name}: expected {inferred[name]!r}, which the tensors tell, got {value!r}"
@@ -100,8 +111,7 @@ def _fill(model: Any, state: State, inferred: dict[str, Any], overrides: Mapping
             if name in inferred and inferred[name] != value
         ]
         some = "; ".join(against) or listed(wrong)
-        raise CheckpointError(f"state: does not fit into {type(model).__name__}({_told(inferred)}): {some}")
-    model.load_state_dict(state, strict=True)
+        raise CheckpointError(f"state: does not fit into {network.__name__}({_told(inferred)}): {some}")
 
 
 def _told(settings: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ PADDINGS = ("heads", "shared", "projection")
 MOST_PAD_LAYERS = 5
 LEAST_SIZE = 32
 SLOPE = 0.01  # of the leaky ReLU in the style heads
+MOST_PIXELS = 64  # of an input that is convolved as a matrix product
 _LEVELS = 3  # of the feature pyramid
 TOP = 16  # ratio of the image's side to the side of the smallest features
 _FIRST = 4  # side of the generator's constant
@@ -105,7 +106,7 @@ class PadInvEncoder(torch.nn.Module):
         least = 0 if padding in ("shared", "projection") and pad_constant else 1
         self.pad_layers = checks.integer(pad_layers, "pad_layers", minimum=least, maximum=MOST_PAD_LAYERS)
         self.pad_constant = checks.flag(pad_constant, "pad_constant")
-        extractor_depth = checks.integer(extractor_depth, "extractor_depth", minimum=0)
+        extractor_depth = checks.integer(extractor_depth, "extractor_depth", minimum=int(padding == "shared"))
         pad_channels = _check_channels(pad_channels, self.padding, self.pad_layers, channels)
 
         stem = torch.nn.Conv2d(3, width, 3, padding=1, bias=False)
@@ -132,6 +133,8 @@ class PadInvEncoder(torch.nn.Module):
             side = self.size // TOP * 2**level
             self.latent_heads.extend(LatentHead(channels, self.w_dim, side) for _ in range(count))
         self.register_buffer("latent_average", torch.zeros(self.num_ws, self.w_dim))
+        # In another format the convolutions copy a weight at every call.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def for_generator(cls, generator: Generator, size: int = 256, **settings: Any) -> PadInvEncoder:
@@ -165,9 +168,20 @@ class PadInvEncoder(torch.nn.Module):
             if c % 8 or c < 16:
                 raise ValueError(f"generator: expected a multiple of 8 channels, at least 16, at 4 pixels, got {c}")
             layers = settings.setdefault("pad_layers", max(1, min(4, len(plain) - 1)))
-            settings.setdefault("width", c // 8)
+            if checks.integer(layers, "pad_layers") > len(plain):
+                at_most = f"at most {len(plain)} for a generator of {generator.size} pixels"
+                raise ValueError(f"pad_layers: expected {at_most}, got {layers}")
+            channels = [size[0] for size in plain[:layers]]
             if settings["padding"] == "heads":
-                settings.setdefault("pad_channels", [size[0] for size in plain[:layers]])
+                settings.setdefault("pad_channels", channels)
+            elif any(count != c for count in channels):
+                raise ValueError(
+                    f"padding: expected 'heads' for a generator with {channels} channels, got {settings['padding']!r}"
+                )
+            if settings.setdefault("width", c // 8) != c // 8 and settings.get("pad_constant", True):
+                raise ValueError(
+                    f"width: expected {c // 8}, an eighth of the constant's channels, got {settings['width']}"
+                )
         encoder = cls(size, **settings)
         encoder.set_latent_average(generator)
         return encoder
@@ -182,11 +196,13 @@ class PadInvEncoder(torch.nn.Module):
             TypeError, ValueError: another type or shape.
         """
         value: Any = average.mapping.w_avg if isinstance(average, Generator) else average
-        if checks.tensor(value, "latent_average").shape not in ((self.w_dim,), (self.num_ws, self.w_dim)):
+        rows, w_dim = self.num_ws, self.w_dim
+        if checks.tensor(value, "latent_average").shape not in ((w_dim,), (1, w_dim), (rows, w_dim)):
             raise ValueError(
-                f"latent_average: expected shape [{self.w_dim}] or [{self.num_ws}, {self.w_dim}],"
-                f" got {tuple(value.shape)}"
+                f"latent_average: expected shape [{w_dim}], [1, {w_dim}] or [{rows}, {w_dim}], got {tuple(value.shape)}"
             )
+        if value.is_meta:
+            raise ValueError("latent_average: expected a tensor with values, got one on the device meta")
         with torch.no_grad():
             self.latent_average.copy_(value)
 
@@ -210,6 +226,10 @@ class PadInvEncoder(torch.nn.Module):
         x = checks.features(images, "images", 3, self.latent_average)
         if x.shape[2:] != (self.size, self.size):
             raise ValueError(f"images: expected {self.size} x {self.size} pixels, got shape {tuple(x.shape)}")
+        expected = self.latent_average.dtype
+        if x.dtype != expected and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"images: expected dtype {expected} outside of autocast, got {x.dtype}")
+        checks.flag(rings, "rings")
         count = self.num_ws if num_ws is None else checks.integer(num_ws, "num_ws", minimum=1, maximum=self.num_ws)
         x = layout.in_format(x, torch.channels_last)
         x = self.input_layer(x)
@@ -279,11 +299,14 @@ class Bottleneck(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, I, H, W] to [N, O, ceil(H / stride), ceil(W / stride)]."""
         s, layer = self.stride, self.shortcut_layer
-        return self.res_layer(x) + (x[:, :, ::s, ::s] if layer is None else layer(x))
+        shortcut = x[:, :, ::s, ::s] if layer is None else layer(x)
+        y = self.res_layer[:-1](x)
+        factors = self.res_layer[-1](y)
+        return PF.prologue2d(y, factors, residual=shortcut.to(y.dtype))  # scales and adds in one pass
 
 
 class Excitation(torch.nn.Module):
-    """Squeeze and excitation: scale the channels by factors that follow from their means.
+    """Squeeze and excitation: factors of the channels, which follow from their means.
 
     State: ``fc1.weight`` [C / 16, C, 1, 1], ``fc2.weight`` [C, C / 16, 1, 1].
     """
@@ -294,14 +317,10 @@ class Excitation(torch.nn.Module):
         self.fc1 = torch.nn.Conv2d(channels, squeezed, 1, bias=False)
         self.fc2 = torch.nn.Conv2d(squeezed, channels, 1, bias=False)
 
-    def factors(self, means: torch.Tensor) -> torch.Tensor:
-        """Map means [N, C] to factors [N, C]."""
-        x = F.linear(means, self.fc1.weight[:, :, 0, 0])
-        return F.linear(F.relu(x), self.fc2.weight[:, :, 0, 0]).sigmoid()
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [N, C, H, W] to the same shape."""
-        return x * self.factors(x.mean((2, 3)))[:, :, None, None]
+        """Map [N, C, H, W] to [N, C]."""
+        x = F.relu(F.linear(x.mean((2, 3)), self.fc1.weight[:, :, 0, 0]))
+        return F.linear(x, self.fc2.weight[:, :, 0, 0]).sigmoid()
 
 
 class FeaturePyramid(torch.nn.Module):
@@ -339,7 +358,28 @@ class LatentHead(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, C, side, side] to [N, w_dim]."""
-        return self.linear(self.convs(x).flatten(1))
+        for layer in self.convs:
+            x = _halved(x, layer) if isinstance(layer, torch.nn.Conv2d) else layer(x)
+        return self.linear(x.flatten(1).to(self.linear.weight.dtype))  # latents keep their precision under autocast
+
+
+def _halved(x: torch.Tensor, conv: torch.nn.Conv2d) -> torch.Tensor:
+    """Convolve by a layer with stride 2 and padding 1, in the way that is fastest on the CPU.
+
+    The gradient of the weight takes half as long again in channels_last. Without one, a convolution of few pixels is a
+    matrix product, because the vendor's convolution reorders the whole weight first. The number of samples decides
+    nothing, so that exported programs take any.
+    """
+    weight, bias = conv.weight, conv.bias
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return F.conv2d(x.contiguous(), weight.contiguous(), bias, 2, 1)
+    n, c, h, w = x.shape
+    if x.device.type != "cpu" or h * w > MOST_PIXELS or torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x, weight, bias, 2, 1)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [N, H + 2, W + 2, C]
+    patches = padded.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)  # [N, H / 2, W / 2, 3, 3, C]
+    y = F.linear(patches.reshape(n, h // 2, w // 2, 9 * c), weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return y.permute(0, 3, 1, 2)
 
 
 def _check_levels(levels: Any, num_ws: int) -> tuple[int, ...]:

@@ -289,14 +289,9 @@ class PadInv(Recipe):
             if padding is None or settings.pad_layers:
                 raise ValueError("constant_only: expected False beside pad_layers, or without padding maps, got True")
             arguments |= dict(padding="shared" if padding == "heads" else padding, pad_layers=0)
-        most = len(G.synthesis.resolutions)
         if settings.pad_layers:
             if padding is None:
                 raise ValueError(f"pad_layers: expected 0 without padding maps, got {settings.pad_layers}")
-            if settings.pad_layers > most:
-                raise ValueError(
-                    f"pad_layers: expected at most {most} for a generator of {G.size} pixels, got {settings.pad_layers}"
-                )
             arguments["pad_layers"] = settings.pad_layers
         if settings.latents:
             if settings.latents < G.num_ws:
