@@ -44,7 +44,7 @@ STEPS = 5  # images of an interpolation
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, default, text in (
         ("iterations", 1500, "of the generator's training"),
-        ("encoder-iterations", 500, "of each encoder's training"),
+        ("encoder-iterations", 250, "of each encoder's training"),
         ("steps", 200, "of the optimisation"),
         ("channel-max", 64, "most channels of the generator, a multiple of 8"),
         ("seed", 0, "seed of all weights"),
