@@ -20,7 +20,9 @@
   X(bias_act, BiasActTask)                 \
   X(modulated_weight, ModulatedWeightTask) \
   X(prologue2d, Prologue2dTask)            \
-  X(epilogue2d, Epilogue2dTask)
+  X(epilogue2d, Epilogue2dTask)            \
+  X(winograd3x3, WinogradTask)             \
+  X(winograd3x3_weight, WinogradWeightTask)
 
 namespace posgan_fast {
 

@@ -169,6 +169,11 @@ def reference_can_run(x: torch.Tensor) -> Unsupported | None:
     return None
 
 
+def uses_cpu_kernels(x: torch.Tensor) -> bool:
+    """Tell whether the choice for ``x`` is free or "cpu", and the CPU library can run."""
+    return _wanted(None)[0] in (None, "cpu") and cpu_can_run(x) is None
+
+
 def cpu_can_run(x: torch.Tensor) -> Unsupported | None:
     return _elsewhere(x.device, "cpu") or _unavailable(_native.CPU)
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
+from ..ops import winograd3x3
 from ..ops.common import checks, layout
 from .report import LoadReport
 from .stylegan2 import Generator
@@ -300,9 +301,46 @@ class Bottleneck(torch.nn.Module):
         """Map [N, I, H, W] to [N, O, ceil(H / stride), ceil(W / stride)]."""
         s, layer = self.stride, self.shortcut_layer
         shortcut = x[:, :, ::s, ::s] if layer is None else layer(x)
-        y = self.res_layer[:-1](x)
-        factors = self.res_layer[-1](y)
-        return PF.prologue2d(y, factors, residual=shortcut.to(y.dtype))  # scales and adds in one pass
+        layers: Any = self.res_layer
+        before, first, act, second, after, excitation = layers
+        y = _convolve(x, first, before=before, slope=act.weight)
+        y = _convolve(y, second, after=after)
+        return PF.prologue2d(y, excitation(y), residual=shortcut.to(y.dtype))  # scales and adds in one pass
+
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        convs = [layer for layer in self.res_layer if isinstance(layer, torch.nn.Conv2d)]
+        return [conv.weight for conv in convs if conv.stride == (1, 1)]
+
+
+def _convolve(
+    x: torch.Tensor,
+    conv: Any,
+    *,
+    before: Any = None,
+    after: Any = None,
+    slope: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Normalise (``before``), convolve with a 3x3 kernel, normalise (``after``), apply PReLU; each where it is given.
+
+    In inference on the CPU the convolution is Winograd's, which takes the rest along.
+    """
+    norm = before or after
+    if not norm.training and conv.stride == (1, 1) and winograd3x3.usable(x, conv.weight):
+        scale, shift = _affine(norm)
+        factors = dict(in_scale=scale, in_shift=shift) if before else dict(scale=scale, shift=shift)
+        return winograd3x3.conv2d(x, conv.weight, **factors, slope=slope)
+    y = conv(x if before is None else before(x))
+    y = y if after is None else after(y)
+    return y if slope is None else F.prelu(y, slope)
+
+
+def _affine(norm: torch.nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scale and the shift of a normalisation in evaluation mode, [C] each."""
+    assert norm.running_mean is not None and norm.running_var is not None  # for the type checker
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 class Excitation(torch.nn.Module):

@@ -14,7 +14,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def prepack(module: M, enable: bool = True) -> M:
-    """Cache the weights of the modulated convolutions in ``module`` in the layout that inference on the CPU reads.
+    """Cache the weights of the convolutions in ``module`` in the layout that inference on the CPU reads.
 
     Without the cache each call casts and reorders its weight, which below 64 pixels takes longer than the convolution.
 
@@ -27,7 +27,8 @@ def prepack(module: M, enable: bool = True) -> M:
       load into it ("Couldn't swap"), because the cache refers weakly to the weights: empty the cache first.
 
     Args:
-        module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers are prepared.
+        module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers are prepared, and the 3x3
+            convolutions of :class:`posgan_fast.models.PadInvEncoder`, whose copies are four times as large.
         enable: False empties the cache and stops caching.
 
     Returns:
@@ -46,6 +47,7 @@ def prepack(module: M, enable: bool = True) -> M:
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     checks.flag(enable, "enable")
     weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
+    weights += [weight for m in module.modules() for weight in getattr(m, "kept_weights", ())]
     for weight in weights:
         if enable:
             weight_cache.keep(weight)
