@@ -133,21 +133,22 @@ class Networks:
 
 
 def _encoder(args: argparse.Namespace) -> Iterator[Row]:
-    networks = Networks(args, 256)
+    networks = Networks(args, min(args.size))
+    nn.prepack(networks.encoder)
     case = f"{networks.side} pixels, N={args.batch}"
     calls = networks.calls(
         lambda: networks.encoder(networks.images)[0],
         lambda: networks.their_encoder(networks.images)["style_latents"],
     )
-    if len(calls) > 1:
-        with torch.no_grad():
-            yield measured("encoder", case, calls, args.rounds)
+    with torch.no_grad():
+        yield measured("encoder", case, calls, args.rounds)
 
 
 def _inversion(args: argparse.Namespace) -> Iterator[Row]:
     for size in args.size:
         networks = Networks(args, size)
         nn.prepack(networks.generator)
+        nn.prepack(networks.encoder)
         calls = networks.calls(networks.ours, networks.theirs) | {MAPS: lambda n=networks: n.ours(rings=False)}
         with torch.no_grad():
             yield measured("inversion", f"generator {size}, N={args.batch}", calls, args.rounds)

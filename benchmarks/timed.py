@@ -50,11 +50,12 @@ def write(args: argparse.Namespace, rows: list[Row], prefix: str) -> None:
 
 
 def measured(what: str, case: str, calls: dict[str, Callable[[], Any]], rounds: int) -> Row:
+    """Time the contenders in turns, and compare the results where they are tensors."""
     row = Row(what, case)
     results = {name: call() for name, call in calls.items()}
     if isinstance(results[OURS], torch.Tensor):
         others = (value for name, value in results.items() if name != OURS)
-        row.error = max(float((results[OURS] - value).norm() / value.norm()) for value in others)
+        row.error = max((float((results[OURS] - value).norm() / value.norm()) for value in others), default=None)
     effort = dataclasses.replace(harness.QUICK, rounds=rounds, least=rounds, seconds=0.0, sample=0.0)
     samples = harness.interleave({name: _timer(call) for name, call in calls.items()}, effort)
     for name, times in samples.items():
@@ -76,8 +77,9 @@ def _timer(call: Callable[[], Any]) -> Callable[[], float]:
 
 
 def line(row: Row) -> str:
+    """Describe a row in one line."""
     factor, unit = (1e3, "ms") if row.unit == "s" else (1, row.unit)
     times = "  ".join(f"{name} {value * factor:.4g} {unit}" for name, value in row.medians.items())
     ratios = "  ".join(f"{value:.2f}x {name}" for name, value in row.ratios.items())
     error = "" if row.error is None else f"  |  error {row.error:.1e}"
-    return f"{row.what}, {row.case}: {times}  |  ours is {ratios}{error}"
+    return f"{row.what}, {row.case}: {times}{ratios and f'  |  ours is {ratios}'}{error}"

@@ -197,6 +197,22 @@ def test_arguments_of_experiments(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_padinv_writes_two_figures_and_keeps_its_networks(tmp_path, capsys):
+    small = ["--iterations", "2", "--encoder-iterations", "1", "--steps", "2", "--channel-max", "16"]
+    assert cli.main(["experiment", "padinv", *small, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()[-2:]
+    for name, sentence in zip(("padinv", "padinv-editing"), said, strict=True):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["outcome"] == sentence
+        assert Image.open(tmp_path / f"{name}.png").width > 300
+    kept = {path.name for path in (tmp_path / "padinv").iterdir()}
+    assert {"faces", "held-out", "generator", "encoder", "encoder-0", "encoder-0-1-3-5-7"} <= kept
+    assert len(list((tmp_path / "padinv" / "held-out").iterdir())) == 20
+    assert cli.main(["experiment", "padinv", *small, "--out", str(tmp_path)]) == 1
+    assert "with the networks of a run; choose another folder" in capsys.readouterr().err
+    assert cli.main(["experiment", "padinv", "--channel-max", "12", "--out", str(tmp_path)]) == 1
+    assert "--channel-max: expected a multiple of 8, at least 16, got 12" in capsys.readouterr().err
+
+
 def test_the_folder_is_made_before_the_experiment_runs(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert cli.main(["experiment", "mspie", "--out", str(tmp_path / "file")]) == 1

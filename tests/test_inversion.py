@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -94,6 +96,8 @@ def test_the_fingerprint_follows_what_draws_the_image_and_nothing_else():
     noisy.synthesis.b8.conv0.noise_const[0, 0] += 1e-3
     marks = [codes.fingerprint(G) for G in (one, same, other, noisy)]
     assert marks[0] == marks[1] and len(set(marks)) == 3
+    settings = [dict(conv_clamp=1.0), dict(activation="relu"), dict(up_after_conv=True)]
+    assert len({codes.fingerprint(make(0, **one)) for one in settings} | {marks[0]}) == 4
 
 
 class _Trap:
@@ -123,6 +127,9 @@ def _content(G, changes):
         (dict(ws=torch.zeros(1, 3, 16)), "damaged: ws: expected shape [N, 6 or more, 16], got (1, 3, 16)"),
         (dict(pad_maps_0=torch.ones(1, 8, 4, 4)), "damaged: pad_maps[0]: expected [1, 16, >= 4, >= 4], got (1, 8, 4"),
         (dict(other=torch.zeros(1)), "damaged: 'other'"),
+        (dict(ws=torch.full((1, 6, 16), float("nan"))), "damaged: ws: expected finite numbers for one picture or more"),
+        (dict(ws=torch.zeros(0, 6, 16)), "damaged: ws: expected finite numbers for one picture or more"),
+        (dict(ws=torch.zeros(1, 6, 16, dtype=torch.int64)), "damaged: ws: expected finite numbers for one picture or"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_of_codes_is_refused(generator, tmp_path, changes, message):
@@ -155,6 +162,20 @@ def test_codes_with_numbers_that_are_not_finite_are_not_written(generator, tmp_p
     with pytest.raises(ValueError, match="ws: expected finite numbers, got others for 0.0"):
         codes.save_codes(tmp_path / "codes", found, generator)
     assert not list(tmp_path.iterdir())
+
+
+def test_codes_of_other_precisions_are_stored_in_float32_and_read_in_the_generators(tmp_path):
+    G = make(0, dtype=torch.float64)
+    found, _ = draw(G)
+    codes.save_codes(tmp_path / "codes", found, G)
+    again = codes.load_codes(tmp_path / "codes", make(0))
+    assert again.ws.dtype == torch.float32 and torch.equal(again.ws, found.ws.float())
+    assert codes.load_codes(tmp_path / "codes", G).ws.dtype == torch.float64
+
+
+def test_codes_of_another_size_are_not_written_for_a_generator(generator, tmp_path):
+    with pytest.raises(ValueError, match=re.escape("ws: expected shape [N, 8 or more, 16], got (1, 6, 16)")):
+        codes.save_codes(tmp_path / "codes", draw(generator)[0], make(0, 32))
 
 
 # Editing
@@ -209,6 +230,22 @@ def test_the_error_outside_of_a_mask_counts_no_pixel_inside():
     x[:, :, mask] += 1e6
     found = inversion.errors(*map(torch.from_numpy, (x, y, mask)))
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    wrong = [mask[None, None, :7], np.stack([mask] * 3), mask.astype(np.float64)]
+    for one in wrong:
+        with pytest.raises(ValueError, match="^mask: expected bool, 8 x 8 pixels, got"):
+            inversion.errors(*map(torch.from_numpy, (x, y, one)))
+    with pytest.raises(ValueError, match="^mask: expected pixels outside it, got none"):
+        inversion.errors(*map(torch.from_numpy, (x, y, np.ones((8, 8), bool))))
+
+
+def test_padding_is_not_edited_where_no_codes_have_any(generator):
+    a, b = draw(generator, layers=())[0], draw(generator, seed=1, layers=())[0]
+    for call in (
+        lambda: codes.interpolate(generator, a, b, 0.5, "padding"),
+        lambda: codes.edit_pair(generator, a, a, b, "padding"),
+    ):
+        with pytest.raises(ValueError, match="^space: expected codes with padding maps, got some with latents alone"):
+            call()
 
 
 def test_pictures_of_two_sizes_are_compared_at_the_smaller():
@@ -290,6 +327,23 @@ def test_the_search_leaves_generator_and_start_as_they_were(generator):
     assert torch.equal(start.ws, kept[0]) and torch.equal(start.pad_maps[1], kept[1])
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_the_search_finds_gradients_where_they_are_switched_off(generator, off):
+    with off():
+        _, history = inversion.optimise(generator, torch.zeros(1, 3, 16, 16), layers=(1,), steps=4)
+    assert history[-1] < history[0]
+
+
+def test_a_head_that_is_no_constant_is_left_out_by_default():
+    found, _ = inversion.optimise(make(0, head="csg"), torch.zeros(1, 3, 16, 16), steps=1)
+    assert [k for k, p in enumerate(found.pad_maps) if p is not None] == [1, 3, 5]
+
+
+def test_a_generator_of_other_than_squares_is_refused():
+    with pytest.raises(ValueError, match=re.escape("generator: expected one of square images, got (16, 32)")):
+        inversion.optimise(make(0, head_size=(4, 8)), torch.zeros(1, 3, 16, 16), steps=1)
+
+
 def test_no_step_gives_the_start_back(generator):
     start, _ = draw(generator)
     found, history = inversion.optimise(generator, torch.zeros(1, 3, 16, 16), start=start, steps=0)
@@ -308,6 +362,16 @@ def test_no_step_gives_the_start_back(generator):
         (dict(images=torch.zeros(1, 1, 16, 16)), "images: expected squares [N, 3, H, H], got shape (1, 1, 16, 16)"),
         (dict(images=torch.zeros(1, 3, 16, 8)), "images: expected squares [N, 3, H, H], got shape (1, 3, 16, 8)"),
         (dict(images=torch.zeros(3, 3, 8, 8)), "start: expected codes of 3 pictures, got 1"),
+        (dict(layers=1), "layers: expected a sequence of ints or None, got int"),
+        (
+            dict(perceptual=lambda x, y: (x - y).mean()),
+            "perceptual: expected a distance of shape [1], got torch.Size([])",
+        ),
+        (dict(perceptual_weight=-1.0), "perceptual_weight: expected a number >= 0, got -1.0"),
+        (
+            dict(start=codes.average_codes(make(0, 32))),
+            "start: expected codes of this generator, got latents [1, 8, 16]",
+        ),
     ],
 )
 def test_wrong_arguments_of_the_search(generator, arguments, message):
@@ -322,6 +386,10 @@ def test_an_encoder_gives_the_codes_of_its_maps(generator):
     found = inversion.encode(encoder, generator, images, ["a", "b"])
     with torch.no_grad():
         ws, maps = encoder(images, rings=False)
+    encoder.train()
+    before = encoder.input_layer[1].running_mean.clone()
+    assert torch.equal(inversion.encode(encoder, generator, images).ws, ws) and encoder.training
+    assert torch.equal(encoder.input_layer[1].running_mean, before)
     assert found.names == ("a", "b") and torch.equal(found.ws, ws)
     expected = generator.synthesis(ws, pad_maps=maps, noise_mode="const")
     torch.testing.assert_close(codes.render(generator, found), expected)
@@ -363,7 +431,7 @@ def test_invert_writes_codes_and_strips_and_goes_on_where_it_stopped(files, gene
     out = tmp_path / "out"
     assert invert(files, out, "--encoder", str(files / "encoder.pt"), "--batch", "2") == 0
     said = capsys.readouterr().out
-    assert re.search(r"3 inverted, mean MSE [0-9.]+; 2 unreadable; in ", said), said
+    assert re.search(r"3 inverted, mean MSE [0-9.]+; 2 left out; in ", said), said
     assert "cut.png: cannot be read" in said and "text.png" in said
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert names == [
@@ -373,13 +441,52 @@ def test_invert_writes_codes_and_strips_and_goes_on_where_it_stopped(files, gene
     found = codes.load_codes(out / "sub" / "c.png.safetensors", generator)
     assert found.names == ("sub/c.png",)
     times = {name: (out / name).stat().st_mtime_ns for name in names}
-    (out / "b.jpg.safetensors").unlink()
+    (out / "b.jpg.safetensors").write_bytes(b"")  # damaged: made again
     assert invert(files, out, "--encoder", str(files / "encoder.pt"), "--batch", "2") == 0
     assert "1 inverted" in (said := capsys.readouterr().out) and "2 done before" in said
     changed = {name for name in names if (out / name).stat().st_mtime_ns != times[name]}
     assert changed == {"b.jpg.png", "b.jpg.safetensors"}
     assert invert(files, out, "--encoder", str(files / "encoder.pt"), "--steps", "2") == 1
     assert "steps: expected 0, as in" in capsys.readouterr().err
+    assert invert(files, out, "--encoder", str(files / "encoder.pt"), data="pictures/a.png") == 1
+    assert "data: expected" in capsys.readouterr().err
+    assert invert(files, files / "pictures" / "sub", "--encoder", str(files / "encoder.pt")) == 1
+    assert "out: expected a folder outside the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--encoder", "encoder.pt", "--size", "64"], "size: expected 32, that of the encoder, got 64"),
+        (["--steps", "1", "--layers", "9"], "layers: expected entries of [0, 1, 2, 3, 4, 5], got 9"),
+        (["--steps", "1", "--learning-rate", "-1"], "learning_rate: expected a number above 0, got -1.0"),
+        (["--encoder", "generator.pt"], "state: expected an encoder of PadInv or pSp, got other names"),
+        (["--perceptual", "generator.pt", "--steps", "1"], "--perceptual: "),
+        (["--generator", "nowhere.pt"], "--generator: expected a file, got"),
+    ],
+)
+def test_invert_refuses_before_it_writes(files, tmp_path, more, message, capsys):
+    more = [str(files / word) if word.endswith(".pt") else word for word in more]
+    assert invert(files, tmp_path / "out", *more) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_picture_that_diverges_is_left_out(files, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert invert(files, out, "--steps", "3", "--learning-rate", "1e30", "--quiet", data="pictures/a.png") == 1
+    assert "a.png: left out: codes or image that are not finite" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["inversion.json"]
+
+
+def test_two_processes_share_the_pictures(files, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "posgan_fast", "invert", "--generator", str(files / "generator.pt"), "--out", str(tmp_path)]
+    command += ["--data", str(files / "pictures"), "--encoder", str(files / "encoder.pt")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=200)
+    assert len(re.findall(r"3 inverted, mean MSE [0-9.]+; 2 left out", done.stdout)) == 1
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
 def test_invert_optimises_pictures_of_an_archive(files, generator, tmp_path, capsys):
@@ -390,7 +497,7 @@ def test_invert_optimises_pictures_of_an_archive(files, generator, tmp_path, cap
     out = tmp_path / "out"
     arguments = ["--steps", "3", "--layers", "0", "1", "--optimizer", "lbfgs"]
     assert invert(files, out, *arguments, data=archive) == 0
-    assert "../outside.png: left out, a name that leads out of the folder" in capsys.readouterr().out
+    assert "../outside.png: left out: a name that leads out of the folder" in capsys.readouterr().out
     found = codes.load_codes(out / "a.png.safetensors", generator)
     assert [k for k, p in enumerate(found.pad_maps) if p is not None] == [0, 1]
     assert not (tmp_path / "outside.png.safetensors").exists()
@@ -421,7 +528,7 @@ def test_interpolate_writes_a_strip(files, inverted, tmp_path, capsys):
     out = tmp_path / "strip.png"
     assert command(files, "interpolate", "average", a, "--out", out, "--space", "padding", "--steps", "3") == 0
     with Image.open(out) as strip:
-        assert strip.size[1] == 28 + 16
+        assert strip.size == (3 * 130 - 2, 28 + 128)  # enlarged, so that labels have room
     assert command(files, "interpolate", a, b, "--out", out) == 1
     assert "exists; choose another" in capsys.readouterr().err
     assert command(files, "interpolate", a, b, "--out", out, "--steps", "1", "--overwrite") == 1
@@ -454,11 +561,14 @@ def test_edit_pair_writes_codes_a_strip_and_the_change_outside_the_mask(files, g
     change = codes.render(generator, edited) - codes.render(generator, given)
     outside = change.square()[0, :, ~torch.eye(16, dtype=torch.bool)].mean()
     assert changes["2"]["sub/c.png"] == pytest.approx(float(outside), rel=1e-5)
-    stored = codes.load_codes(out / "c.png+2.safetensors", generator)
+    stored = codes.load_codes(out / "sub_c.png+2.safetensors", generator)
     assert torch.equal(stored.pad_maps[1], edited.pad_maps[1]) and torch.equal(stored.ws, given.ws)
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(mask)
     assert command(files, *pair, "--overwrite") == 1
-    assert "mask: expected 16 x 16 pixels, got shape (8, 8)" in capsys.readouterr().err
+    assert "expected white pixels, got none brighter than half" in capsys.readouterr().err
+    Image.fromarray(np.full((8, 8), 255, dtype=np.uint8)).save(mask)
+    assert command(files, *pair, "--overwrite") == 1
+    assert "mask: expected bool, 16 x 16 pixels, got torch.bool, shape (8, 8)" in capsys.readouterr().err
 
 
 def test_commands_refuse_codes_of_another_generator(files, inverted, tmp_path, capsys):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -983,3 +986,18 @@ def test_wrong_arguments_are_refused_by_name(call, error, message):
     with pytest.raises(error) as caught:
         call()
     assert type(caught.value) is error and str(caught.value) == message
+
+
+def test_training_writes_within_its_memory():
+    """In channels_last torch 2.13 ends the process at the gradient of a 1x1 kernel of 8 channels with stride 2."""
+    code = """
+        import torch
+        from posgan_fast.models import PadInvEncoder
+        encoder = PadInvEncoder(128, num_ws=3, width=8, w_dim=8, padding=None)
+        for _ in range(2):
+            encoder(torch.rand(2, 3, 128, 128))[0].square().sum().backward()
+    """
+    environment = os.environ | {"MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -6,11 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-from ..recipes import codes, inverting
+from ..recipes import codes, images, inverting
 from ..recipes.checkpoint import replacing
 from ..recipes.inversion import errors
 from .invert import add_generator, open_generator
@@ -20,13 +18,14 @@ _DESCRIPTION = """\
 Edit pictures by an example: the difference between the codes of a picture and of the same picture as you have changed
 it, with a brush for example, is added to the codes of others. The padding space carries changes of shape, the latents
 changes of colour. Writes edit.png, one row a picture, one column a strength; the codes of each; and edit.json with the
-mean squared change, outside of a mask if one is given.
+mean squared change, outside of a mask if one is given. For an example of your own paint on a copy of a picture, and
+invert both in the same way.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("codes", nargs="+", metavar="CODES", help="pictures to edit, codes of posgan-fast invert")
+    parser.add_argument("codes", nargs="+", metavar="CODES", help="codes of the pictures to edit, ahead of the options")
     parser.add_argument("--before", required=True, metavar="CODES", help="codes of the example")
     parser.add_argument("--after", required=True, metavar="CODES", help="codes of the changed example")
     add_generator(parser)
@@ -45,14 +44,15 @@ def run(options: argparse.Namespace) -> int:
     sampler, G = open_generator(options)
     given = inverting.codes_from(options.codes, G)
     before, after = (inverting.codes_from([path], G) for path in (options.before, options.after))
-    mask = None if options.mask is None else _mask(options.mask)
+    mask = None if options.mask is None else images.read_mask(options.mask)
     files = [
-        [options.out / f"{Path(name).name}{strength:+g}.safetensors" for name in given.names]
+        [options.out / f"{inverting.file_name(name)}{strength:+g}.safetensors" for name in given.names]
         for strength in options.strength
     ]
     flat = [path for row in files for path in row]
     if len(set(flat)) < len(flat):
-        raise ValueError("CODES, --strength: expected pictures of different names, and different strengths")
+        some = f"{', '.join(given.names)}; {options.strength}"
+        raise ValueError(f"CODES, --strength: expected different names and strengths, got {some}")
     refuse_existing([options.out / "edit.png", options.out / "edit.json", *flat], options.overwrite)
     mark, shown = codes.fingerprint(G), [inverting.shown(sampler, given)]
     changes: dict[str, dict[str, float]] = {}
@@ -63,22 +63,15 @@ def run(options: argparse.Namespace) -> int:
         changes[f"{strength:g}"] = dict(zip(given.names, mse, strict=True))
         for one, path in zip(edited, paths, strict=True):
             codes.save_codes(path, one, mark)
-    labels = ["inversion", *(f"{strength:+g}" for strength in options.strength)]
-    inverting.write_strip(options.out / "edit.png", shown, labels, f"edit in {options.space}")
+    pair = [inverting.shown(sampler, before), inverting.shown(sampler, after)]
+    pair += [torch.ones_like(pair[0])] * (len(shown) - 2)
+    columns = [torch.cat([example, column]) for example, column in zip(pair, shown, strict=True)]
+    labels = ["", *(f"{strength:+g}" for strength in options.strength)]
+    title = f"edit in {options.space}; first row: the example, before and after"
+    inverting.write_strip(options.out / "edit.png", columns, labels, title, ["example", *given.names])
     with replacing(options.out / "edit.json", "w") as file:
         content = {"space": options.space, "outside of a mask": mask is not None, "mean squared change": changes}
         json.dump(content, file, indent=1)
         file.write("\n")
     print(options.out / "edit.png")
     return 0
-
-
-def _mask(path: str) -> torch.Tensor:  # => [H, W]
-    """Read a picture as True where it is brighter than half."""
-    try:
-        with Image.open(path) as picture:
-            return torch.from_numpy(np.array(picture.convert("L")) > 127)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"--mask: cannot read {path}: {error}") from None

@@ -35,9 +35,13 @@ def run(options: argparse.Namespace) -> int:
     refuse_existing([options.out], options.overwrite)
     sampler, G = open_generator(options)
     a, b = (inverting.codes_from([path], G) for path in (options.first, options.second))
+    if options.first == "average":
+        a = codes.joined([a] * len(b), G)
     degrees = torch.linspace(0, 1, options.steps).tolist()
     made = [inverting.shown(sampler, codes.interpolate(G, a, b, t, options.space)) for t in degrees]
-    title = f"{a.names[0]} to {b.names[0]}, {options.space}"
-    inverting.write_strip(options.out, made, [f"{t:.2f}" for t in degrees], title)
+    space = {"both": "latents and padding"}.get(options.space, options.space)
+    title = f"{a.names[0]} to {b.names[0]} in {space}" if len(a) == 1 else f"interpolation in {space}"
+    rows = [f"{one} to {other}" for one, other in zip(a.names, b.names, strict=True)]
+    inverting.write_strip(options.out, made, [f"{t:.2f}" for t in degrees], title, rows if len(rows) > 1 else ())
     print(options.out)
     return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -61,7 +61,8 @@ class PadInvEncoder(torch.nn.Module):
 
     State: ``input_layer``, ``backbone_stages``, ``fpn``, ``latent_heads``, ``padding_extractor`` and
     ``padding_modulation_heads`` as in the released files; ``padding_projection`` for "projection"; and the buffer
-    ``latent_average`` [num_ws, w_dim], which is added to the latents, zeros at first.
+    ``latent_average`` [num_ws, w_dim], which is added to the latents, zeros at first. The kernels lie in channels_last;
+    safetensors wants ``{name: value.contiguous() for name, value in encoder.state_dict().items()}``.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -232,8 +233,10 @@ class PadInvEncoder(torch.nn.Module):
             raise TypeError(f"images: expected dtype {expected} outside of autocast, got {x.dtype}")
         checks.flag(rings, "rings")
         count = self.num_ws if num_ws is None else checks.integer(num_ws, "num_ws", minimum=1, maximum=self.num_ws)
-        x = layout.in_format(x, torch.channels_last)
-        x = self.input_layer(x)
+        if not (torch.is_grad_enabled() and self.fpn.lateral_layers[0].weight.requires_grad):
+            x = layout.in_format(x, torch.channels_last)
+        stem, norm, act = self.input_layer
+        x = act(norm(_conv2d(x, stem)))
         stages = []
         for stage in self.backbone_stages:
             x = stage(x)
@@ -251,7 +254,7 @@ class PadInvEncoder(torch.nn.Module):
 
     def _pad_maps(self, features: Sequence[torch.Tensor], rings: bool) -> PadMaps:
         if self.padding == "projection":
-            x = self.padding_projection(features[min(max(self.pad_layers - 3, 0), _LEVELS - 1)])
+            x = _conv2d(features[min(max(self.pad_layers - 3, 0), _LEVELS - 1)], self.padding_projection)
         else:
             x = self.padding_extractor(features[1])
         side = 2 * 2**self.pad_layers + 2
@@ -266,7 +269,7 @@ class PadInvEncoder(torch.nn.Module):
                 ring = PF.ring_from_map(whole, inner, inner)
                 maps[2 * k + 1] = ring if head is None else F.conv1d(ring, head.weight[..., 0], head.bias)
             else:
-                maps[2 * k + 1] = whole if head is None else head(whole)
+                maps[2 * k + 1] = whole if head is None else _conv2d(whole, head)
         return maps
 
     def extra_repr(self) -> str:
@@ -299,9 +302,12 @@ class Bottleneck(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, I, H, W] to [N, O, ceil(H / stride), ceil(W / stride)]."""
-        s, layer = self.stride, self.shortcut_layer
-        shortcut = x[:, :, ::s, ::s] if layer is None else layer(x)
-        layers: Any = self.res_layer
+        s, layers = self.stride, cast(Any, self.res_layer)
+        if self.shortcut_layer is None:
+            shortcut = x[:, :, ::s, ::s]
+        else:
+            conv, norm = cast(Any, self.shortcut_layer)
+            shortcut = norm(_conv2d(x, conv))
         before, first, act, second, after, excitation = layers
         y = _convolve(x, first, before=before, slope=act.weight)
         y = _convolve(y, second, after=after)
@@ -331,9 +337,22 @@ def _convolve(
         scale, shift = _affine(norm)
         factors = dict(in_scale=scale, in_shift=shift) if before else dict(scale=scale, shift=shift)
         return winograd3x3.conv2d(x, conv.weight, **factors, slope=slope)
-    y = conv(x if before is None else before(x))
+    y = _conv2d(x if before is None else before(x), conv)
     y = y if after is None else after(y)
     return y if slope is None else F.prelu(y, slope)
+
+
+def _conv2d(x: torch.Tensor, conv: Any) -> torch.Tensor:
+    """Convolve by a layer, in NCHW where the gradient of its weight may follow.
+
+    In channels_last torch 2.13 computes that gradient slowly for stride 2, and for few channels it writes beyond its
+    memory: a 1x1 convolution of 8 channels with stride 2 ends the process.
+    """
+    weight = conv.weight
+    if torch.is_grad_enabled() and weight.requires_grad:
+        # Flattening leaves a 1x1 kernel the strides of NCHW too, which torch takes for either format.
+        x, weight = x.contiguous(), weight.contiguous().flatten().view(weight.shape)
+    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
 
 
 def _affine(norm: torch.nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
@@ -375,7 +394,7 @@ class FeaturePyramid(torch.nn.Module):
         """Return feature maps of C channels, the smallest first, for those of the stages, the largest first."""
         sums = [features[-1]]
         for x, lateral in zip(features[-2::-1], reversed(self.lateral_layers), strict=True):
-            x = lateral(x)
+            x = _conv2d(x, lateral)
             sums.append(x + F.interpolate(sums[-1], x.shape[2:], mode="bilinear", align_corners=True))
         return sums
 
@@ -404,16 +423,14 @@ class LatentHead(torch.nn.Module):
 def _halved(x: torch.Tensor, conv: torch.nn.Conv2d) -> torch.Tensor:
     """Convolve by a layer with stride 2 and padding 1, in the way that is fastest on the CPU.
 
-    The gradient of the weight takes half as long again in channels_last. Without one, a convolution of few pixels is a
-    matrix product, because the vendor's convolution reorders the whole weight first. The number of samples decides
-    nothing, so that exported programs take any.
+    Without a gradient of the weight, a convolution of few pixels is a matrix product, because the vendor's convolution
+    reorders the whole weight first. The number of samples decides nothing, so that exported programs take any.
     """
     weight, bias = conv.weight, conv.bias
-    if torch.is_grad_enabled() and weight.requires_grad:
-        return F.conv2d(x.contiguous(), weight.contiguous(), bias, 2, 1)
     n, c, h, w = x.shape
-    if x.device.type != "cpu" or h * w > MOST_PIXELS or torch.is_autocast_enabled("cpu"):
-        return F.conv2d(x, weight, bias, 2, 1)
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    if learns or x.device.type != "cpu" or h * w > MOST_PIXELS or torch.is_autocast_enabled("cpu"):
+        return _conv2d(x, conv)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [N, H + 2, W + 2, C]
     patches = padded.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)  # [N, H / 2, W / 2, 3, 3, C]
     y = F.linear(patches.reshape(n, h // 2, w // 2, 9 * c), weight.permute(0, 2, 3, 1).flatten(1), bias)

@@ -2,7 +2,7 @@
 
 A file of codes is one safetensors file::
 
-    ws               [N, num_ws, w_dim]
+    ws               [N, num_ws, w_dim], as all tensors in float32
     pad_maps.0       [N, C, 4, 4], replaces the constant
     pad_maps.K       [N, C, 2 * (H + W) + 4], the ring around the input of convolution K - 1; only the K that have one
 
@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -32,6 +31,7 @@ from safetensors.torch import save
 from .. import functional as PF
 from ..models import CheckpointError, Generator
 from ..models.stylegan2_synthesis import Maps
+from ..nn import StyleConv, ToRGB
 from ..ops.common import checks
 from .checkpoint import replacing
 
@@ -76,8 +76,9 @@ class Codes:
             part = slice(k, k + count)
             yield Codes(self.ws[part], self._each(lambda p, part=part: p[part]), self.names[part])  # type: ignore[misc]
 
-    def to(self, device: torch.device | str) -> Codes:
-        return replace(self, ws=self.ws.to(device), pad_maps=self._each(lambda p: p.to(device)))
+    def to(self, where: torch.device | torch.dtype | str | torch.Tensor) -> Codes:
+        """Return the codes on a device, in a dtype, or in both as a tensor has them."""
+        return replace(self, ws=self.ws.to(where), pad_maps=self._each(lambda p: p.to(where)))
 
     def detach(self) -> Codes:
         return replace(self, ws=self.ws.detach(), pad_maps=self._each(torch.Tensor.detach))
@@ -104,7 +105,7 @@ def codes_of(generator: Generator, ws: torch.Tensor, pad_maps: Maps = None, name
         >>> codes_of(generator, torch.zeros(1, 4, 16), maps).pad_maps[1].shape
         torch.Size([1, 8, 20])
     """
-    synthesis = _stylegan2(generator).synthesis
+    synthesis = stylegan2(generator).synthesis
     checks.tensor(ws, "ws", ndim=3)
     n = ws.shape[0]
     if ws.shape[1] < synthesis.num_ws or ws.shape[2] != synthesis.w_dim:
@@ -137,7 +138,7 @@ def codes_of(generator: Generator, ws: torch.Tensor, pad_maps: Maps = None, name
 
 def average_codes(generator: Generator) -> Codes:
     """Return the codes of the average image: the average latent, and the generator's own constant and zeros."""
-    average = _stylegan2(generator).mapping.w_avg
+    average = stylegan2(generator).mapping.w_avg
     if average is None:
         raise ValueError("generator: expected one with an average latent")
     return codes_of(generator, average.detach().expand(1, generator.num_ws, -1), names=["average"])
@@ -163,7 +164,9 @@ def interpolate(generator: Generator, a: Codes, b: Codes, t: float, space: str =
     ws = a.ws if space == "padding" else torch.lerp(a.ws, b.ws, t)
     if space == "latents":
         return replace(a, ws=ws)
-    maps = [None if p is None or q is None else torch.lerp(p, q, t) for p, q in _aligned(generator, a, b)]
+    pairs = _aligned(generator, a, b)
+    _check_maps(space, [p is not None for p, _ in pairs])
+    maps = [None if p is None or q is None else torch.lerp(p, q, t) for p, q in pairs]
     return replace(a, ws=ws, pad_maps=tuple(maps))
 
 
@@ -203,18 +206,32 @@ def edit_pair(
     if space == "latents":
         return replace(codes, ws=ws)
     steps = [None if p is None or q is None else strength * (q - p) for p, q in _aligned(generator, before, after)]
-    filled = _filled(generator, codes, [step is not None for step in steps])
+    changed = [step is not None for step in steps]
+    _check_maps(space, changed)
+    filled = _filled(generator, codes, changed)
     maps = [p if step is None or p is None else p + step for p, step in zip(filled, steps, strict=True)]
     return replace(codes, ws=ws, pad_maps=tuple(maps))
 
 
 def fingerprint(generator: Generator) -> str:
-    """Return a hash of all that turns codes into images: the parameters and the noise of ``generator.synthesis``."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(_stylegan2(generator).synthesis.state_dict().items()):
+    """Return a hash of what turns codes into images: parameters, noise and settings of ``generator.synthesis``."""
+    synthesis = stylegan2(generator).synthesis
+    settings = [synthesis.b4.head, synthesis.b4.base_size, sorted(synthesis.b4.encoding.items())]
+    for name, layer in synthesis.named_modules():
+        if isinstance(layer, StyleConv):
+            settings.append((name, layer.act, layer.clamp, layer.up_after_conv, layer.interp_pad, layer.padding))
+        elif isinstance(layer, ToRGB):
+            settings.append((name, layer.clamp))
+    return hash_of(synthesis, repr(settings))
+
+
+def hash_of(network: torch.nn.Module, settings: str = "") -> str:
+    """Return a hash of the tensors of a network and of ``settings``, the same on every device and in float32 and up."""
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
         if not name.endswith("resample_filter"):  # the same for all, and rounded by some families
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().astype(np.float32).tobytes())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -231,10 +248,12 @@ def save_codes(path: str | os.PathLike, codes: Codes, generator: Generator | str
         OSError: the file cannot be written.
     """
     tensors = {"ws": codes.ws} | {f"pad_maps.{k}": p for k, p in enumerate(codes.pad_maps) if p is not None}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name}: expected finite numbers, got others for {', '.join(codes.names[:4])}")
+    if not isinstance(generator, str):
+        codes_of(generator, codes.ws, codes.pad_maps)  # refuses sizes of another generator
     mark = generator if isinstance(generator, str) else fingerprint(generator)
     metadata = {"format": FORMAT, "schema": SCHEMA, "generator": mark, "names": json.dumps(codes.names)}
     data = save(tensors, metadata)
@@ -254,21 +273,15 @@ def load_codes(path: str | os.PathLike, generator: Generator, mark: str | None =
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, holds no codes, or holds those of another generator.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of codes")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, or no file of codes: {str(error).splitlines()[0][:200]}") from None
-    if metadata.get("format") != FORMAT or metadata.get("schema") != SCHEMA:
-        found = f"{metadata.get('format')!r}, {metadata.get('schema')!r}"
-        raise CheckpointError(f"{path}: expected {FORMAT!r} of schema {SCHEMA!r}, got {found}")
-    if metadata.get("generator") != (mark or fingerprint(generator)):
+    metadata, tensors = _read(Path(path), with_tensors=True)
+    if metadata["generator"] != (mark or fingerprint(generator)):
         raise CheckpointError(f"{path}: codes of another generator")
     try:
+        if "ws" not in tensors:
+            raise ValueError("no ws")
+        for name, value in tensors.items():
+            if not value.dtype.is_floating_point or not bool(value.isfinite().all()) or not len(value):
+                raise ValueError(f"{name}: expected finite numbers for one picture or more")
         names = json.loads(metadata["names"])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("names: expected a list of names")
@@ -276,10 +289,35 @@ def load_codes(path: str | os.PathLike, generator: Generator, mark: str | None =
         for name, value in tensors.items():
             if name != "ws":
                 maps[_INDICES[name]] = value
-        like = next(generator.parameters())
-        return codes_of(generator, tensors["ws"], maps, names).to(like.device)
+        return codes_of(generator, tensors["ws"], maps, names).to(next(generator.parameters()))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
+
+
+def read_fingerprint(path: str | os.PathLike) -> str:
+    """Return the fingerprint of the generator that the codes in a file belong to.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`load_codes`.
+    """
+    return _read(Path(path), with_tensors=False)[0]["generator"]
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return the metadata of a file of codes and, where asked for, its tensors."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of codes")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged, or no file of codes: {str(error).splitlines()[0][:200]}") from None
+    if metadata.get("format") != FORMAT or metadata.get("schema") != SCHEMA:
+        found = f"{metadata.get('format')!r}, {metadata.get('schema')!r}"
+        raise CheckpointError(f"{path}: expected {FORMAT!r} of schema {SCHEMA!r}, got {found}")
+    return {"generator": "", "names": "[]"} | metadata, tensors
 
 
 def joined(parts: Sequence[Codes], generator: Generator) -> Codes:
@@ -292,10 +330,16 @@ def joined(parts: Sequence[Codes], generator: Generator) -> Codes:
     return Codes(torch.cat([part.ws for part in parts]), maps, tuple(name for part in parts for name in part.names))
 
 
-def _stylegan2(generator: Any) -> Generator:
+def stylegan2(generator: Any) -> Generator:
+    """Require a StyleGAN2 generator of this library."""
     if not isinstance(generator, Generator):
         raise TypeError(f"generator: expected a StyleGAN2 generator, got {type(generator).__name__}")
     return generator
+
+
+def _check_maps(space: str, there: Sequence[bool]) -> None:
+    if space == "padding" and not any(there):
+        raise ValueError("space: expected codes with padding maps, got some with latents alone")
 
 
 def _check_pair(a: Codes, b: Codes) -> None:

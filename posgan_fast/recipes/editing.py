@@ -75,17 +75,18 @@ def edited(
     return [generator.synthesis(ws + degree * step, **arguments) for degree in degrees]
 
 
-def strip(images: Sequence[torch.Tensor], labels: Sequence[str], title: str) -> Image.Image:
-    """Arrange images [N, 3, H, W], a column for each label, below the labels and a title."""
+def strip(images: Sequence[torch.Tensor], labels: Sequence[str], title: str, rows: Sequence[str] = ()) -> Image.Image:
+    """Arrange images [N, 3, H, W], a column for each label, below the labels and a title, with a name for each row."""
     columns = len(images)
-    rows = torch.stack(list(images), 1).flatten(0, 1)  # [N * columns, 3, H, W]
-    sheet = grid(rows, columns)
-    head = 28
-    canvas = Image.new("RGB", (max(sheet.width, 8 * len(title)), sheet.height + head), "white")
-    canvas.paste(sheet, (0, head))
+    sheet = grid(torch.stack(list(images), 1).flatten(0, 1), columns)  # of [N * columns, 3, H, W]
+    head, margin = 28, 7 * max((len(name) for name in rows), default=0)
+    canvas = Image.new("RGB", (max(margin + sheet.width, 8 * len(title)), sheet.height + head), "white")
+    canvas.paste(sheet, (margin, head))
     draw = ImageDraw.Draw(canvas)
     draw.text((2, 1), title, fill="black")
-    step = (sheet.width + 2) // columns
+    across, down = (sheet.width + 2) // columns, (sheet.height + 2) // max(1, len(images[0]))
     for k, label in enumerate(labels):
-        draw.text((k * step + 2, 14), label, fill="black")
+        draw.text((margin + k * across + 2, 14), label, fill="black")
+    for k, name in enumerate(rows):
+        draw.text((2, head + k * down + 2), name, fill="black")
     return canvas

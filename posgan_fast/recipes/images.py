@@ -141,6 +141,26 @@ class Images(torch.utils.data.Dataset):
         return Image.open(io.BytesIO(self._local.archive.read(name)))
 
 
+def read_mask(path: str | os.PathLike) -> torch.Tensor:  # => [H, W]
+    """Read a picture as a mask, True where its colours are brighter than half on average.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or marks no pixel.
+    """
+    picture = Images(path)
+    mask = picture.read(picture.names[0]).float().mean(0) > 127
+    if not bool(mask.any()):
+        raise ValueError(f"{path}: expected white pixels, got none brighter than half")
+    return mask
+
+
+def check_outside(out: Path, data: str | os.PathLike) -> None:
+    """Refuse a folder for results inside the folder of pictures, where they would be taken for pictures."""
+    if os.path.isdir(data) and out.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"out: expected a folder outside the data, got {out}")
+
+
 class Batches:
     """Batches of a data set without end, the same however often a run is interrupted.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..models import Generator, PadInvEncoder
 from ..ops.common import checks
-from .codes import Codes, average_codes, codes_of, joined, native_map
+from .codes import Codes, average_codes, codes_of, joined, native_map, stylegan2
 
 OPTIMIZERS = ("adam", "lbfgs")
 LAYERS = (0, 1, 3, 5, 7)  # PadInv's p_0, p_1, p_3, p_5, p_7
@@ -42,19 +42,20 @@ def errors(images: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | Non
             in PadInv's Table 3. It has the size of the smaller images.
 
     Raises:
-        ValueError: a mask of another size, or one that leaves no pixel.
+        ValueError: images of other numbers or channels, or a mask of another size or that leaves no pixel.
     """
+    if images.shape[:2] != targets.shape[:2]:
+        raise ValueError(f"targets: expected {list(images.shape[:2])} images and channels, got {tuple(targets.shape)}")
     side = min(max(images.shape[2:]), max(targets.shape[2:]))
     difference = (fitted(images, side) - fitted(targets, side)).square()
     if mask is None:
         return difference.mean((1, 2, 3))
     if not isinstance(mask, torch.Tensor):
         raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
-    if mask.shape[-2:] != difference.shape[-2:]:
-        raise ValueError(
-            f"mask: expected {difference.shape[-2]} x {difference.shape[-1]} pixels, got shape {tuple(mask.shape)}"
-        )
-    counted = (~mask.bool()).expand(difference.shape[0], 1, *difference.shape[2:]).to(difference.dtype)
+    n, _, h, w = difference.shape
+    if mask.shape not in ((h, w), (1, 1, h, w), (n, 1, h, w)) or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool, {h} x {w} pixels, got {mask.dtype}, shape {tuple(mask.shape)}")
+    counted = (~mask).expand(difference.shape[0], 1, *difference.shape[2:]).to(difference.dtype)
     pixels = counted.sum((1, 2, 3))
     if not bool(pixels.all()):
         raise ValueError("mask: expected pixels outside it, got none")
@@ -82,7 +83,12 @@ def encode(encoder: PadInvEncoder, generator: Generator, images: torch.Tensor, n
             f"encoder: expected at least {generator.num_ws} latents of size {generator.w_dim},"
             f" got {encoder.num_ws} of {encoder.w_dim}"
         )
-    ws, pad_maps = encoder(images, num_ws=generator.num_ws)
+    training = encoder.training
+    encoder.eval()  # batch statistics would mix the pictures
+    try:
+        ws, pad_maps = encoder(images, num_ws=generator.num_ws)
+    finally:
+        encoder.train(training)
     return codes_of(generator, ws, pad_maps, names)
 
 
@@ -135,6 +141,8 @@ def optimise(
         >>> history.shape
         torch.Size([4, 2])
     """
+    if stylegan2(generator).img_size[0] != generator.img_size[1]:
+        raise ValueError(f"generator: expected one of square images, got {generator.img_size}")
     checks.choice(optimizer, "optimizer", OPTIMIZERS)
     steps = checks.integer(steps, "steps", minimum=0)
     rate = LEARNING_RATES[optimizer] if learning_rate is None else checks.real(learning_rate, "learning_rate")
@@ -151,6 +159,8 @@ def optimise(
         start = codes_of(generator, average.ws.expand(n, -1, -1), names=names)
     if len(start) != n:
         raise ValueError(f"start: expected codes of {n} pictures, got {len(start)}")
+    if start.ws.shape[1:] != (generator.num_ws, generator.w_dim):
+        raise ValueError(f"start: expected codes of this generator, got latents {list(start.ws.shape)}")
     names = tuple(names) or start.names
     if optimizer == "lbfgs" and n > 1:
         parts = [
@@ -164,8 +174,9 @@ def optimise(
         found = joined([part for part, _ in parts], generator)
         return replace(found, names=names), torch.cat([history for _, history in parts], 1)
 
-    search = _Search(generator, images, start, layers, regularisation, perceptual, perceptual_weight)
-    with _frozen(generator), tqdm(total=steps, disable=quiet, desc="inversion", dynamic_ncols=True) as bar:
+    bar = tqdm(total=steps, disable=quiet, desc="inversion", dynamic_ncols=True)
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(generator), bar:
+        search = _Search(generator, images.clone(), start, layers, regularisation, perceptual, perceptual_weight)
         run = _adam if optimizer == "adam" else _lbfgs
         history = run(search, steps, rate, bar)
     return Codes(search.ws, tuple(search.maps), names).detach(), history
@@ -176,13 +187,18 @@ class _Search:
 
     def __init__(self, generator, images, start, layers, regularisation, perceptual, perceptual_weight) -> None:
         self.generator, self.images = generator, images
-        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+        self.perceptual = perceptual
+        self.perceptual_weight = checks.real(perceptual_weight, "perceptual_weight", minimum=0)
         self.regularisation = checks.real(regularisation, "regularisation", minimum=0)
-        self.start = start.ws.detach()
+        self.start = start.ws.detach().clone()
         self.ws = self.start.clone().requires_grad_()
         sizes = generator.synthesis.pad_map_sizes()
         known = [k for k, size in enumerate(sizes) if size is not None]
-        self.maps = [None if p is None else p.detach() for p in start.pad_maps]
+        if generator.synthesis.b4.head != "constant":
+            known.remove(0)
+        if layers is not None and (not isinstance(layers, Sequence) or isinstance(layers, str)):
+            raise TypeError(f"layers: expected a sequence of ints or None, got {type(layers).__name__}")
+        self.maps = [None if p is None else p.detach().clone() for p in start.pad_maps]
         self.leaves = [self.ws]
         for k in [k for k in LAYERS if k in known] if layers is None else layers:
             if checks.integer(k, "layers") not in known:
@@ -199,11 +215,14 @@ class _Search:
         error = (made - target).square().mean((1, 2, 3))
         loss = error
         if self.perceptual is not None:
-            loss = loss + self.perceptual_weight * self.perceptual(made, target)
+            distance = self.perceptual(made, target)
+            if distance.shape != error.shape:
+                raise ValueError(f"perceptual: expected a distance of shape {list(error.shape)}, got {distance.shape}")
+            loss = loss + self.perceptual_weight * distance
         if self.regularisation:
             # The root of 0 has no gradient, and the search begins there.
-            distance = ((self.ws - self.start).square().sum((1, 2)) + 1e-12).sqrt()
-            loss = loss + self.regularisation * distance
+            moved = ((self.ws - self.start).square().sum((1, 2)) + 1e-12).sqrt()
+            loss = loss + self.regularisation * moved
         return loss, error.detach()
 
 
@@ -219,7 +238,8 @@ def _adam(search: _Search, steps: int, rate: float, bar: tqdm) -> torch.Tensor:
         optimizer.step()
         history.append(error)
         bar.update()
-        bar.set_postfix(mse=f"{float(error.mean()):.4g}", refresh=False)
+        if not bar.disable:
+            bar.set_postfix(mse=f"{float(error.mean()):.4g}", refresh=False)
     with torch.no_grad():
         history.append(search.losses()[1])
     return torch.stack(history)
@@ -243,7 +263,8 @@ def _lbfgs(search: _Search, steps: int, rate: float, bar: tqdm) -> torch.Tensor:
             history.append(search.losses()[1])
         optimizer.step(closure)
         bar.update()
-        bar.set_postfix(mse=f"{float(history[-1].mean()):.4g}", refresh=False)
+        if not bar.disable:
+            bar.set_postfix(mse=f"{float(history[-1].mean()):.4g}", refresh=False)
     with torch.no_grad():
         history.append(search.losses()[1])
     return torch.stack(history)

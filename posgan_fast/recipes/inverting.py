@@ -6,9 +6,11 @@ For the picture ``photo.jpg`` the folder gets ``photo.jpg.png``, the picture bes
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,47 +26,54 @@ from . import ranks
 from .checkpoint import replacing
 from .codes import Codes, average_codes
 from .editing import strip
-from .images import Images, UnreadablePictureError, to_float
+from .images import Images, UnreadablePictureError, check_outside, to_float
 from .inversion import encode, errors, fitted, optimise
 from .padinv import load_trained_encoder
 from .sampling import Sampler
 
 AVERAGES = ("file", "generator", "zeros")
 SETTINGS = "inversion.json"
+LEAST_SHOWN = 128  # side of an image in a strip, in pixels
 
 
 @dataclass
 class Result:
-    """What became of the pictures of one process.
+    """Counts the pictures of this process, and in the first process those of all.
 
     Attributes:
         errors: mean squared error of each picture that was inverted now, by name.
-        before: pictures that had codes already.
-        unreadable: names of pictures that cannot be read, and why.
+        before: number of pictures that had codes already.
+        failed: names of pictures that were left out, and why.
     """
 
     errors: dict[str, float] = field(default_factory=dict)
     before: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-def open_encoder(path: str | os.PathLike, generator: Generator, average: str = "file") -> PadInvEncoder:
+def open_encoder(
+    path: str | os.PathLike, generator: Generator, average: str = "file", **arguments: Any
+) -> PadInvEncoder:
     """Load an encoder for a generator: a run of ``posgan-fast train padinv``, or a file of PadInv or pSp.
 
     Args:
         path: the file.
         generator: the generator; a run belongs to the one that it was trained with.
-        average: source of the average latent of a file: "file", "generator" or "zeros".
+        average: source of the average latent of a published file: the "file", the "generator", or "zeros".
+        arguments: what no tensor of a published file tells.
 
     Raises:
         UnsafeFileError, CheckpointError: as :func:`posgan_fast.models.load_encoder`.
+        ValueError: an average or arguments for a run, which knows its own.
     """
     checks.choice(average, "average", AVERAGES)
     data = read_checkpoint(path)
     if is_run(data):
+        if arguments or average != "file":
+            raise ValueError(f"average: expected 'file', and no arguments, for {path}, a run with its own settings")
         return load_trained_encoder(path, generator)
     given = {"file": None, "generator": generator, "zeros": torch.zeros(generator.w_dim)}[average]
-    return load_encoder(data, latent_average=given)
+    return load_encoder(data, latent_average=given, **arguments)
 
 
 def shown(sampler: Sampler, codes: Codes, batch: int = 8) -> torch.Tensor:
@@ -86,14 +95,14 @@ def invert_pictures(
     batch: int = 8,
     steps: int = 0,
     autocast: torch.dtype | None = None,
-    settings: Mapping[str, Any] | None = None,
     quiet: bool = False,
     say: Callable[[str], None] = tqdm.write,
     **search: Any,
 ) -> Result:
     """Invert every picture of a folder, a zip archive or a file that has no codes in ``out`` yet.
 
-    Of several processes each takes its share.
+    Of several processes each takes its share. A picture that cannot be read, or whose codes are not finite or cannot be
+    written, is left out, and ``say`` tells why.
 
     Args:
         sampler: a StyleGAN2.
@@ -104,43 +113,66 @@ def invert_pictures(
         batch: pictures at a time.
         steps: of :func:`posgan_fast.recipes.inversion.optimise`, which follows the encoder unless it is 0.
         autocast: dtype for the encoder and the generator; None: theirs.
-        settings: what a second start must have in common with the first, such as the path of the encoder.
         quiet: True shows no progress.
         say: takes messages.
         search: further arguments of that function.
 
     Raises:
-        ValueError: no picture, or results of other settings in ``out``.
+        TypeError: no StyleGAN2.
+        ValueError: no picture, a wrong argument, a generator of other than square RGB images, or results of other
+            settings in ``out``.
         CheckpointError: ``out`` has codes of another generator.
+        OSError: the folder cannot be written.
     """
-    generator, folder = sampler.generator, Path(out)
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator: expected a StyleGAN2, got a {sampler.kind}")
+    generator, folder = code_files.stylegan2(sampler.generator), Path(out)
+    if generator.img_size[0] != generator.img_size[1] or generator.img_channels != 3:
+        raise ValueError(
+            f"generator: expected square RGB images, got {generator.img_size} of {generator.img_channels} channels"
+        )
+    check_outside(folder, source)
     batch = checks.integer(batch, "batch", minimum=1)
-    side = encoder.size if encoder is not None else generator.size if size is None else size
-    images = Images(source, side=checks.integer(side, "size", minimum=1))
+    side = encoder.size if encoder is not None else generator.img_size[0]
+    if size is not None and size != side:
+        if encoder is not None:
+            raise ValueError(f"size: expected {side}, that of the encoder, got {size}")
+        side = checks.integer(size, "size", minimum=1)
+    images = Images(source, side=side)
     mark = code_files.fingerprint(generator)
-    plain = {name: value for name, value in search.items() if not callable(value)}
-    kept = dict(generator=mark, size=side, steps=steps) | plain | dict(settings or {})
+    if steps or encoder is None:
+        optimise(generator, torch.zeros(1, 3, side, side).to(next(generator.parameters())), steps=0, **search)
+    kept = dict(
+        data=str(Path(source).resolve()),
+        generator=mark,
+        encoder=None if encoder is None else code_files.hash_of(encoder),
+        bgr=sampler.bgr,
+        autocast=str(autocast),
+        size=side,
+        steps=steps,
+        **{name: value for name, value in search.items() if not callable(value)},
+    )
     _agree(folder / SETTINGS, kept)
     result = Result()
-    result.unreadable |= images.unread
-    for note in images.notes if ranks.rank() == 0 else ():
+    first = ranks.rank() == 0
+    result.failed |= images.unread if first else {}
+    for note in images.notes if first else ():
         say(f"note: {note}")
+
+    def leave_out(name: str, why: object) -> None:
+        result.failed[name] = str(why)
+        say(f"{name}: left out: {why}")
+
     todo = []
     for name in images.names[ranks.rank() :: ranks.world_size()]:
         path = _path(folder, name)
         if path is None:
-            result.unreadable[name] = "a name that leads out of the folder"
-            say(f"{name}: left out, {result.unreadable[name]}")
-        elif path.exists():
-            code_files.load_codes(path, generator, mark)
+            leave_out(name, "a name that leads out of the folder")
+        elif _is_done(path, mark, say):
             result.before += 1
         else:
             todo.append(name)
     device = next(generator.parameters()).device
     with tqdm(total=len(todo), disable=quiet, desc="pictures", dynamic_ncols=True) as bar:
-        for names, pictures in _batches(images, todo, batch, result, say):
+        for names, pictures in _batches(images, todo, batch, leave_out):
             targets = to_float(pictures, device)
             with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
                 start = None if encoder is None else encode(encoder, generator, targets, names)
@@ -150,28 +182,66 @@ def invert_pictures(
                 else:
                     found = start
                 made = shown(sampler, found, batch)
-            found = _in_float(found)
+            found = found.to(torch.float32)
             mse = errors(made, targets.cpu())
             for k, (name, one) in enumerate(zip(names, found, strict=True)):
-                result.errors[name] = float(mse[k])
-                path = _path(folder, name)
-                assert path is not None  # those without were left out above
                 pair = [fitted(targets[k : k + 1].cpu(), made.shape[2]), made[k : k + 1]]
-                write_strip(path.with_name(f"{Path(name).name}.png"), pair, ["picture", f"MSE {mse[k]:.4f}"], name)
-                code_files.save_codes(path, one, mark)
+                try:
+                    _write(_path(folder, name), one, mark, pair, float(mse[k]))
+                    result.errors[name] = float(mse[k])
+                except (ValueError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+                    leave_out(name, error)
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    leave_out(name, error.strerror)
             bar.update(len(names))
+    parts = ranks.gathered(result)
+    for part in parts[1:] if first else ():
+        result.errors |= part.errors
+        result.before += part.before
+        result.failed |= part.failed
     return result
 
 
-def write_strip(path: Path, columns: list[torch.Tensor], labels: list[str], title: str) -> None:
-    """Write images [N, 3, H, W], a column for each label, as PNG; smaller ones are enlarged."""
+def _write(path: Path | None, one: Codes, mark: str, pair: list[torch.Tensor], mse: float) -> None:
+    """Write the strip of a picture, and then its codes, which say that it is done."""
+    assert path is not None  # pictures without a path were left out
+    if not math.isfinite(mse):
+        raise ValueError("codes or image that are not finite")
+    strip_path = path.with_name(path.name.removesuffix(".safetensors") + ".png")
+    write_strip(strip_path, pair, ["picture", f"MSE {mse:.4f}"], one.names[0])
+    code_files.save_codes(path, one, mark)
+
+
+def _is_done(path: Path, mark: str, say: Callable[[str], None]) -> bool:
+    """Tell whether a picture has codes; those of another generator are refused, damaged ones are made again."""
+    if not path.exists():
+        return False
+    try:
+        found = code_files.read_fingerprint(path)
+    except CheckpointError as error:
+        say(f"{error}; made again")
+        return False
+    if found != mark:
+        raise CheckpointError(f"{path}: codes of another generator; choose another folder")
+    return True
+
+
+def write_strip(
+    path: Path, columns: list[torch.Tensor], labels: Sequence[str], title: str, rows: Sequence[str] = ()
+) -> None:
+    """Write images [N, 3, H, W], a column for each label and a row for each name, as PNG; small ones are enlarged."""
     side = max(column.shape[2] for column in columns)
-    grown = [
-        column if column.shape[2] == side else torch.nn.functional.interpolate(column, (side, side), mode="nearest")
-        for column in columns
-    ]
+    side *= -(-LEAST_SHOWN // side)  # so that labels have room
+    grown = [torch.nn.functional.interpolate(column, (side, side), mode="nearest") for column in columns]
     with replacing(path) as file:
-        strip(grown, labels, title).save(file, "PNG")
+        strip(grown, labels, title, rows).save(file, "PNG")
+
+
+def file_name(name: str) -> str:
+    """Return the name of a picture as part of a file's name."""
+    return name.replace("/", "_").replace("\\", "_")
 
 
 def codes_from(paths: list[str], generator: Generator) -> Codes:
@@ -185,7 +255,7 @@ def codes_from(paths: list[str], generator: Generator) -> Codes:
 
 
 def _batches(
-    images: Images, todo: list[str], batch: int, result: Result, say: Callable[[str], None]
+    images: Images, todo: list[str], batch: int, leave_out: Callable[[str, object], None]
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Yield names and pictures [n, 3, side, side]; report those that cannot be read, and leave them out."""
     names: list[str] = []
@@ -195,8 +265,7 @@ def _batches(
             pictures.append(images.read(name))
             names.append(name)
         except UnreadablePictureError as error:
-            result.unreadable[name] = str(error)
-            say(f"{error}; left out")
+            leave_out(name, error)
         if len(names) == batch or (name == todo[-1] and names):
             yield names, torch.stack(pictures)
             names, pictures = [], []
@@ -204,8 +273,8 @@ def _batches(
 
 def _path(folder: Path, name: str) -> Path | None:
     """Return the file of a picture's codes, or None for a name that leads out of the folder."""
-    inside = PurePosixPath(name.replace("\\", "/"))
-    if inside.is_absolute() or ".." in inside.parts:
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts or "\0" in name:
         return None
     return folder / f"{inside}.safetensors"
 
@@ -224,13 +293,10 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text())
     except ValueError:
         raise CheckpointError(f"{path}: damaged settings; choose another folder") from None
+    if not isinstance(before, dict):
+        raise CheckpointError(f"{path}: damaged settings; choose another folder")
     for name, value in text.items():
         if before.get(name) != value:
             raise ValueError(
                 f"{name}: expected {before.get(name)!r}, as in {path}, got {value!r}; choose another folder"
             )
-
-
-def _in_float(codes: Codes) -> Codes:
-    """Return the codes in float32, in which files keep them."""
-    return Codes(codes.ws.float(), tuple(None if p is None else p.float() for p in codes.pad_maps), codes.names)

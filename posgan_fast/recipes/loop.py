@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ..models import CheckpointError
 from ..ops.common import checks
 from . import checkpoint, ranks
-from .images import grid
+from .images import check_outside, grid
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Settings that may differ when a run goes on: they change when it ends and what it shows, or where it runs.
@@ -265,9 +265,8 @@ def _previous(path: Path, name: str, settings: Settings, resume: bool) -> dict[s
                 raise ValueError(
                     f"out: {path.parent} holds a file {name_}, which is not overwritten; choose another folder"
                 )
-        data, out = Path(settings.data).resolve(), path.parent.resolve()
-        if settings.data and data.is_dir() and out.is_relative_to(data):
-            raise ValueError(f"out: expected a folder outside the data, got {path.parent}")
+        if settings.data:
+            check_outside(path.parent, settings.data)
         return None
     content = checkpoint.load(path, name)
     wanted = dataclasses.asdict(settings)

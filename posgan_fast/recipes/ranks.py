@@ -63,6 +63,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def gathered(value: object) -> list:
+    """Return the values of all processes, in each of them."""
+    if world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def wait() -> None:
     """Wait until all processes are here."""
     if world_size() > 1:
