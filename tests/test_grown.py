@@ -146,7 +146,7 @@ def test_pggan_discriminator_values(size, transition):
 
 
 def test_sides_without_padding():
-    """SPEC C4: the convolutions land on the nominal sides."""
+    """The convolutions land on the nominal sides."""
     sides = []
     net = pggan(no_pad=True)
     for layer in net.conv_blocks:

@@ -36,7 +36,7 @@ def test_networks_train_at_every_scale(name):
 
 @pytest.mark.parametrize("name", mspie.CONFIGS)
 def test_states_have_the_published_shapes(name):
-    """SPEC D3, at the published widths: channels 512 up to 64 pixels (one multiplier less: 32), then halved."""
+    """The published names at the published widths: channels 512 up to 64 pixels (one multiplier less: 32), then halved."""
     config = mspie.CONFIGS[name]
     with torch.device("meta"):
         G, D = mspie.generator(name), mspie.discriminator(name)
@@ -61,7 +61,7 @@ def test_states_have_the_published_shapes(name):
 
 
 def test_table():
-    """Table 5, and SPEC C4 for the two configurations beside it."""
+    """Table 5, and the released files of the two configurations beside it."""
     table = mspie.CONFIGS
     rows = {"c": ("constant", False), "d": ("csg", False), "e": ("spe", True), "f": ("spe", False), "g": ("spe", False)}
     for name, (head, interp) in rows.items():

@@ -118,7 +118,7 @@ def test_values(kind, backend):
 
 
 def test_state_has_the_published_names_and_shapes():
-    """SPEC D4, written out."""
+    """The published names, written out."""
     for encode, first in ((None, 3), ("csg", 2), ("spe", 8)):
         expected = {}
         for t in range(10):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from posgan_fast import _native, nn, use_backend
 from posgan_fast.models import PadInvEncoder
-from posgan_fast.models.padinv import Bottleneck
+from posgan_fast.models.iresnet import Bottleneck
 from posgan_fast.ops import winograd3x3
 from posgan_fast.ops.modulated_conv2d import weight_cache
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
-from ..ops import winograd3x3
 from ..ops.common import checks, layout
+from .iresnet import Bottleneck, conv2d
 from .report import LoadReport
 from .stylegan2 import Generator
 
@@ -236,7 +236,7 @@ class PadInvEncoder(torch.nn.Module):
         if not (torch.is_grad_enabled() and self.fpn.lateral_layers[0].weight.requires_grad):
             x = layout.in_format(x, torch.channels_last)
         stem, norm, act = self.input_layer
-        x = act(norm(_conv2d(x, stem)))
+        x = act(norm(conv2d(x, stem)))
         stages = []
         for stage in self.backbone_stages:
             x = stage(x)
@@ -254,7 +254,7 @@ class PadInvEncoder(torch.nn.Module):
 
     def _pad_maps(self, features: Sequence[torch.Tensor], rings: bool) -> PadMaps:
         if self.padding == "projection":
-            x = _conv2d(features[min(max(self.pad_layers - 3, 0), _LEVELS - 1)], self.padding_projection)
+            x = conv2d(features[min(max(self.pad_layers - 3, 0), _LEVELS - 1)], self.padding_projection)
         else:
             x = self.padding_extractor(features[1])
         side = 2 * 2**self.pad_layers + 2
@@ -269,115 +269,11 @@ class PadInvEncoder(torch.nn.Module):
                 ring = PF.ring_from_map(whole, inner, inner)
                 maps[2 * k + 1] = ring if head is None else F.conv1d(ring, head.weight[..., 0], head.bias)
             else:
-                maps[2 * k + 1] = whole if head is None else _conv2d(whole, head)
+                maps[2 * k + 1] = whole if head is None else conv2d(whole, head)
         return maps
 
     def extra_repr(self) -> str:
         return f"size={self.size}, num_ws={self.num_ws}, padding={self.padding!r}"
-
-
-class Bottleneck(torch.nn.Module):
-    """A residual block of the IResNet: normalise, convolve, PReLU, convolve with ``stride``, normalise, excite.
-
-    State: ``res_layer`` and, where the number of channels changes, ``shortcut_layer``.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.stride = stride
-        if in_channels == out_channels:
-            self.shortcut_layer = None
-        else:
-            self.shortcut_layer = torch.nn.Sequential(
-                torch.nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), torch.nn.BatchNorm2d(out_channels)
-            )
-        self.res_layer = torch.nn.Sequential(
-            torch.nn.BatchNorm2d(in_channels),
-            torch.nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            torch.nn.PReLU(out_channels),
-            torch.nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False),
-            torch.nn.BatchNorm2d(out_channels),
-            Excitation(out_channels),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [N, I, H, W] to [N, O, ceil(H / stride), ceil(W / stride)]."""
-        s, layers = self.stride, cast(Any, self.res_layer)
-        if self.shortcut_layer is None:
-            shortcut = x[:, :, ::s, ::s]
-        else:
-            conv, norm = cast(Any, self.shortcut_layer)
-            shortcut = norm(_conv2d(x, conv))
-        before, first, act, second, after, excitation = layers
-        y = _convolve(x, first, before=before, slope=act.weight)
-        y = _convolve(y, second, after=after)
-        return PF.prologue2d(y, excitation(y), residual=shortcut.to(y.dtype))  # scales and adds in one pass
-
-    @property
-    def kept_weights(self) -> list[torch.Tensor]:
-        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
-        convs = [layer for layer in self.res_layer if isinstance(layer, torch.nn.Conv2d)]
-        return [conv.weight for conv in convs if conv.stride == (1, 1)]
-
-
-def _convolve(
-    x: torch.Tensor,
-    conv: Any,
-    *,
-    before: Any = None,
-    after: Any = None,
-    slope: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Normalise (``before``), convolve with a 3x3 kernel, normalise (``after``), apply PReLU; each where it is given.
-
-    In inference on the CPU the convolution is Winograd's, which takes the rest along.
-    """
-    norm = before or after
-    if not norm.training and conv.stride == (1, 1) and winograd3x3.usable(x, conv.weight):
-        scale, shift = _affine(norm)
-        factors = dict(in_scale=scale, in_shift=shift) if before else dict(scale=scale, shift=shift)
-        return winograd3x3.conv2d(x, conv.weight, **factors, slope=slope)
-    y = _conv2d(x if before is None else before(x), conv)
-    y = y if after is None else after(y)
-    return y if slope is None else F.prelu(y, slope)
-
-
-def _conv2d(x: torch.Tensor, conv: Any) -> torch.Tensor:
-    """Convolve by a layer, in NCHW where the gradient of its weight may follow.
-
-    In channels_last torch 2.13 computes that gradient slowly for stride 2, and for few channels it writes beyond its
-    memory: a 1x1 convolution of 8 channels with stride 2 ends the process.
-    """
-    weight = conv.weight
-    if torch.is_grad_enabled() and weight.requires_grad:
-        # Flattening leaves a 1x1 kernel the strides of NCHW too, which torch takes for either format.
-        x, weight = x.contiguous(), weight.contiguous().flatten().view(weight.shape)
-    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
-
-
-def _affine(norm: torch.nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scale and the shift of a normalisation in evaluation mode, [C] each."""
-    assert norm.running_mean is not None and norm.running_var is not None  # for the type checker
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
-
-
-class Excitation(torch.nn.Module):
-    """Squeeze and excitation: factors of the channels, which follow from their means.
-
-    State: ``fc1.weight`` [C / 16, C, 1, 1], ``fc2.weight`` [C, C / 16, 1, 1].
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        squeezed = max(1, channels // 16)
-        self.fc1 = torch.nn.Conv2d(channels, squeezed, 1, bias=False)
-        self.fc2 = torch.nn.Conv2d(squeezed, channels, 1, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [N, C, H, W] to [N, C]."""
-        x = F.relu(F.linear(x.mean((2, 3)), self.fc1.weight[:, :, 0, 0]))
-        return F.linear(x, self.fc2.weight[:, :, 0, 0]).sigmoid()
 
 
 class FeaturePyramid(torch.nn.Module):
@@ -394,7 +290,7 @@ class FeaturePyramid(torch.nn.Module):
         """Return feature maps of C channels, the smallest first, for those of the stages, the largest first."""
         sums = [features[-1]]
         for x, lateral in zip(features[-2::-1], reversed(self.lateral_layers), strict=True):
-            x = _conv2d(x, lateral)
+            x = conv2d(x, lateral)
             sums.append(x + F.interpolate(sums[-1], x.shape[2:], mode="bilinear", align_corners=True))
         return sums
 
@@ -430,7 +326,7 @@ def _halved(x: torch.Tensor, conv: torch.nn.Conv2d) -> torch.Tensor:
     n, c, h, w = x.shape
     learns = torch.is_grad_enabled() and weight.requires_grad
     if learns or x.device.type != "cpu" or h * w > MOST_PIXELS or torch.is_autocast_enabled("cpu"):
-        return _conv2d(x, conv)
+        return conv2d(x, conv)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [N, H + 2, W + 2, C]
     patches = padded.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)  # [N, H / 2, W / 2, 3, 3, C]
     y = F.linear(patches.reshape(n, h // 2, w // 2, 9 * c), weight.permute(0, 2, 3, 1).flatten(1), bias)

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ..models import CheckpointError, LoadReport, read_checkpoint
 from ..models.exact import Tensors, differences, listed, plain_state
-from ..models.padinv import BLOCKS, Bottleneck
+from ..models.iresnet import Bottleneck
+from ..models.padinv import BLOCKS
 
 CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's convolutions
 LEAST_SIDE = 31  # of LPIPS's images: the second pooling then sees 3 x 3 features
