@@ -130,10 +130,8 @@ class PadInvEncoder(torch.nn.Module):
             )
         elif self.padding == "projection":
             self.padding_projection = torch.nn.Conv2d(channels, channels, 1)
-        self.latent_heads = torch.nn.ModuleList()
-        for level, count in enumerate(self.levels):
-            side = self.size // TOP * 2**level
-            self.latent_heads.extend(LatentHead(channels, self.w_dim, side) for _ in range(count))
+        sides = [self.size // TOP * 2**level for level, count in enumerate(self.levels) for _ in range(count)]
+        self.latent_heads = torch.nn.ModuleList(LatentHead(channels, self.w_dim, side) for side in sides)
         self.register_buffer("latent_average", torch.zeros(self.num_ws, self.w_dim))
         # In another format the convolutions copy a weight at every call.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -124,38 +124,18 @@ def invert_pictures(
         CheckpointError: ``out`` has codes of another generator.
         OSError: the folder cannot be written.
     """
-    generator, folder = code_files.stylegan2(sampler.generator), Path(out)
-    if generator.img_size[0] != generator.img_size[1] or generator.img_channels != 3:
-        raise ValueError(
-            f"generator: expected square RGB images, got {generator.img_size} of {generator.img_channels} channels"
-        )
+    folder = Path(out)
     check_outside(folder, source)
+    task = _Task(sampler, encoder, _side(sampler, encoder, size), steps, autocast, search)
     batch = checks.integer(batch, "batch", minimum=1)
-    side = encoder.size if encoder is not None else generator.img_size[0]
-    if size is not None and size != side:
-        if encoder is not None:
-            raise ValueError(f"size: expected {side}, that of the encoder, got {size}")
-        side = checks.integer(size, "size", minimum=1)
-    images = Images(source, side=side)
-    mark = code_files.fingerprint(generator)
-    if steps or encoder is None:
-        optimise(generator, torch.zeros(1, 3, side, side).to(next(generator.parameters())), steps=0, **search)
-    kept = dict(
-        data=str(Path(source).resolve()),
-        generator=mark,
-        encoder=None if encoder is None else code_files.hash_of(encoder),
-        bgr=sampler.bgr,
-        autocast=str(autocast),
-        size=side,
-        steps=steps,
-        **{name: value for name, value in search.items() if not callable(value)},
-    )
-    _agree(folder / SETTINGS, kept)
+    images = Images(source, side=task.side)
+    task.check()
+    _agree(folder / SETTINGS, {"data": str(Path(source).resolve()), **task.settings()})
     result = Result()
-    first = ranks.rank() == 0
-    result.failed |= images.unread if first else {}
-    for note in images.notes if first else ():
-        say(f"note: {note}")
+    if ranks.rank() == 0:
+        result.failed |= images.unread
+        for note in images.notes:
+            say(f"note: {note}")
 
     def leave_out(name: str, why: object) -> None:
         result.failed[name] = str(why)
@@ -166,47 +146,104 @@ def invert_pictures(
         path = _path(folder, name)
         if path is None:
             leave_out(name, "a name that leads out of the folder")
-        elif _is_done(path, mark, say):
+        elif _is_done(path, task.fingerprint, say):
             result.before += 1
         else:
-            todo.append(name)
-    device = next(generator.parameters()).device
+            todo.append((name, path))
     with tqdm(total=len(todo), disable=quiet, desc="pictures", dynamic_ncols=True) as bar:
-        for names, pictures in _batches(images, todo, batch, leave_out):
-            targets = to_float(pictures, device)
-            with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-                start = None if encoder is None else encode(encoder, generator, targets, names)
-                wanted = targets.flip(1) if sampler.bgr else targets
-                if steps or start is None:
-                    found, _ = optimise(generator, wanted, start=start, steps=steps, names=names, **search)
-                else:
-                    found = start
-                made = shown(sampler, found, batch)
-            found = found.to(torch.float32)
-            mse = errors(made, targets.cpu())
-            for k, (name, one) in enumerate(zip(names, found, strict=True)):
-                pair = [fitted(targets[k : k + 1].cpu(), made.shape[2]), made[k : k + 1]]
+        for places, pictures in _batches(images, todo, batch, leave_out):
+            for (name, path), one, pair, mse in zip(places, *task.run(pictures, places), strict=True):
                 try:
-                    _write(_path(folder, name), one, mark, pair, float(mse[k]))
-                    result.errors[name] = float(mse[k])
-                except (ValueError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-                    leave_out(name, error)
-                except OSError as error:
-                    if error.errno != errno.ENAMETOOLONG:
+                    _write(path, one, task.fingerprint, pair, mse)
+                    result.errors[name] = mse
+                except (ValueError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno not in _OF_ONE_PICTURE:
                         raise
-                    leave_out(name, error.strerror)
-            bar.update(len(names))
-    parts = ranks.gathered(result)
-    for part in parts[1:] if first else ():
-        result.errors |= part.errors
-        result.before += part.before
-        result.failed |= part.failed
+                    leave_out(name, error)
+            bar.update(len(places))
+    _gather(result)
     return result
 
 
-def _write(path: Path | None, one: Codes, mark: str, pair: list[torch.Tensor], mse: float) -> None:
+_OF_ONE_PICTURE = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+Place = tuple[str, Path]  # name of a picture, and file of its codes
+
+
+@dataclass
+class _Task:
+    """What is done with each batch of pictures."""
+
+    sampler: Sampler
+    encoder: PadInvEncoder | None
+    side: int
+    steps: int
+    autocast: torch.dtype | None
+    search: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.generator = code_files.stylegan2(self.sampler.generator)
+        self.like = next(self.generator.parameters())
+        self.fingerprint = code_files.fingerprint(self.generator)
+
+    def check(self) -> None:
+        """Raise the error of a wrong argument before anything is written."""
+        if self.steps or self.encoder is None:
+            optimise(self.generator, torch.zeros(1, 3, self.side, self.side).to(self.like), steps=0, **self.search)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a second start must have in common with the first."""
+        return dict(
+            generator=self.fingerprint,
+            encoder=None if self.encoder is None else code_files.hash_of(self.encoder),
+            bgr=self.sampler.bgr,
+            autocast=str(self.autocast),
+            size=self.side,
+            steps=self.steps,
+            **{name: value for name, value in self.search.items() if not callable(value)},
+        )
+
+    def run(
+        self, pictures: torch.Tensor, places: Sequence[Place]
+    ) -> tuple[Codes, list[list[torch.Tensor]], list[float]]:
+        """Return the codes of pictures [N, 3, side, side], each picture beside its inversion, and the errors."""
+        targets, names = to_float(pictures, self.like.device), [name for name, _ in places]
+        with torch.autocast(self.like.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            codes = None if self.encoder is None else encode(self.encoder, self.generator, targets, names)
+            if self.steps or codes is None:
+                wanted = targets.flip(1) if self.sampler.bgr else targets
+                codes, _ = optimise(self.generator, wanted, start=codes, steps=self.steps, names=names, **self.search)
+            made = shown(self.sampler, codes, len(names))
+        targets = targets.cpu()
+        pairs = [[fitted(x[None], made.shape[2]), y[None]] for x, y in zip(targets, made, strict=True)]
+        return codes.to(torch.float32), pairs, errors(made, targets).tolist()
+
+
+def _side(sampler: Sampler, encoder: PadInvEncoder | None, size: int | None) -> int:
+    """Return the side of the pictures to invert."""
+    generator = code_files.stylegan2(sampler.generator)
+    side, width = generator.img_size
+    if side != width or generator.img_channels != 3:
+        raise ValueError(
+            f"generator: expected square RGB images, got {side} x {width} of {generator.img_channels} channels"
+        )
+    if encoder is None:
+        return side if size is None else checks.integer(size, "size", minimum=1)
+    if size not in (None, encoder.size):
+        raise ValueError(f"size: expected {encoder.size}, that of the encoder, got {size}")
+    return encoder.size
+
+
+def _gather(result: Result) -> None:
+    """Add the results of the other processes to that of the first."""
+    parts = ranks.gathered(result)
+    for part in parts[1:] if ranks.rank() == 0 else ():
+        result.errors |= part.errors
+        result.before += part.before
+        result.failed |= part.failed
+
+
+def _write(path: Path, one: Codes, mark: str, pair: list[torch.Tensor], mse: float) -> None:
     """Write the strip of a picture, and then its codes, which say that it is done."""
-    assert path is not None  # pictures without a path were left out
     if not math.isfinite(mse):
         raise ValueError("codes or image that are not finite")
     strip_path = path.with_name(path.name.removesuffix(".safetensors") + ".png")
@@ -255,20 +292,20 @@ def codes_from(paths: list[str], generator: Generator) -> Codes:
 
 
 def _batches(
-    images: Images, todo: list[str], batch: int, leave_out: Callable[[str, object], None]
-) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Yield names and pictures [n, 3, side, side]; report those that cannot be read, and leave them out."""
-    names: list[str] = []
+    images: Images, todo: list[Place], batch: int, leave_out: Callable[[str, object], None]
+) -> Iterator[tuple[list[Place], torch.Tensor]]:
+    """Yield places and pictures [n, 3, side, side]; leave out those that cannot be read."""
+    places: list[Place] = []
     pictures: list[torch.Tensor] = []
-    for name in todo:
+    for place in todo:
         try:
-            pictures.append(images.read(name))
-            names.append(name)
+            pictures.append(images.read(place[0]))
+            places.append(place)
         except UnreadablePictureError as error:
-            leave_out(name, error)
-        if len(names) == batch or (name == todo[-1] and names):
-            yield names, torch.stack(pictures)
-            names, pictures = [], []
+            leave_out(place[0], error)
+        if len(places) == batch or (place is todo[-1] and places):
+            yield places, torch.stack(pictures)
+            places, pictures = [], []
 
 
 def _path(folder: Path, name: str) -> Path | None:
