@@ -27,7 +27,7 @@ _MOST_WEIGHTS = 256 * 256  # beyond, transforming a weight at every call takes l
 
 def usable(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Tell whether :func:`conv2d` computes this call, and faster than the vendor's convolution."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _is_plain(x):
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _is_plain(x, weight):
         return False
     o, i, *kernel = weight.shape
     if kernel != [3, 3] or o % _CHANNELS or i % _CHANNELS or not x.dtype == weight.dtype == torch.float32:
@@ -73,10 +73,10 @@ def _transformed(weight: torch.Tensor) -> torch.Tensor:
     return transformed
 
 
-def _is_plain(x: Any) -> bool:
+def _is_plain(x: Any, weight: Any) -> bool:
     """Tell whether torch neither records nor transforms this call."""
     return (
-        type(x) in (torch.Tensor, torch.nn.Parameter)
+        {type(x), type(weight)} <= {torch.Tensor, torch.nn.Parameter}
         and x.numel() > 0
         and not torch.jit.is_tracing()
         and forward_ad._current_level < 0
