@@ -36,7 +36,7 @@ def test_networks_train_at_every_scale(name):
 
 @pytest.mark.parametrize("name", mspie.CONFIGS)
 def test_states_have_the_published_shapes(name):
-    """The published names at the published widths: channels 512 up to 64 pixels (one multiplier less: 32), then halved."""
+    """The published names and widths: 512 channels up to 64 pixels (one multiplier less: 32), then halved."""
     config = mspie.CONFIGS[name]
     with torch.device("meta"):
         G, D = mspie.generator(name), mspie.discriminator(name)
