@@ -143,8 +143,8 @@ class PadInvEncoder(torch.nn.Module):
         Args:
             generator: a StyleGAN2 with a constant.
             size: side of the images to encode.
-            settings: arguments of the class that replace those which follow from the generator; ``pad_layers`` is at
-                most the number of the generator's sides below its largest.
+            settings: arguments of the class that replace those which follow from the generator; without ``pad_layers``
+                it is 4, or one less than the generator has sides if that is fewer.
 
         Raises:
             TypeError, ValueError: as the class; the generator takes no padding maps.

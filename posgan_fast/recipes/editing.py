@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from ..models import Generator
 from ..nn import StyleConv
 from ..ops.common import checks
+from .codes import stylegan2
 from .images import grid
 
 
@@ -33,9 +34,9 @@ def sefa(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
         >>> directions.shape
         torch.Size([16, 16])
     """
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator: expected a StyleGAN2 generator, got {type(generator).__name__}")
-    layers = [module.affine.weight for module in generator.synthesis.modules() if isinstance(module, StyleConv)]
+    layers = [
+        module.affine.weight for module in stylegan2(generator).synthesis.modules() if isinstance(module, StyleConv)
+    ]
     weights = torch.cat([weight.detach().double() for weight in layers])  # [sum of I, w_dim]
     _, values, rows = torch.linalg.svd(weights, full_matrices=False)
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))

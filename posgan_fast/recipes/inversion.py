@@ -237,9 +237,7 @@ def _adam(search: _Search, steps: int, rate: float, bar: tqdm) -> torch.Tensor:
         loss.sum().backward()
         optimizer.step()
         history.append(error)
-        bar.update()
-        if not bar.disable:
-            bar.set_postfix(mse=f"{float(error.mean()):.4g}", refresh=False)
+        _show(bar, error)
     with torch.no_grad():
         history.append(search.losses()[1])
     return torch.stack(history)
@@ -262,12 +260,17 @@ def _lbfgs(search: _Search, steps: int, rate: float, bar: tqdm) -> torch.Tensor:
         with torch.no_grad():
             history.append(search.losses()[1])
         optimizer.step(closure)
-        bar.update()
-        if not bar.disable:
-            bar.set_postfix(mse=f"{float(history[-1].mean()):.4g}", refresh=False)
+        _show(bar, history[-1])
     with torch.no_grad():
         history.append(search.losses()[1])
     return torch.stack(history)
+
+
+def _show(bar: tqdm, error: torch.Tensor) -> None:
+    """Advance the bar, which reads the error from the device only where it is seen."""
+    bar.update()
+    if not bar.disable:
+        bar.set_postfix(mse=f"{float(error.mean()):.4g}", refresh=False)
 
 
 def _ramp(t: float) -> float:

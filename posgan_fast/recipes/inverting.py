@@ -171,7 +171,7 @@ Place = tuple[str, Path]  # name of a picture, and file of its codes
 
 @dataclass
 class _Task:
-    """What is done with each batch of pictures."""
+    """Inverts pictures, a batch at a time."""
 
     sampler: Sampler
     encoder: PadInvEncoder | None
