@@ -1,4 +1,4 @@
-// Winograd's convolution on the CPU. A block of tiles is transformed, multiplied by the 36 transformed weights and
+// Winograd's convolution on the CPU. A block of tiles is transformed, multiplied by the transformed weights and
 // transformed back while it stays in the cache; factors are applied while a tile is read and written. Every number of y
 // is a sum in an order of its own, whatever the block and the thread. Compiled once per instruction set (PF_ISA).
 #include "winograd3x3.h"
@@ -16,221 +16,478 @@ constexpr int kLanes = 8, kRows = 6;  // 12 sums, 2 weights and an input in 16 r
 constexpr int kLanes = 4, kRows = 6;
 #endif
 constexpr int kColumns = 2 * kLanes;
-constexpr int64_t kSkew = 16;  // or the 36 matrices of a block would meet in the same lines of the first cache
+constexpr int64_t kPart = 128;  // products of a partial sum
+constexpr int64_t kSkew = 16;   // or the matrices of a block would meet in the same lines of the first cache
 using V = Vec<float, kLanes>;
 using Values = V::Values;
 
-// B^T for a column of a tile.
-inline void transform_input(const Values* d, Values* o, int stride) {
-  const Values even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
-  const Values outer = d[4] - d[2], inner = 2.0f * (d[3] - d[1]);
-  o[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-  o[stride] = even + odd;
-  o[2 * stride] = even - odd;
-  o[3 * stride] = outer + inner;
-  o[4 * stride] = outer - inner;
-  o[5 * stride] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+// The points of F(4, 3) are 0, +-kA, +-kB and infinity. Less simple than 0, +-1, +-2, they halve the rounding error.
+constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
+
+// The transforms of F(4, 2), with the points 0, 1/2, -1, 3/2 and infinity. Its inputs are `step` apart.
+inline void transform_two_taps(const Values* d, int step, Values* o, int stride) {
+  const Values a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step];
+  o[0] = 0.75f * a - 1.25f * b - c + e;
+  o[stride] = e - 1.5f * b - 0.5f * c;
+  o[2 * stride] = 0.75f * b - 2.0f * c + e;
+  o[3 * stride] = e + 0.5f * (c - b);
+  o[4 * stride] = 0.75f * b - 1.25f * c - e + f;
 }
 
-// A^T for a column of products.
-inline void transform_output(const Values* m, Values* o, int stride) {
-  const Values p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
-  o[0] = m[0] + p + r;
-  o[stride] = q + 2.0f * s;
-  o[2 * stride] = p + 4.0f * r;
-  o[3 * stride] = q + 8.0f * s + m[5];
+inline void sum_two_taps(const Values* m, Values* o, int stride) {
+  o[0] = m[0] + m[1] + m[2] + m[3];
+  o[stride] = 0.5f * m[1] - m[2] + 1.5f * m[3];
+  o[2 * stride] = 0.25f * m[1] + m[2] + 2.25f * m[3];
+  o[3 * stride] = 0.125f * m[1] - m[2] + 3.375f * m[3] + m[4];
+}
+
+// A form along one axis: its sizes, B^T for a column of a tile and A^T for a column of products. Product k takes the
+// transformed tap min(k, 5), so the last tap serves kLastTap products.
+struct Plain {
+  static constexpr int kIn = 6, kProducts = 6, kOut = 4, kInStep = 4, kLastTap = 1;
+
+  static void transform_input(const Values* d, Values* o, int stride) {
+    const Values even_a = d[4] - kB2 * d[2], odd_a = kA * (d[3] - kB2 * d[1]);
+    const Values even_b = d[4] - kA2 * d[2], odd_b = kB * (d[3] - kA2 * d[1]);
+    o[0] = kA2 * kB2 * d[0] - (kA2 + kB2) * d[2] + d[4];
+    o[stride] = even_a + odd_a;
+    o[2 * stride] = even_a - odd_a;
+    o[3 * stride] = even_b + odd_b;
+    o[4 * stride] = even_b - odd_b;
+    o[5 * stride] = kA2 * kB2 * d[1] - (kA2 + kB2) * d[3] + d[5];
+  }
+
+  static void transform_output(const Values* m, Values* o, int stride) {
+    const Values p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
+    o[0] = m[0] + p + r;
+    o[stride] = kA * q + kB * s;
+    o[2 * stride] = kA2 * p + kB2 * r;
+    o[3 * stride] = kA * kA2 * q + kB * kB2 * s + m[5];
+  }
+};
+
+struct Down {
+  static constexpr int kIn = 9, kProducts = 9, kOut = 4, kInStep = 8, kLastTap = 4;
+
+  static void transform_input(const Values* d, Values* o, int stride) {
+    transform_two_taps(d, 2, o, stride);
+    for (int i = 0; i < 4; ++i) o[(5 + i) * stride] = d[2 * i + 1];
+  }
+
+  static void transform_output(const Values* m, Values* o, int stride) {
+    sum_two_taps(m, o, stride);
+    for (int i = 0; i < 4; ++i) o[i * stride] += m[5 + i];
+  }
+};
+
+struct Up {
+  static constexpr int kIn = 5, kProducts = 9, kOut = 8, kInStep = 4, kLastTap = 4;
+
+  static void transform_input(const Values* d, Values* o, int stride) {
+    transform_two_taps(d, 1, o, stride);
+    for (int i = 0; i < 4; ++i) o[(5 + i) * stride] = d[1 + i];
+  }
+
+  static void transform_output(const Values* m, Values* o, int stride) {
+    sum_two_taps(m, o, 2 * stride);
+    for (int i = 0; i < 4; ++i) o[(2 * i + 1) * stride] = m[5 + i];
+  }
+};
+
+// Adds up the products of kCount rows of a [., depth] and kColumns columns of a panel [depth, kWinogradPanel]. Sums of
+// kPart products are added up in turn, which keeps the rounding error of many channels low.
+template <int kCount>
+inline void multiply_rows(const float* a, int64_t pitch_a, const float* panel, float* c, int64_t pitch, int64_t depth) {
+  for (int64_t begin = 0; begin < depth; begin += kPart) {
+    const int64_t end = depth - begin < kPart ? depth : begin + kPart;
+    Values sums[kCount][2] = {};
+    for (int64_t k = begin; k < end; ++k) {
+      const V left = V::load(panel + k * kWinogradPanel), right = V::load(panel + k * kWinogradPanel + kLanes);
+      for (int r = 0; r < kCount; ++r) {
+        const float x = a[r * pitch_a + k];
+        sums[r][0] = x * left.v + sums[r][0];
+        sums[r][1] = x * right.v + sums[r][1];
+      }
+    }
+    for (int r = 0; r < kCount; ++r) {
+      float* to = c + r * pitch;
+      V{begin == 0 ? sums[r][0] : V::load(to).v + sums[r][0]}.store(to);
+      V{begin == 0 ? sums[r][1] : V::load(to + kLanes).v + sums[r][1]}.store(to + kLanes);
+    }
+  }
+}
+
+template <int kCount>
+inline void multiply_last(const float* a, int64_t pitch_a, const float* panel, float* c, int64_t pitch, int64_t depth,
+                          int64_t count) {
+  if constexpr (kCount > 0) {
+    if (count == kCount) return multiply_rows<kCount>(a, pitch_a, panel, c, pitch, depth);
+    multiply_last<kCount - 1>(a, pitch_a, panel, c, pitch, depth, count);
+  }
+}
+
+// Stores past the caches where the hardware can, or returns false.
+inline bool nontemporal_store(float* p, Values value) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof value != 0) return false;
+  __m512 whole;
+  std::memcpy(&whole, &value, sizeof whole);
+  _mm512_stream_ps(p, whole);
+  return true;
+#else
+  return false;
+#endif
+}
+
+inline Values load_part(const float* p, int64_t count) {
+  if (count >= kLanes) return V::load(p).v;
+  V part = V::broadcast(0);
+  std::memcpy(&part.v, p, size_t(count) * sizeof(float));
+  return part.v;
+}
+
+inline void store_part(float* p, Values value, int64_t count, bool nontemporal) {
+  if (count < kLanes) {
+    std::memcpy(p, &value, size_t(count) * sizeof(float));
+  } else if (!nontemporal || !nontemporal_store(p, value)) {
+    V{value}.store(p);
+  }
+}
+
+inline const float* of_sample(const WinogradTask::Factor& factor, int64_t n) {
+  return factor.data == nullptr ? nullptr : factor.data + n * factor.stride_n;
+}
+
+inline Values part_or(const float* vector, int64_t first, int64_t count, float otherwise) {
+  return vector == nullptr ? V::broadcast(otherwise).v : load_part(vector + first, count);
 }
 
 // G for a column of a kernel.
-inline void transform_kernel(const Values* g, Values* o, int stride) {
-  const Values ends = (-1.0f / 6) * (g[0] + g[2]), middle = (-1.0f / 6) * g[1];
-  const Values wide = (1.0f / 24) * g[0] + (1.0f / 6) * g[2], half = (1.0f / 12) * g[1];
-  o[0] = 0.25f * g[0];
-  o[stride] = ends + middle;
-  o[2 * stride] = ends - middle;
-  o[3 * stride] = wide + half;
-  o[4 * stride] = wide - half;
-  o[5 * stride] = g[2];
+inline void transform_kernel(WinogradForm form, const Values* g, Values* o, int stride) {
+  if (form == WinogradForm::kPlain) {
+    constexpr float kInA = 1 / (2 * kA2 * (kA2 - kB2)), kInB = 1 / (2 * kB2 * (kB2 - kA2));
+    const Values even_a = kInA * (g[0] + kA2 * g[2]), odd_a = kInA * kA * g[1];
+    const Values even_b = kInB * (g[0] + kB2 * g[2]), odd_b = kInB * kB * g[1];
+    o[0] = 1 / (kA2 * kB2) * g[0];
+    o[stride] = even_a + odd_a;
+    o[2 * stride] = even_a - odd_a;
+    o[3 * stride] = even_b + odd_b;
+    o[4 * stride] = even_b - odd_b;
+    o[5 * stride] = g[2];
+  } else {
+    const Values first = form == WinogradForm::kUp ? g[2] : g[0], last = form == WinogradForm::kUp ? g[0] : g[2];
+    o[0] = 1 / 0.75f * first;
+    o[stride] = -1 / 0.75f * (first + 0.5f * last);
+    o[2 * stride] = 1 / 3.75f * (last - first);
+    o[3 * stride] = 1 / 3.75f * (first + 1.5f * last);
+    o[4 * stride] = last;
+    o[5 * stride] = g[1];
+  }
 }
 
-// Adds up the products of kCount rows of a [., depth] and kColumns columns of a panel [depth, kWinogradPanel].
-template <int kCount>
-inline void multiply_rows(const float* a, const float* panel, float* c, int64_t pitch, int64_t depth) {
-  Values sums[kCount][2] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    const V left = V::load(panel + k * kWinogradPanel), right = V::load(panel + k * kWinogradPanel + kLanes);
-    for (int r = 0; r < kCount; ++r) {
-      const float x = a[r * depth + k];
-      sums[r][0] = x * left.v + sums[r][0];
-      sums[r][1] = x * right.v + sums[r][1];
+// Transforms the kernels of one channel, taps [9][kWinogradPanel], into 36 vectors that are `step` apart.
+inline void transform_kernels(WinogradForm form, const float (*taps)[kWinogradPanel], float* to, int64_t step) {
+  for (int lane = 0; lane < kWinogradPanel; lane += kLanes) {
+    Values half[6 * 3];
+    for (int j = 0; j < 3; ++j) {
+      const Values column[3] = {V::load(taps[j] + lane).v, V::load(taps[3 + j] + lane).v,
+                                V::load(taps[6 + j] + lane).v};
+      transform_kernel(form, column, half + j, 3);
+    }
+    for (int i = 0; i < 6; ++i) {
+      Values whole[6];
+      transform_kernel(form, half + i * 3, whole, 1);
+      for (int j = 0; j < 6; ++j) V{whole[j]}.store(to + (i * 6 + j) * step + lane);
     }
   }
-  for (int r = 0; r < kCount; ++r) {
-    V{sums[r][0]}.store(c + r * pitch);
-    V{sums[r][1]}.store(c + r * pitch + kLanes);
+}
+
+inline void write_squares(const float (*taps)[kWinogradPanel], float* to, int64_t count) {
+  for (int64_t f = 0; f < count; ++f) {
+    float sum = 0;
+    for (int k = 0; k < 9; ++k) sum += taps[k][f] * taps[k][f];
+    to[f] = sum;
   }
 }
 
-template <int kCount>
-inline void multiply_last(const float* a, const float* panel, float* c, int64_t pitch, int64_t depth, int count) {
-  if constexpr (kCount > 0) {
-    if (count == kCount) return multiply_rows<kCount>(a, panel, c, pitch, depth);
-    multiply_last<kCount - 1>(a, panel, c, pitch, depth, count);
+// Transforms the channels [begin, end) of a panel, 36 matrices [., kWinogradPanel] that are `step` apart, or adds up
+// the squares alone if `to` is null.
+inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, float* to,
+                            int64_t step) {
+  const int64_t first = panel * kWinogradPanel, left = task.filters - first;
+  const int64_t count = left < kWinogradPanel ? left : kWinogradPanel;
+  for (int64_t i = begin; i < end; ++i) {
+    float taps[9][kWinogradPanel] = {};
+    for (int64_t f = 0; f < count; ++f) {
+      const float* w = task.weight + (first + f) * task.stride_o + i * task.stride_i;
+      for (int k = 0; k < 9; ++k) taps[k][f] = w[k / 3 * task.stride_h + k % 3 * task.stride_w];
+    }
+    if (to != nullptr) transform_kernels(task.form, taps, to + (i - begin) * kWinogradPanel, step);
+    if (task.squares != nullptr) write_squares(taps, task.squares + i * task.filters + first, count);
   }
 }
 
+template <typename Form>
 class Block {
  public:
   explicit Block(const WinogradTask& t)
       : task(t),
-        rows((t.h + kWinogradOut - 1) / kWinogradOut),
-        columns((t.w + kWinogradOut - 1) / kWinogradOut),
-        width(winograd_panels(t.filters) * kWinogradPanel),
-        input_step(t.block * t.channels + kSkew),
-        product_step(t.block * width + kSkew),
-        memory(kWinogradProducts * (input_step + product_step)),
+        grid(winograd_grid(t)),
+        depth(ceil_div(t.channels, kLanes) * kLanes),
+        panels(winograd_panels(t.filters)),
+        group(panels_at_once(t, panels)),
+        width(group * kWinogradPanel),
+        memory(kProducts * t.block * (depth + width) + 2 * kWinogradTaps * kSkew),
+        panel_memory(t.transformed != nullptr ? 0 : kWinogradTaps * t.channels * kWinogradPanel),
         inputs(memory.data),
-        products(memory.data + kWinogradProducts * input_step) {}
+        products(memory.data + kProducts * t.block * depth + kWinogradTaps * kSkew) {}
 
-  void run(int64_t index) {
-    const int64_t all = task.n * rows * columns, begin = index * task.block;
-    const int64_t end = begin + task.block < all ? begin + task.block : all;
-    for (int64_t tile = begin; tile < end; ++tile) read(tile, inputs + (tile - begin) * task.channels);
-    multiply(int(end - begin));
-    for (int64_t tile = begin; tile < end; ++tile) write(tile, products + (tile - begin) * width);
+  void run(int64_t item) {
+    const int64_t split = item / grid.blocks(), last = (split + 1) * panels / task.splits;
+    int64_t index = item % grid.blocks();
+    int kind = 0;
+    while (index >= grid.blocks(kind)) index -= grid.blocks(kind++);
+    const WinogradTiles& tiles = grid.kinds[kind];
+    const int64_t all = grid.n * tiles.rows * tiles.columns, first = index * task.block;
+    const int64_t end = first + task.block < all ? first + task.block : all;
+    arrange(tiles, end - first);
+    for (int64_t tile = first; tile < end; ++tile) read(place(tiles, tile), tile - first);
+    for (begin = split * panels / task.splits; begin < last; begin += group) {
+      multiply(begin + group < last ? begin + group : last);
+      for (int64_t tile = first; tile < end; ++tile) write(place(tiles, tile), tile - first, last);
+    }
   }
 
  private:
+  static constexpr int kProducts = Form::kProducts * Form::kProducts;
+
   struct Place {
-    int64_t n, top, left;
+    int64_t n, row, column;
   };
 
-  Place place(int64_t tile) const {
-    const int64_t column = tile % columns, row = tile / columns % rows;
-    return {tile / columns / rows, row * kWinogradOut, column * kWinogradOut};
+  static Place place(const WinogradTiles& tiles, int64_t tile) {
+    const int64_t row = tile / tiles.columns;
+    return {row / tiles.rows, tiles.top + row % tiles.rows, tiles.left + tile % tiles.columns};
   }
 
-  void read(int64_t tile, float* to) {
-    const Place at = place(tile);
-    const int64_t c = task.channels, step = input_step;
-    const float* image = task.x + at.n * task.h * task.w * c;
-    for (int64_t first = 0; first < c; first += kLanes) {
-      const V factor = task.in_scale != nullptr ? V::load(task.in_scale + first) : V::broadcast(1);
-      const V term = task.in_shift != nullptr ? V::load(task.in_shift + first) : V::broadcast(0);
-      Values half[kWinogradIn * kWinogradIn];
-      for (int j = 0; j < kWinogradIn; ++j) {
-        const int64_t x = at.left - 1 + j;
-        Values column[kWinogradIn];
-        for (int i = 0; i < kWinogradIn; ++i) {
-          const int64_t y = at.top - 1 + i;
-          const bool inside = y >= 0 && y < task.h && x >= 0 && x < task.w;
-          column[i] = inside ? factor.v * V::load(image + (y * task.w + x) * c + first).v + term.v : Values{};
-        }
-        transform_input(column, half + j, kWinogradIn);
+  static int64_t panels_at_once(const WinogradTask& task, int64_t panels) {
+    if (task.transformed == nullptr) return 1;
+    constexpr int64_t kCache = int64_t(1) << 19;  // so that products stay near the core
+    const int64_t fitting = kCache / (int64_t(sizeof(float)) * kProducts * task.block * kWinogradPanel);
+    return fitting < 1 ? 1 : fitting < panels ? fitting : panels;
+  }
+
+  // Lays out the matrices of a block: the products of one transformed tap follow each other. A tile of a single row or
+  // column has the first product alone along that axis: its other inputs are zeros.
+  void arrange(const WinogradTiles& tiles, int64_t tile_count) {
+    height = tiles.thin_rows ? 1 : Form::kProducts;
+    length = tiles.thin_columns ? 1 : Form::kProducts;
+    count = tile_count;
+    int64_t row = 0;
+    for (int tap = 0; tap < kWinogradTaps; ++tap) {
+      const int i = tap / 6, j = tap % 6, copies_j = j == 5 ? Form::kLastTap : 1;
+      const int copies = i < height && j < length ? (i == 5 ? Form::kLastTap : 1) * copies_j : 0;
+      first_row[tap] = row;
+      for (int copy = 0; copy < copies; ++copy) {
+        const int product = (i + copy / copies_j) * Form::kProducts + j + copy % copies_j;
+        input_of[product] = (row + copy * count) * depth + tap * kSkew;
+        product_of[product] = (row + copy * count) * width + tap * kSkew;
       }
-      for (int i = 0; i < kWinogradIn; ++i) {
-        Values whole[kWinogradIn];
-        transform_input(half + i * kWinogradIn, whole, 1);
-        for (int j = 0; j < kWinogradIn; ++j) V{whole[j]}.store(to + (i * kWinogradIn + j) * step + first);
+      row += copies * count;
+    }
+    first_row[kWinogradTaps] = row;
+  }
+
+  void read(const Place& at, int64_t row) {
+    const int64_t top = at.row * Form::kInStep - task.padding, left = at.column * Form::kInStep - task.padding;
+    const bool inside = top >= 0 && left >= 0 && top + Form::kIn <= task.h && left + Form::kIn <= task.w;
+    if (inside) {
+      read_tile<true>(at.n, top, left, row);
+    } else {
+      read_tile<false>(at.n, top, left, row);
+    }
+  }
+
+  template <bool kInside>
+  void read_tile(int64_t n, int64_t top, int64_t left, int64_t row) {
+    const float *scale = of_sample(task.in_scale, n), *shift = of_sample(task.in_shift, n);
+    const float* image = task.x + n * task.h * task.w * task.channels;
+    float* to = inputs + row * depth;
+    for (int64_t first = 0; first < task.channels; first += kLanes) {
+      const int64_t lanes = task.channels - first;
+      const Values factor = part_or(scale, first, lanes, 1), term = part_or(shift, first, lanes, 0);
+      const auto at = [&](int64_t y, int64_t x) {
+        return factor * load_part(image + (y * task.w + x) * task.channels + first, lanes) + term;
+      };
+      Values half[Form::kProducts * Form::kIn];
+      for (int j = 0; j < Form::kIn; ++j) {
+        Values column[Form::kIn];
+        for (int i = 0; i < Form::kIn; ++i) {
+          if (kInside) {
+            column[i] = at(top + i, left + j);
+            continue;
+          }
+          const int64_t y = source_index(task.border, top + i, task.h), x = source_index(task.border, left + j, task.w);
+          const bool known = y >= 0 && x >= 0 && y < task.h && x < task.w;
+          column[i] = known ? at(y, x) : border(n, top + i, left + j, first, lanes);
+        }
+        Form::transform_input(column, half + j, Form::kIn);
+      }
+      for (int i = 0; i < (kInside ? Form::kProducts : height); ++i) {
+        Values whole[Form::kProducts];
+        Form::transform_input(half + i * Form::kIn, whole, 1);
+        const int64_t* offsets = input_of + i * Form::kProducts;
+        for (int j = 0; j < (kInside ? Form::kProducts : length); ++j) V{whole[j]}.store(to + offsets[j] + first);
       }
     }
   }
 
-  void multiply(int count) {
-    const int64_t c = task.channels;
-    for (int k = 0; k < kWinogradProducts; ++k) {
-      const float* a = inputs + k * input_step;
-      float* result = products + k * product_step;
-      for (int64_t first = 0; first < width; first += kColumns) {
-        const int64_t panel = first / kWinogradPanel, offset = first % kWinogradPanel;
-        const float* b = task.transformed + (k * (width / kWinogradPanel) + panel) * c * kWinogradPanel + offset;
-        int row = 0;
-        for (; row + kRows <= count; row += kRows) {
-          multiply_rows<kRows>(a + row * c, b, result + row * width + first, width, c);
+  // The values of a pixel outside of the input: zeros, or those of the padding map next to it.
+  Values border(int64_t n, int64_t y, int64_t x, int64_t first, int64_t lanes) const {
+    V pixel = V::broadcast(0);
+    if (task.border != Border::kInstance || y < -1 || x < -1 || y > task.h || x > task.w) return pixel.v;
+    const Ring& ring = task.ring;
+    const float* from = task.pad_map + n * ring.stride_n + ring_offset(ring, y + 1, x + 1, task.h);
+    for (int i = 0; i < kLanes && i < lanes; ++i) pixel.v[i] = from[(first + i) * ring.stride_c];
+    return pixel.v;
+  }
+
+  // Multiplies by the panels [begin, end).
+  void multiply(int64_t end) {
+    const float* transformed = task.transformed;
+    int64_t held = panels, from = 0;  // the panels in memory, and the first of them
+    if (transformed == nullptr) {
+      held = 1, from = begin;
+      transform_panel(task.weight, begin, 0, task.channels, panel_memory.data, task.channels * kWinogradPanel);
+      transformed = panel_memory.data;
+    }
+    for (int tap = 0; tap < kWinogradTaps; ++tap) {
+      const float* a = inputs + first_row[tap] * depth + tap * kSkew;
+      float* result = products + first_row[tap] * width + tap * kSkew;
+      const int64_t row_count = first_row[tap + 1] - first_row[tap];
+      for (int64_t panel = begin; row_count > 0 && panel < end; ++panel) {
+        const float* b = transformed + (tap * held + panel - from) * task.channels * kWinogradPanel;
+        for (int64_t offset = 0; offset < kWinogradPanel; offset += kColumns) {
+          multiply_panel(a, b + offset, result + (panel - begin) * kWinogradPanel + offset, row_count);
         }
-        multiply_last<kRows - 1>(a + row * c, b, result + row * width + first, width, c, count - row);
       }
     }
   }
 
-  void write(int64_t tile, const float* from) {
-    const Place at = place(tile);
-    const int64_t o = task.filters, step = product_step;
-    float* image = task.y + at.n * task.h * task.w * o;
-    for (int64_t first = 0; first < o; first += kLanes) {
-      const V factor = task.scale != nullptr ? V::load(task.scale + first) : V::broadcast(1);
-      const V term = task.shift != nullptr ? V::load(task.shift + first) : V::broadcast(0);
-      const V slope = task.slope != nullptr ? V::load(task.slope + first) : V::broadcast(1);
-      Values half[kWinogradOut * kWinogradIn];
-      for (int j = 0; j < kWinogradIn; ++j) {
-        Values column[kWinogradIn];
-        for (int i = 0; i < kWinogradIn; ++i) column[i] = V::load(from + (i * kWinogradIn + j) * step + first).v;
-        transform_output(column, half + j, kWinogradIn);
+  void multiply_panel(const float* a, const float* b, float* c, int64_t row_count) const {
+    int64_t row = 0;
+    for (; row + kRows <= row_count; row += kRows) {
+      multiply_rows<kRows>(a + row * depth, depth, b, c + row * width, width, task.channels);
+    }
+    multiply_last<kRows - 1>(a + row * depth, depth, b, c + row * width, width, task.channels, row_count - row);
+  }
+
+  // Writes the filters of the group, which ends before the panel `end`.
+  void write(const Place& at, int64_t row, int64_t end) {
+    const int64_t top = at.row * Form::kOut, left = at.column * Form::kOut;
+    if (top + Form::kOut <= task.out_h && left + Form::kOut <= task.out_w) {
+      write_tile<true>(at.n, top, left, row, end);
+    } else {
+      write_tile<false>(at.n, top, left, row, end);
+    }
+  }
+
+  template <bool kWhole>
+  void write_tile(int64_t n, int64_t top, int64_t left, int64_t row, int64_t end) {
+    const int64_t o = task.filters;
+    const int64_t out_rows = kWhole || task.out_h - top > Form::kOut ? Form::kOut : task.out_h - top;
+    const int64_t out_columns = kWhole || task.out_w - left > Form::kOut ? Form::kOut : task.out_w - left;
+    const float *scale = of_sample(task.scale, n), *shift = of_sample(task.shift, n);
+    const float* slopes = of_sample(task.slope, n);
+    const int64_t pixel = top * task.out_w + left;
+    const float* noise = task.noise == nullptr ? nullptr : task.noise + n * task.noise_stride_n + pixel;
+    float* image = task.y + (n * task.out_h * task.out_w + pixel) * o;
+    const float* from = products + row * width - begin * kWinogradPanel;
+    const int64_t stop = (begin + group < end ? begin + group : end) * kWinogradPanel, last = stop < o ? stop : o;
+    for (int64_t first = begin * kWinogradPanel; first < last; first += kLanes) {
+      const int64_t lanes = o - first;
+      const Values factor = part_or(scale, first, lanes, 1), term = part_or(shift, first, lanes, 0);
+      const Values slope = part_or(slopes, first, lanes, task.alpha);
+      Values half[Form::kOut * Form::kProducts];
+      for (int j = 0; j < Form::kProducts; ++j) {
+        Values column[Form::kProducts] = {};
+        for (int i = 0; i < Form::kProducts; ++i) {
+          if (!kWhole && (i >= height || j >= length)) continue;
+          column[i] = V::load(from + product_of[i * Form::kProducts + j] + first).v;
+        }
+        Form::transform_output(column, half + j, Form::kProducts);
       }
-      for (int i = 0; i < kWinogradOut && at.top + i < task.h; ++i) {
-        Values whole[kWinogradOut];
-        transform_output(half + i * kWinogradIn, whole, 1);
-        float* out = image + ((at.top + i) * task.w + at.left) * o + first;
-        for (int j = 0; j < kWinogradOut && at.left + j < task.w; ++j) {
-          const Values value = whole[j] * factor.v + term.v;
-          V{value > 0 ? value : value * slope.v}.store(out + j * o);
+      for (int i = 0; i < out_rows; ++i) {
+        Values whole[Form::kOut];
+        Form::transform_output(half + i * Form::kProducts, whole, 1);
+        for (int j = 0; j < out_columns; ++j) {
+          const int64_t offset = i * task.out_w + j;
+          const Values value = whole[j] * factor + term + (noise == nullptr ? 0.0f : noise[offset]);
+          store_part(image + offset * o + first, activate(value, slope), lanes, task.nontemporal);
         }
       }
     }
+  }
+
+  // A slope of zero makes zeros, of -inf too; comparisons keep NaN.
+  Values activate(Values value, Values slope) const {
+    const Values negative = slope == 0 ? Values{} : value * slope;
+    const Values active = task.gain * (value < 0 ? negative : value);
+    const Values low = active < -task.clamp ? Values{} - task.clamp : active;
+    return low > task.clamp ? Values{} + task.clamp : low;
   }
 
   const WinogradTask& task;
-  const int64_t rows, columns;  // of tiles
-  const int64_t width;          // filters, filled up to whole panels
-  const int64_t input_step, product_step;
+  const WinogradGrid grid;
+  const int64_t depth;          // channels, filled up to whole vectors
+  const int64_t panels, group;  // all of them, and those whose products are in memory at once
+  const int64_t width;          // filters of a group
   const Scratch<float> memory;
-  float* const inputs;    // 36 times [block, I], input_step apart
-  float* const products;  // 36 times [block, width], product_step apart
+  const Scratch<float> panel_memory;  // a transformed panel
+  float* const inputs;                // matrices of `depth` columns
+  float* const products;              // matrices of `width` columns
+  int64_t begin = 0;                  // the first panel of the group
+  int height = 0, length = 0;         // products of a tile along its axes
+  int64_t count = 0;                  // tiles of the block
+  int64_t first_row[kWinogradTaps + 1];
+  int64_t input_of[kProducts], product_of[kProducts];  // where the matrix of each product begins
 };
+
+template <typename Form>
+void compute_blocks(const WinogradTask& task) {
+  Block<Form> block(task);
+  while (true) {
+    const int64_t item = __atomic_fetch_add(task.next, 1, __ATOMIC_RELAXED);
+    if (item >= task.items) return;
+    block.run(item);
+  }
+}
 
 }  // namespace
 
-void winograd3x3(const WinogradTask& task, int64_t begin, int64_t end) {
-  Block block(task);
-  for (int64_t index = begin; index < end; ++index) block.run(index);
+// The range says how many threads there are; each takes items until none is left.
+void winograd3x3(const WinogradTask& task, int64_t, int64_t) {
+  if (task.form == WinogradForm::kPlain) return compute_blocks<Plain>(task);
+  if (task.form == WinogradForm::kDown) return compute_blocks<Down>(task);
+  compute_blocks<Up>(task);
 }
 
 void winograd3x3_weight(const WinogradWeightTask& task, int64_t begin, int64_t end) {
-  constexpr int kBatch = 8;  // channels whose results are collected, so that they leave in whole pages
+  constexpr int64_t kBatch = 16;  // channels whose results are collected, so that they leave in whole pages
   const int64_t panels = winograd_panels(task.filters), step = panels * task.channels * kWinogradPanel;
-  const Scratch<float> collected(kWinogradProducts * kBatch * kWinogradPanel);
+  const Scratch<float> collected(kWinogradTaps * kBatch * kWinogradPanel);
   for (int64_t panel = begin; panel < end; ++panel) {
-    const int64_t first = panel * kWinogradPanel;
-    const int64_t left = task.filters - first, count = left < kWinogradPanel ? left : kWinogradPanel;
-    for (int64_t batch = 0; batch < task.channels; batch += kBatch) {
-      const int64_t channels = task.channels - batch < kBatch ? task.channels - batch : kBatch;
-      for (int64_t i = 0; i < channels; ++i) {
-        float taps[9][kWinogradPanel] = {};
-        for (int64_t f = 0; f < count; ++f) {
-          const float* w = task.weight + (first + f) * task.stride_o + (batch + i) * task.stride_i;
-          for (int k = 0; k < 9; ++k) taps[k][f] = w[k / 3 * task.stride_h + k % 3 * task.stride_w];
-        }
-        for (int lane = 0; lane < kWinogradPanel; lane += kLanes) {
-          Values half[kWinogradIn * 3];
-          for (int j = 0; j < 3; ++j) {
-            const Values column[3] = {V::load(taps[j] + lane).v, V::load(taps[3 + j] + lane).v,
-                                      V::load(taps[6 + j] + lane).v};
-            transform_kernel(column, half + j, 3);
-          }
-          float* to = collected.data + i * kWinogradPanel + lane;
-          for (int r = 0; r < kWinogradIn; ++r) {
-            Values whole[kWinogradIn];
-            transform_kernel(half + r * 3, whole, 1);
-            for (int j = 0; j < kWinogradIn; ++j) {
-              V{whole[j]}.store(to + (r * kWinogradIn + j) * kBatch * kWinogradPanel);
-            }
-          }
-        }
-      }
-      float* to = task.transformed + (panel * task.channels + batch) * kWinogradPanel;
-      for (int k = 0; k < kWinogradProducts; ++k) {
-        std::memcpy(to + k * step, collected.data + k * kBatch * kWinogradPanel,
-                    size_t(channels * kWinogradPanel) * sizeof(float));
+    if (task.transformed == nullptr) {
+      transform_panel(task, panel, 0, task.channels, nullptr, 0);
+      continue;
+    }
+    for (int64_t first = 0; first < task.channels; first += kBatch) {
+      const int64_t last = first + kBatch < task.channels ? first + kBatch : task.channels;
+      transform_panel(task, panel, first, last, collected.data, kBatch * kWinogradPanel);
+      float* to = task.transformed + (panel * task.channels + first) * kWinogradPanel;
+      for (int k = 0; k < kWinogradTaps; ++k) {
+        store_row(to + k * step, collected.data + k * kBatch * kWinogradPanel, (last - first) * kWinogradPanel,
+                  task.nontemporal);
       }
     }
   }

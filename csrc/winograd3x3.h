@@ -1,41 +1,106 @@
-// Convolution with a 3x3 kernel by Winograd's algorithm F(4x4, 3x3): 36 products for 16 results in place of 144. No
-// torch.
+// Convolution with a 3x3 kernel by Winograd's algorithm, alone or with every second row and column. No torch.
 //
-//   Y = A^T [(G g G^T) * (B^T d B)] A      for a tile d of 6 x 6 inputs, of which the padding is zeros
+//   Y = A^T [(G g G^T) * (B^T d B)] A      for a tile d of the input, of which the padding is part
 //
-// with the points 0, 1, -1, 2, -2 and infinity. Source: "Fast Algorithms for Convolutional Neural Networks" (CVPR
-// 2016).
+// Along each axis a tile yields
+//
+//   plain  4 results, y[i] = w[0] x[i] + w[1] x[i + 1] + w[2] x[i + 2], of 6 products: F(4, 3)
+//   down   4 results, y[i] = w[0] x[2i] + w[1] x[2i + 1] + w[2] x[2i + 2], of 9 products
+//   up     8 results, y[2i] = w[2] x[i - 1] + w[0] x[i] and y[2i + 1] = w[1] x[i], of 9 products
+//
+// where the outer taps of the last two are F(4, 2), 5 products, and the middle one is a product for each input. So the
+// 16 results of a tile take 36 products in place of 144, or 81 in place of 144 (down), and the 64 results of "up" 81 in
+// place of 144.
+//
+// Source: "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
 #pragma once
 
-#include "scalar.h"
+#include "prologue2d.h"
 
 namespace posgan_fast {
 
-constexpr int kWinogradOut = 4, kWinogradIn = 6, kWinogradProducts = 36;  // sides of a tile, and products of each
-constexpr int kWinogradPanel = 32;                                        // filters that lie side by side
+enum class WinogradForm : int { kPlain, kDown, kUp };
+
+constexpr int kWinogradPanel = 32;  // filters that lie side by side
+constexpr int kWinogradTaps = 36;   // transformed taps of a kernel, in every form
 
 // The transformed weight is [36, panels, I, kWinogradPanel]; filters that fill up the last panel are zeros.
 inline int64_t winograd_panels(int64_t filters) { return (filters + kWinogradPanel - 1) / kWinogradPanel; }
 
+// The products of a tile.
+inline int64_t winograd_products(WinogradForm form) { return form == WinogradForm::kPlain ? 36 : 81; }
+
 // The CPU kernel transforms panels [begin, end) of a weight [O, I, 3, 3] of any strides.
 struct WinogradWeightTask {
+  WinogradForm form;
   const float* weight;
-  float* transformed;
+  float* transformed;  // or null, where only the squares are wanted
+  float* squares;      // the sum of squares of each kernel, [I, O], or null
   int64_t filters, channels;
   int64_t stride_o, stride_i, stride_h, stride_w;
+  bool nontemporal;  // store past the caches
 };
 
-// The CPU kernel computes blocks [begin, end) of `block` tiles of y, both images with their channels innermost:
+// The CPU kernel computes the work items that no other thread has taken yet, each a block of tiles for a part of the
+// filters: blocks differ in size, and cores in speed. Both images have their channels innermost.
 //
-//   y = prelu(conv(in_scale * x + in_shift) * scale + shift)
+//   y = clamp(gain * prelu(conv(pad(in_scale * x + in_shift)) * scale + shift + noise, slope))
 //
-// Each factor is a vector of one number for each channel, or null for none.
+// A factor is a vector of one number for each channel of each sample, or null for none. Factors of one vector for all
+// samples have the stride 0.
 struct WinogradTask {
-  const float *x, *transformed;
+  struct Factor {
+    const float* data;
+    int64_t stride_n;
+  };
+
+  WinogradForm form;
+  Border border;
+  Ring ring;
+  const float *x, *pad_map;
+  const float* transformed;   // or null: each thread transforms the panels that it needs
+  WinogradWeightTask weight;  // what it then transforms
   float* y;
-  const float *in_scale, *in_shift, *scale, *shift, *slope;
-  int64_t n, h, w, channels, filters;
-  int64_t block;  // tiles
+  Factor in_scale, in_shift, scale, shift, slope;
+  const float* noise;  // one number for each pixel, or null
+  int64_t noise_stride_n;
+  float alpha, gain, clamp;  // alpha: the slope where there is no vector of slopes
+  int64_t n, h, w, channels, out_h, out_w, filters;
+  int64_t padding;   // rows above and columns before the input
+  int64_t block;     // tiles
+  int64_t splits;    // of the filters; work items of one split follow each other
+  int64_t items;     // work items
+  int64_t* next;     // the first of them that is not taken
+  bool nontemporal;  // store past the caches: y is too large to be found there again
 };
+
+// Tiles of one kind: those of each sample are `rows` x `columns` and begin at tile (top, left). Thin ones hold a single
+// row or column of results.
+struct WinogradTiles {
+  int64_t top, left, rows, columns;
+  bool thin_rows, thin_columns;
+};
+
+// The tiles of a task. The last row and column of the form "up" are thin where they begin behind the last input.
+struct WinogradGrid {
+  int64_t n, block;
+  WinogradTiles kinds[4];
+
+  int64_t blocks(int kind) const { return ceil_div(n * kinds[kind].rows * kinds[kind].columns, block); }
+  int64_t blocks() const { return blocks(0) + blocks(1) + blocks(2) + blocks(3); }
+};
+
+inline WinogradGrid winograd_grid(const WinogradTask& task) {
+  const int64_t step = task.form == WinogradForm::kUp ? 8 : 4;
+  const bool thin_row = task.form == WinogradForm::kUp && task.h % 4 == 0;
+  const bool thin_column = task.form == WinogradForm::kUp && task.w % 4 == 0;
+  const int64_t rows = ceil_div(task.out_h, step) - thin_row, columns = ceil_div(task.out_w, step) - thin_column;
+  return {task.n,
+          task.block,
+          {{0, 0, rows, columns, false, false},
+           {rows, 0, thin_row, columns, true, false},
+           {0, columns, rows, thin_column, false, true},
+           {rows, columns, thin_row, thin_column, true, true}}};
+}
 
 }  // namespace posgan_fast

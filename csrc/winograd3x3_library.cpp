@@ -1,4 +1,6 @@
 // The native ops winograd3x3 and winograd3x3_weight of the CPU library.
+#include <limits>
+
 #include "library.hpp"
 #include "winograd3x3.h"
 
@@ -9,57 +11,159 @@ void check_float(const char* name, const Tensor& t, bool fits) {
   STD_TORCH_CHECK(fits && dtype_of(t) == Dtype::kFloat, "winograd3x3: unexpected shape, strides or dtype of ", name);
 }
 
-const float* vector_or_null(const char* name, const std::optional<Tensor>& t, int64_t size) {
-  if (!t) return nullptr;
-  check_float(name, *t, t->dim() == 1 && t->size(0) == size && t->is_contiguous());
-  return static_cast<const float*>(t->const_data_ptr());
+float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+const float* const_floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+// A vector [size] for all samples, or one [n, size] for each.
+WinogradTask::Factor factor(const char* name, const std::optional<Tensor>& t, int64_t n, int64_t size) {
+  if (!t) return {nullptr, 0};
+  const bool shared = t->dim() == 1;
+  const bool fits = shared ? t->size(0) == size : t->dim() == 2 && t->size(0) == n && t->size(1) == size;
+  check_float(name, *t, fits && t->is_contiguous());
+  return {const_floats(*t), shared ? 0 : size};
 }
 
-int64_t transformed_size(int64_t filters, int64_t channels) {
-  return kWinogradProducts * winograd_panels(filters) * channels * kWinogradPanel;
+WinogradForm form_of(int64_t form) {
+  STD_TORCH_CHECK(form >= 0 && form <= 2, "winograd3x3: expected form 0, 1 or 2, got ", form);
+  return WinogradForm(form);
 }
 
-void winograd3x3(const Tensor& x, const Tensor& transformed, const std::optional<Tensor>& in_scale,
-                 const std::optional<Tensor>& in_shift, const std::optional<Tensor>& scale,
-                 const std::optional<Tensor>& shift, const std::optional<Tensor>& slope, const Tensor& y) {
-  check_float("x", x, x.dim() == 4 && is_channels_last(x) && x.numel() > 0);
-  check_float("y", y, y.dim() == 4 && is_channels_last(y) && y.numel() > 0);
-  WinogradTask task = {};
-  task.n = x.size(0), task.channels = x.size(1), task.h = x.size(2), task.w = x.size(3);
-  task.filters = y.size(1);
-  const bool same = y.size(0) == task.n && y.size(2) == task.h && y.size(3) == task.w;
-  STD_TORCH_CHECK(same, "winograd3x3: expected x and y of the same size");
-  STD_TORCH_CHECK(task.channels % 16 == 0 && task.filters % 16 == 0, "winograd3x3: expected multiples of 16 channels");
-  check_float("transformed", transformed,
-              transformed.is_contiguous() && transformed.numel() == transformed_size(task.filters, task.channels));
-  task.x = static_cast<const float*>(x.const_data_ptr());
-  task.transformed = static_cast<const float*>(transformed.const_data_ptr());
-  task.y = static_cast<float*>(y.mutable_data_ptr());
-  task.in_scale = vector_or_null("in_scale", in_scale, task.channels);
-  task.in_shift = vector_or_null("in_shift", in_shift, task.channels);
-  task.scale = vector_or_null("scale", scale, task.filters);
-  task.shift = vector_or_null("shift", shift, task.filters);
-  task.slope = vector_or_null("slope", slope, task.filters);
-
-  // Tiles stay in the second cache, and a pass over the weight serves at least 32 of them.
-  constexpr int64_t kCache = int64_t(1) << 20, kLeast = 32, kMost = 48;
-  const int64_t tiles = task.n * ceil_div(task.h, kWinogradOut) * ceil_div(task.w, kWinogradOut);
-  const int64_t fitting = kCache / (int64_t(sizeof(float)) * kWinogradProducts * (task.channels + task.filters));
-  const int64_t each = ceil_div(tiles, std::max<int64_t>(torch::stable::get_num_threads(), 1));
-  task.block = std::min(std::clamp(fitting, kLeast, kMost), each);
-  parallel_for(kernels().winograd3x3, task, ceil_div(tiles, task.block), 1);
+void check_transformed(const Tensor& t, int64_t filters, int64_t channels) {
+  const int64_t size = kWinogradTaps * winograd_panels(filters) * channels * kWinogradPanel;
+  check_float("transformed", t, t.is_contiguous() && t.numel() == size);
 }
 
-void winograd3x3_weight(const Tensor& weight, const Tensor& transformed) {
+WinogradWeightTask weight_task(const Tensor& weight, WinogradForm form, bool flip) {
   check_float("weight", weight, weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0);
   WinogradWeightTask task = {};
+  task.form = form;
   task.filters = weight.size(0), task.channels = weight.size(1);
-  check_float("transformed", transformed,
-              transformed.is_contiguous() && transformed.numel() == transformed_size(task.filters, task.channels));
-  task.weight = static_cast<const float*>(weight.const_data_ptr());
-  task.transformed = static_cast<float*>(transformed.mutable_data_ptr());
+  const int64_t direction = flip ? -1 : 1;
   task.stride_o = weight.stride(0), task.stride_i = weight.stride(1);
-  task.stride_h = weight.stride(2), task.stride_w = weight.stride(3);
+  task.stride_h = direction * weight.stride(2), task.stride_w = direction * weight.stride(3);
+  task.weight = const_floats(weight) + (flip ? 2 * (weight.stride(2) + weight.stride(3)) : 0);
+  return task;
+}
+
+void set_images(WinogradTask& task, const Tensor& x, const Tensor& y) {
+  check_float("x", x, x.dim() == 4 && is_channels_last(x) && x.numel() > 0);
+  check_float("y", y, y.dim() == 4 && is_channels_last(y) && y.numel() > 0 && y.size(0) == x.size(0));
+  task.n = x.size(0), task.channels = x.size(1), task.h = x.size(2), task.w = x.size(3);
+  task.filters = y.size(1), task.out_h = y.size(2), task.out_w = y.size(3);
+  const auto expected = [&](int64_t size) {
+    if (task.form == WinogradForm::kUp) return 2 * size + 1;
+    return (size + 2 * task.padding - 3) / (task.form == WinogradForm::kDown ? 2 : 1) + 1;
+  };
+  STD_TORCH_CHECK(task.out_h == expected(task.h) && task.out_w == expected(task.w),
+                  "winograd3x3: unexpected size of y");
+  task.x = const_floats(x);
+  task.y = floats(y);
+}
+
+void set_border(WinogradTask& task, int64_t mode, int64_t padding, const std::optional<Tensor>& pad_map) {
+  STD_TORCH_CHECK(mode >= 0 && mode <= 2, "winograd3x3: expected mode 0, 1 or 2, got ", mode);
+  task.border = Border(mode);
+  STD_TORCH_CHECK((task.border == Border::kInstance) == pad_map.has_value(),
+                  "winograd3x3: expected pad_map in mode 2, and there alone");
+  STD_TORCH_CHECK(task.border != Border::kReflect || (padding < task.h && padding < task.w),
+                  "winograd3x3: expected less padding than pixels to reflect");
+  if (!pad_map) return;
+  const Tensor& map = *pad_map;
+  const bool alone = map.dim() == 3;
+  const bool fits = alone ? map.size(2) == Ring::size(task.h, task.w)
+                          : map.dim() == 4 && map.size(2) >= task.h + 2 && map.size(3) >= task.w + 2;
+  check_float("pad_map", map, fits && padding == 1 && map.size(0) == task.n && map.size(1) == task.channels);
+  task.pad_map = const_floats(map);
+  task.ring = alone ? Ring::stored_alone(task.h, task.w, map.stride(0), map.stride(1), map.stride(2))
+                    : Ring::in_map(map.size(2), map.size(3), task.h, task.w, map.stride(0), map.stride(1),
+                                   map.stride(2), map.stride(3));
+}
+
+void set_noise(WinogradTask& task, const std::optional<Tensor>& noise) {
+  if (!noise) return;
+  const int64_t pixels = task.out_h * task.out_w;
+  const bool shared = noise->numel() == pixels;
+  check_float("noise", *noise, noise->is_contiguous() && (shared || noise->numel() == task.n * pixels));
+  task.noise = const_floats(*noise);
+  task.noise_stride_n = shared ? 0 : pixels;
+}
+
+// Divides a task into work items for so many threads. Blocks are as small as the matrix product in registers, so that
+// they stay in the second cache, but a pass over a larger weight has to serve more tiles. Where there are few tiles,
+// threads share the filters too.
+void divide(WinogradTask& task, int64_t threads) {
+  constexpr int64_t kRows = 12, kLeast = 8;
+  const int64_t weights = task.channels * task.filters, most = task.form == WinogradForm::kPlain ? 4 : 2;
+  const int64_t wanted = kRows * (weights <= 128 * 128 ? 1 : weights <= 256 * 256 ? 2 : most);
+  task.block = 1, task.splits = 1;
+  const int64_t tiles = winograd_grid(task).blocks(0);
+  if (task.transformed == nullptr) {  // one block, so that every panel is transformed once
+    task.block = tiles;
+    task.splits = std::min(threads, winograd_panels(task.filters));
+    return;
+  }
+  const int64_t blocks = ceil_div(tiles, wanted * threads) * threads;  // as many for each thread
+  task.block = std::max(ceil_div(tiles, blocks), std::min(tiles, kLeast));
+  task.splits = std::min(ceil_div(threads, ceil_div(tiles, task.block)), winograd_panels(task.filters));
+}
+
+// The weight comes as it is, for a call of few tiles, or transformed.
+void set_weight(WinogradTask& task, const std::optional<Tensor>& transformed, const std::optional<Tensor>& weight,
+                bool flip) {
+  STD_TORCH_CHECK(transformed.has_value() != weight.has_value(), "winograd3x3: expected either transformed or weight");
+  if (transformed) {
+    check_transformed(*transformed, task.filters, task.channels);
+    task.transformed = const_floats(*transformed);
+  } else {
+    task.weight = weight_task(*weight, task.form, flip);
+    check_float("weight", *weight, task.weight.filters == task.filters && task.weight.channels == task.channels);
+  }
+}
+
+void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, const std::optional<Tensor>& weight,
+                 bool flip, int64_t form, int64_t mode, int64_t padding, const std::optional<Tensor>& pad_map,
+                 const std::optional<Tensor>& in_scale, const std::optional<Tensor>& in_shift,
+                 const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                 const std::optional<Tensor>& slope, const std::optional<Tensor>& noise, double alpha, double gain,
+                 double clamp, const Tensor& y) {
+  WinogradTask task = {};
+  task.form = form_of(form);
+  STD_TORCH_CHECK(padding >= 0 && (task.form != WinogradForm::kUp || padding == 1), "winograd3x3: unexpected padding ",
+                  padding);
+  task.padding = padding;
+  set_images(task, x, y);
+  set_border(task, mode, padding, pad_map);
+  set_weight(task, transformed, weight, flip);
+  task.in_scale = factor("in_scale", in_scale, task.n, task.channels);
+  task.in_shift = factor("in_shift", in_shift, task.n, task.channels);
+  task.scale = factor("scale", scale, task.n, task.filters);
+  task.shift = factor("shift", shift, task.n, task.filters);
+  task.slope = factor("slope", slope, task.n, task.filters);
+  set_noise(task, noise);
+  task.alpha = float(alpha), task.gain = float(gain);
+  task.clamp = clamp < 0 ? std::numeric_limits<float>::infinity() : float(clamp);
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  divide(task, threads);
+  task.items = task.splits * winograd_grid(task).blocks();
+  task.nontemporal = prepare_result(task.y, nullptr, y.numel() * int64_t(sizeof(float)));
+  int64_t next = 0;
+  task.next = &next;
+  parallel_for(kernels().winograd3x3, task, std::min(threads, task.items), 1);
+}
+
+void winograd3x3_weight(const Tensor& weight, int64_t form, bool flip, const std::optional<Tensor>& transformed,
+                        const std::optional<Tensor>& squares) {
+  WinogradWeightTask task = weight_task(weight, form_of(form), flip);
+  if (transformed) {
+    check_transformed(*transformed, task.filters, task.channels);
+    task.transformed = floats(*transformed);
+    task.nontemporal = prepare_result(task.transformed, nullptr, transformed->numel() * int64_t(sizeof(float)));
+  }
+  if (squares) {
+    check_float("squares", *squares, squares->is_contiguous() && squares->numel() == task.filters * task.channels);
+    task.squares = floats(*squares);
+  }
   parallel_for(kernels().winograd3x3_weight, task, winograd_panels(task.filters), 1);
 }
 

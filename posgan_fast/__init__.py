@@ -17,15 +17,21 @@ Example:
     ... except posgan_fast.BackendError:
     ...     print("a tensor on the CPU")
     a tensor on the CPU
+    >>> before = posgan_fast.set_algorithm("direct")  # no 3x3 convolution by Winograd's algorithm
+    >>> posgan_fast.set_algorithm(before)
+    'direct'
     >>> report = posgan_fast.patch()  # from here on, StyleGAN2 code that was or is imported runs on these ops
     >>> posgan_fast.unpatch()
 """
 
 from . import functional
 from ._allocator import tune_allocator
+from .algorithm import set_algorithm
 from .backend import BackendError, use_backend
 from .functional import explain
 from .integrations import patch, unpatch
 
-__all__ = ["BackendError", "explain", "functional", "patch", "tune_allocator", "unpatch", "use_backend"]
+__all__ = [
+    "BackendError", "explain", "functional", "patch", "set_algorithm", "tune_allocator", "unpatch", "use_backend",
+]  # fmt: skip
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,16 +52,19 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Choice:
-    """The answer of :func:`posgan_fast.explain`: the backend of a call, and the reason for or against each."""
+    """The answer of :func:`posgan_fast.explain`: the backend of a call, and the reason for or against each; for an op
+    that convolves on the CPU also the algorithm, and the reason against Winograd's."""
 
     op: str
     backend: str | None
     rows: tuple[tuple[str, str], ...]
+    algorithm: str | None = None
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows)
         lines = [f"{self.op}: {self.backend or 'no backend'}"]
         lines += [f"  {'->' if name == self.backend else '  '} {name:<{width}}  {why}" for name, why in self.rows]
+        lines += [f"  algorithm: {self.algorithm}"] if self.algorithm else []
         return "\n".join(lines)
 
 
@@ -87,8 +90,16 @@ def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
     return _forcing(None if name is None else check_name(name, "name"))
 
 
-def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None) -> str:
+def resolve(
+    op: str,
+    impls: Sequence[Impl],
+    x: torch.Tensor,
+    backend: str | None,
+    against_winograd: Callable[[], str | None] | None = None,
+) -> str:
     """Return the backend that serves this call; the module's docstring has the order of choice.
+
+    ``against_winograd`` returns the reason why a direct convolution serves the call on the CPU, or None.
 
     While torch compiles a graph, a free choice stays :data:`AUTO` and is made when the compiled code runs. An op made
     of others hands it on to them.
@@ -96,7 +107,11 @@ def resolve(op: str, impls: Sequence[Impl], x: torch.Tensor, backend: str | None
     if torch.compiler.is_compiling():
         return AUTO if backend in (None, AUTO) else check_name(backend, "backend")
     if (asked := _asked.get()) is not None:
-        asked.append(choice(op, impls, x, backend))
+        found = choice(op, impls, x, backend)
+        if against_winograd is not None and found.backend == "cpu":
+            reason = against_winograd()
+            found = replace(found, algorithm=f"direct, because {reason}" if reason else "winograd")
+        asked.append(found)
     return _choose(op, impls, x, backend)
 
 

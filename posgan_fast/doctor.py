@@ -11,7 +11,7 @@ import torch
 
 from . import _native, functional
 from .backend import BACKENDS, Choice
-from .ops.modulated_conv2d import onednn
+from .ops.common import onednn
 
 # Largest error of verify, in relative L2. Sums are in float64 or float32, results are rounded to the dtype.
 _BOUNDS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
@@ -169,6 +169,10 @@ def _calls(name: str, device: str) -> list[_Call]:
         return [((x, values(2, 8)), dict(padding=2, mode="reflect"))]
     if name == "instance_pad2d":
         return [((x, values(2, 8, 20, 20)), {})]
+    if name == "conv2d":
+        large = values(1, 16, 32, 32)  # for Winograd's algorithm
+        activation = dict(padding=1, act="lrelu", clamp=1.0)
+        return [((large, values(16, 16, 3, 3), values(16)), activation), ((x, values(4, 8, 3, 3)), dict(stride=2))]
     if name == "modulated_conv2d":
         return _calls_of_the_style_layer(values, x, taps)
     if name == "epilogue2d":

@@ -19,14 +19,16 @@ from torch.utils._pytree import tree_map_only
 
 from . import backend as _backend
 from .ops import bias_act as _bias_act
+from .ops import conv2d as _conv2d
 from .ops import epilogue2d as _epilogue2d
 from .ops import modulated_conv2d as _modulated_conv2d
 from .ops import prologue2d as _prologue2d
 from .ops import upfirdn2d as _upfirdn2d
 from .ops.bias_act import bias_act, bias_act_
 from .ops.cartesian_grid2d import cartesian_grid2d
-from .ops.common import checks
+from .ops.common import checks, weight_cache
 from .ops.common.ring import map_from_ring, ring_from_map
+from .ops.conv2d import conv2d
 from .ops.epilogue2d import epilogue2d
 from .ops.modulated_conv2d import modulated_conv2d
 from .ops.prologue2d import instance_pad2d, prologue2d
@@ -35,9 +37,9 @@ from .ops.sinusoidal_encoding2d import sinusoidal_encoding2d
 from .ops.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 
 __all__ = [
-    "bias_act", "bias_act_", "cartesian_grid2d", "downsample2d", "epilogue2d", "explain", "filter2d", "instance_pad2d",
-    "map_from_ring", "modulated_conv2d", "prologue2d", "ring_from_map", "setup_filter", "sinusoidal_encoding2d",
-    "upfirdn2d", "upsample2d",
+    "bias_act", "bias_act_", "cartesian_grid2d", "conv2d", "downsample2d", "epilogue2d", "explain", "filter2d",
+    "instance_pad2d", "map_from_ring", "modulated_conv2d", "prologue2d", "ring_from_map", "setup_filter",
+    "sinusoidal_encoding2d", "upfirdn2d", "upsample2d",
 ]  # fmt: skip
 
 OPS: dict[str, tuple[Callable[..., Any], tuple[_backend.Impl, ...]]] = {
@@ -47,6 +49,7 @@ OPS: dict[str, tuple[Callable[..., Any], tuple[_backend.Impl, ...]]] = {
     "downsample2d": (downsample2d, _upfirdn2d.IMPLS),
     "bias_act": (bias_act, _bias_act.IMPLS),
     "bias_act_": (bias_act_, _bias_act.IMPLS),
+    "conv2d": (conv2d, _conv2d.IMPLS),
     "modulated_conv2d": (modulated_conv2d, _modulated_conv2d.IMPLS),
     "prologue2d": (prologue2d, _prologue2d.IMPLS),
     "instance_pad2d": (instance_pad2d, _prologue2d.IMPLS),
@@ -54,6 +57,7 @@ OPS: dict[str, tuple[Callable[..., Any], tuple[_backend.Impl, ...]]] = {
     "sinusoidal_encoding2d": (sinusoidal_encoding2d, _prologue2d.IMPLS),
     "cartesian_grid2d": (cartesian_grid2d, _prologue2d.IMPLS),
 }
+_CONVOLUTIONS = ("conv2d", "modulated_conv2d")
 
 
 @overload
@@ -61,7 +65,8 @@ def explain(target: str, /, *args: Any, **kwargs: Any) -> _backend.Choice: ...
 @overload
 def explain(target: torch.nn.Module, /, *args: Any, **kwargs: Any) -> _backend.Choices: ...
 def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _backend.Choice | _backend.Choices:
-    """Tell which backend a call would run on, and the reason for or against each.
+    """Tell which backend a call would run on, and the reason for or against each; for convolutions on the CPU also the
+    algorithm.
 
     Args:
         target: the name of an op, or a module; for a module, every call of an op in its forward is listed.
@@ -86,7 +91,20 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     function, impls = OPS[target]
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding takes no tensor
-    return _backend.choice(target, impls, checks.tensor(x, "x"), bound.get("backend"))
+    chosen = _backend.choice(target, impls, checks.tensor(x, "x"), bound.get("backend"))
+    if chosen.backend != "cpu" or target not in _CONVOLUTIONS:
+        return chosen
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
+        function(**tree_map_only(torch.Tensor, lambda t: _fake(mode, t), bound))
+    return asked[0]
+
+
+def _fake(mode: FakeTensorMode, t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without values that counts as kept by ``nn.prepack`` if ``t`` does."""
+    fake = mode.from_tensor(t, static_shapes=True)
+    if weight_cache.keeps(t):
+        weight_cache.keep(fake)
+    return fake
 
 
 def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_backend.Choice]:
@@ -96,7 +114,7 @@ def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if any(is_lazy(t) for t in tensors):
         raise ValueError("target: expected parameters with a shape, got a lazy module that has not run yet")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
-        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors}
+        fakes = {id(t): _fake(mode, t) for t in tensors}
         copied = copy.deepcopy(module, fakes)  # the memo makes deepcopy use the fakes as its copies
         fake_args, fake_kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
         try:

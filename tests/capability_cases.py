@@ -64,6 +64,14 @@ OPS = {
         (_X, _STYLES, _random(2, 2, 6, 6)),
     ),
     "instance_pad2d, ring": Case(lambda x, ring: PF.instance_pad2d(x, ring), (_X, _random(2, 2, 18))),
+    "conv2d": Case(
+        lambda x, weight, bias: PF.conv2d(x, weight, bias, scale=0.5, padding=1, act="lrelu", clamp=2),
+        (_X, _WEIGHT, _OUT),
+    ),
+    "conv2d, reflect, stride": Case(
+        lambda x, weight, scale: PF.conv2d(x, weight, scale=scale, stride=2, padding=1, padding_mode="reflect"),
+        (_X, _WEIGHT, _OUT),
+    ),
     "modulated_conv2d": Case(
         lambda x, weight, styles, noise, bias: PF.modulated_conv2d(
             x, weight, styles, padding=1, noise=noise, bias=bias, act="lrelu"

@@ -107,7 +107,7 @@ def _extent(op, arguments):
     pad = arguments.get("padding", 0)
     pad = [int(pad)] * 4 if not isinstance(pad, Sequence) else [int(p) for p in pad]
     pad = [pad[0], pad[0], pad[1], pad[1]] if len(pad) == 2 else pad
-    if op == "modulated_conv2d":
+    if op in ("conv2d", "modulated_conv2d"):
         c = max(c, arguments["weight"].shape[0])
     u = [max(s * f + sum(p) + 8, 0) for s, f, p in ((w, up[0], pad[:2]), (h, up[1], pad[2:]))]
     grown = [s * f + sum(max(q, 0) for q in p) for s, f, p in ((w, up[0], pad[:2]), (h, up[1], pad[2:]))]
@@ -116,7 +116,7 @@ def _extent(op, arguments):
     reach = [max(g, d) for g, d in zip(grown, down, strict=True)]  # backward inserts zeros where forward skips
     work = reach[0] * reach[1] * planes
     result = max(y[0] * y[1] * planes, tables)
-    return max(work, result), work if op == "modulated_conv2d" else result
+    return max(work, result), work if op in ("conv2d", "modulated_conv2d") else result
 
 
 def _both(value):
@@ -264,6 +264,16 @@ def _modulated_conv2d(r):
     return _maybe(r, call, **more, **_activation(r))
 
 
+def _conv2d(r):
+    (n, c, h, w), o, dtype = _image(r), r.choice((1, 2, 5, 8, 20)), r.choice(DTYPES)
+    kernel, types = r.choice(((1, 1), (3, 3), (3, 3), (3, 3), (2, 3), (5, 1))), (dtype, "float32")
+    call = dict(x=_tensor(r, (n, c, h, w), dtype), weight=_tensor(r, (o, c, *kernel), r.choice(types)))
+    scale = r.choice((_scalar(r), _tensor(r, (o,), r.choice(types))))
+    more = dict(bias=_tensor(r, (o,), r.choice(types)), scale=scale, stride=r.choice(("1", "2", "2", "3")))
+    more |= dict(padding=str(r.randint(0, 2)), padding_mode=repr(r.choice(("zeros", "reflect"))))
+    return _maybe(r, call, **more, **_activation(r))
+
+
 def _grid(r):
     call = dict(height=str(r.randint(1, 9)), width=str(r.randint(1, 9)))
     more = dict(layout=r.choice(("'paper'", "'mmgen'")), dtype=f"torch.{r.choice(DTYPES)}", base_size="[4, 5]")
@@ -292,6 +302,7 @@ DRAWS = {
     "instance_pad2d": _instance_pad2d,
     "ring_from_map": _ring_from_map,
     "map_from_ring": _map_from_ring,
+    "conv2d": _conv2d,
     "modulated_conv2d": _modulated_conv2d,
     "sinusoidal_encoding2d": _sinusoidal_encoding2d,
     "cartesian_grid2d": _grid,

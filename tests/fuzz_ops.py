@@ -44,6 +44,7 @@ MANY, ENDLESS = 2**20, 2**42  # elements: more than are worth computing here, mo
 _ROWS = {
     "bias_act": "bias_act",
     "bias_act_": "bias_act",
+    "conv2d": "conv2d",
     "epilogue2d": "epilogue2d",
     "modulated_conv2d": "modulated_conv2d",
 }

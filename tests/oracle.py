@@ -190,6 +190,18 @@ def modulated_conv2d(
     return bias_act(torch.from_numpy(y), bias, 1, act, alpha, gain, clamp)[0]
 
 
+def conv2d(
+    x, weight, bias=None, scale=None, stride=1, padding=0, padding_mode="zeros", act="linear", alpha=0.2, gain=1.0,
+    clamp=None,
+):  # fmt: skip
+    """A convolution of the padded input, every so many rows and columns of it."""
+    x, weight = (t.detach().double().numpy() for t in (x, weight))
+    y = _correlate(padded(x, [padding] * 4, padding_mode), weight)[:, :, ::stride, ::stride]
+    if scale is not None:
+        y = y * (scale.detach().double().numpy()[:, None, None] if isinstance(scale, torch.Tensor) else scale)
+    return bias_act(torch.from_numpy(np.ascontiguousarray(y)), bias, 1, act, alpha, gain, clamp)[0]
+
+
 def _correlate(x, kernel):
     return np.stack(
         [[scipy.signal.correlate(sample, k, mode="valid", method="direct")[0] for k in kernel] for sample in x]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ def test_a_network_is_explained_call_by_call_and_left_as_it_was(training):
     z = torch.randn(2, 512)
     before, drawn = copy.deepcopy(generator.state_dict()), torch.get_rng_state()
     choices = posgan_fast.explain(generator, z)
-    counts = {choice.op: count for choice, count in choices.counts}
+    counts = Counter()
+    for choice, count in choices.counts:
+        counts[choice.op] += count
     assert counts == {"bias_act": 2, "modulated_conv2d": 8, "upfirdn2d": 2}  # two layers of mapping, 4, 8 and 16 pixels
-    assert "8 x modulated_conv2d: " in str(choices)
+    assert "3 x modulated_conv2d: " in str(choices)  # toRGB
     assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state()), "no random numbers are drawn"
 

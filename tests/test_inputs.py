@@ -352,7 +352,7 @@ def test_other_entrances():
     with pytest.raises(TypeError, match="^name:"), posgan_fast.use_backend(3):
         pass
     with pytest.raises(ValueError, match="^target:"):
-        posgan_fast.explain("conv2d", X)
+        posgan_fast.explain("conv3d", X)
     with pytest.raises(TypeError, match="missing a required argument: 'f'"):
         posgan_fast.explain("upfirdn2d", X)
 

@@ -10,9 +10,10 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "_native": set(),
     "_allocator": set(),
+    "algorithm": set(),
     "backend": {"_native"},
     "kernels": set(),
-    "ops": {"backend", "_native", "kernels"},
+    "ops": {"algorithm", "backend", "_native", "kernels"},
     "functional": {"ops", "backend"},
     "nn": {"functional", "ops", "backend"},
     "models": {"nn", "functional", "ops"},
@@ -24,7 +25,7 @@ ALLOWED = {
     "demo": {"experiments", "integrations", "functional", "backend", "_native"},
     "doctor": {"functional", "ops", "backend", "_native"},
     "__main__": {"cli"},
-    "__init__": {"functional", "backend", "integrations", "_allocator"},
+    "__init__": {"algorithm", "functional", "backend", "integrations", "_allocator"},
 }
 
 

@@ -50,6 +50,7 @@ LAYERS = {
     "Downsample2d": (nn.Downsample2d, (randn(N, 3, 6, 5),), set()),
     "Blur2d": (nn.Blur2d, (randn(N, 3, 6, 5),), set()),
     "InstancePad2d": (nn.InstancePad2d, (randn(N, 3, 6, 5), randn(N, 3, 10, 10)), set()),
+    "Conv2d": (lambda: nn.Conv2d(4, 3, 3, padding=1, act="lrelu"), (randn(N, 4, 6, 5),), {"weight", "bias"}),
     "PaddingSpaceConv2d": (
         lambda: nn.PaddingSpaceConv2d(4, 3), (randn(N, 4, 6, 5), randn(N, 4, 8, 7)), {"weight", "bias"},
     ),

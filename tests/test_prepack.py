@@ -11,7 +11,8 @@ import torch
 from tolerances import assert_close
 
 from posgan_fast import nn
-from posgan_fast.ops.modulated_conv2d import cpu, onednn, weight_cache
+from posgan_fast.ops.common import onednn, weight_cache
+from posgan_fast.ops.modulated_conv2d import cpu
 
 LAYERS = {"plain": dict(), "enlarging": dict(up=2), "pixel": dict(kernel_size=1)}
 
@@ -74,7 +75,8 @@ def test_inputs_of_other_sizes(kwargs, dtype):
             expected = exact(x.double(), latent.double(), noise_mode="none")
         assert y.shape == expected.shape and y.dtype == dtype
         if n:
-            assert_close(y, expected, "modulated_conv2d", dtype)
+            row = "winograd3x3" if dtype == torch.float32 else "modulated_conv2d"  # with enough pixels
+            assert_close(y, expected, row, dtype)
 
 
 @pytest.mark.skipif(not onednn.usable(torch.float32, False), reason="this torch has no such operators")
@@ -234,6 +236,7 @@ def test_neither_copied_nor_pickled_nor_kept_alive():
     module = nn.prepack(_layer())
     before = set(module.state_dict())
     _run(module)
+    gc.collect()  # those of other tests
     held = len(weight_cache._KEPT)
     twins = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
     assert len(weight_cache._KEPT) == held and set(module.state_dict()) == before

@@ -8,6 +8,7 @@ import torch
 from posgan_fast.ops import bias_act, epilogue2d, modulated_conv2d, prologue2d, upfirdn2d
 from posgan_fast.ops.bias_act import grad
 from posgan_fast.ops.common.records import Activation, Resample
+from posgan_fast.ops.conv2d import convolution
 
 RECORDS = {
     "bias_act": bias_act.Call,
@@ -19,6 +20,7 @@ RECORDS = {
     "modulated_conv2d": modulated_conv2d.Call,
     "prologue2d": prologue2d.Call,
     "upfirdn2d": upfirdn2d.Call,
+    "winograd3x3": convolution.Call,
 }
 
 

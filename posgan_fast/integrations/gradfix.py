@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ..ops.conv2d.convolution import convolve
 from .calls import supports, transformed
 
 
@@ -39,13 +40,38 @@ def convolutions(
     """Make a conv2d and a conv_transpose2d that have torch's arguments and gate their weight."""
 
     def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return F.conv2d(input, gated_weight(weight, enabled, suppressed), bias, stride, padding, dilation, groups)
+        weight = gated_weight(weight, enabled, suppressed)
+        if (simple := _simple(input, weight, bias, stride, padding, dilation, groups)) is not None:
+            return convolve(input, weight, stride=simple[0], padding=simple[1])
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
     def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
         weight = gated_weight(weight, enabled, suppressed)
+        simple = _simple(input, weight, bias, stride, padding, dilation, groups)
+        if simple is not None and _number(output_padding) == 0:
+            return convolve(input, weight, stride=simple[0], padding=simple[1], transposed=True)
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
     return conv2d, conv_transpose2d
+
+
+def _simple(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[int, int] | None:
+    """Return the stride and the padding of a call whose arguments :func:`convolve` has, which may then take Winograd's
+    algorithm; None for others."""
+    tensors = all(isinstance(t, torch.Tensor) and t.ndim == 4 for t in (input, weight))
+    stride, padding = _number(stride), _number(padding)
+    if not tensors or input.dtype != weight.dtype or bias is not None or stride is None or padding is None:
+        return None
+    return (stride, padding) if _number(dilation) == 1 and groups == 1 else None
+
+
+def _number(value: Any) -> int | None:
+    """Return the number that ``value`` has for both axes, or None."""
+    numbers = set(value) if isinstance(value, (tuple, list)) else {value}
+    number = numbers.pop() if len(numbers) == 1 else None
+    return number if isinstance(number, int) else None
 
 
 def grid_sample(input: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

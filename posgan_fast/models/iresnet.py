@@ -52,7 +52,7 @@ class Bottleneck(torch.nn.Module):
     def kept_weights(self) -> list[torch.Tensor]:
         """The weights that :func:`posgan_fast.nn.prepack` prepares."""
         convs = [layer for layer in self.res_layer if isinstance(layer, torch.nn.Conv2d)]
-        return [conv.weight for conv in convs if conv.stride == (1, 1)]
+        return [conv.weight for conv in convs]
 
 
 def _convolve(
@@ -68,10 +68,11 @@ def _convolve(
     In inference on the CPU the convolution is Winograd's, which takes the rest along.
     """
     norm = before or after
-    if not norm.training and conv.stride == (1, 1) and winograd3x3.usable(x, conv.weight):
+    form = winograd3x3.Form.PLAIN if conv.stride == (1, 1) else winograd3x3.Form.DOWN
+    if not norm.training and winograd3x3.serves(x, conv.weight, form, padding=1):
         scale, shift = _affine(norm)
-        factors = dict(in_scale=scale, in_shift=shift) if before else dict(scale=scale, shift=shift)
-        return winograd3x3.conv2d(x, conv.weight, **factors, slope=slope)
+        factors: dict[str, Any] = dict(in_scale=scale, in_shift=shift) if before else dict(scale=scale, shift=shift)
+        return winograd3x3.run(x, winograd3x3.prepare(conv.weight, form), form, **factors, slope=slope)
     y = conv2d(x if before is None else before(x), conv)
     y = y if after is None else after(y)
     return y if slope is None else F.prelu(y, slope)

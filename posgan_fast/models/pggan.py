@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from .. import functional as PF
 from .. import nn
 from ..ops.common import checks, encodings
+from ..ops.conv2d.convolution import convolve
 from .dcgan import FIRST, check_image, check_side, enlarge
 from .report import LoadReport
 from .stylegan2_mapping import check_latent
@@ -95,7 +96,7 @@ class Conv(torch.nn.Module):
         if self.up:
             x = F.conv_transpose2d(x, weight, stride=2, padding=self.padding)
         else:
-            x = F.conv2d(x, weight / 4 if self.down else weight, stride=2 if self.down else 1, padding=self.padding)
+            x = convolve(x, weight / 4 if self.down else weight, stride=2 if self.down else 1, padding=self.padding)
         x = PF.bias_act_(x, self.conv.bias.to(x.dtype), act=self.act, gain=1)
         return pixel_norm(x) if self.norm else x
 

@@ -6,7 +6,7 @@ Names and shapes of the state follow NVlabs stylegan2-ada; each class lists its 
 from __future__ import annotations
 
 from .activation import BiasAct
-from .conv import EqualConv2d
+from .conv import Conv2d, EqualConv2d
 from .conv_norm_act import ConvNormAct2d
 from .encoding import CartesianGrid2d, PositionalNoise2d, SinusoidalEncoding2d
 from .linear import EqualLinear
@@ -17,7 +17,7 @@ from .resample import TAPS, Blur2d, Downsample2d, Upsample2d
 from .style import ModulatedConv2d, StyleConv, ToRGB
 
 __all__ = [
-    "TAPS", "BiasAct", "Blur2d", "CartesianGrid2d", "ConvNormAct2d", "Downsample2d", "EqualConv2d", "EqualLinear",
-    "InstancePad2d", "MinibatchStd", "ModulatedConv2d", "PaddingSpaceConv2d", "PositionalNoise2d",
+    "TAPS", "BiasAct", "Blur2d", "CartesianGrid2d", "Conv2d", "ConvNormAct2d", "Downsample2d", "EqualConv2d",
+    "EqualLinear", "InstancePad2d", "MinibatchStd", "ModulatedConv2d", "PaddingSpaceConv2d", "PositionalNoise2d",
     "SinusoidalEncoding2d", "StyleConv", "ToRGB", "Upsample2d", "prepack",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The convolution with an equalised learning rate, with or without resampling."""
+"""Convolutions: torch's own layer with an activation, and one with an equalised learning rate and resampling."""
 
 from __future__ import annotations
 
@@ -10,11 +10,93 @@ import torch
 from .. import functional as PF
 from ..ops.bias_act import ACTIVATIONS
 from ..ops.common import checks
-from ..ops.modulated_conv2d import conv2d_resample, onednn
+from ..ops.modulated_conv2d import conv2d_resample
 from .activation import bias_parameter, epilogue_arguments
 from .foreign import Convertible
 from .foreign_conv import EQUAL_CONV2D
 from .resample import TAPS, filter_buffer
+
+
+class Conv2d(torch.nn.Conv2d):
+    """A torch.nn.Conv2d with an activation: ``clamp(gain * act(conv(pad(x), weight) + bias))``.
+
+    3x3 kernels with stride 1 or 2 run by Winograd's algorithm where it is faster; see
+    :func:`posgan_fast.functional.conv2d`. Layers with groups, dilation, padding that differs between the sides, or
+    another mode than "zeros" and "reflect" run torch's convolution.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
+            in torch.nn.Conv2d.
+        act, alpha, gain, clamp: arguments of :func:`posgan_fast.functional.bias_act`.
+
+    State: ``weight`` [O, I / groups, kh, kw] and ``bias`` [O], as in torch.nn.Conv2d.
+
+    Example:
+        >>> layer = Conv2d(16, 32, 3, padding=1, act="lrelu")
+        >>> layer(torch.randn(1, 16, 32, 32)).shape
+        torch.Size([1, 32, 32, 32])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        act: str = "linear",
+        alpha: float | None = None,
+        gain: float | None = None,
+        clamp: float | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
+        self.act = checks.choice(act, "act", tuple(ACTIVATIONS))
+        self.alpha = None if alpha is None else checks.real(alpha, "alpha")
+        self.gain = None if gain is None else checks.real(gain, "gain")
+        self.clamp = checks.bound(clamp, "clamp")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve [N, I, H, W] to [N, O, H', W'].
+
+        Raises:
+            TypeError, ValueError: as :func:`posgan_fast.functional.conv2d`.
+        """
+        checks.features(x, "x", self.in_channels, self.weight)
+        activation: dict[str, Any] = dict(act=self.act, alpha=self.alpha, gain=self.gain, clamp=self.clamp)
+        (stride, _), padding = self.stride, self.padding
+        simple = self.groups == 1 and self.dilation == (1, 1) and self.stride == (stride, stride)
+        if simple and padding in ((padding[0],) * 2, "valid") and self.padding_mode in ("zeros", "reflect"):
+            pixels = 0 if padding == "valid" else padding[0]
+            arguments: dict[str, Any] = dict(stride=stride, padding=pixels, padding_mode=self.padding_mode)
+            return PF.conv2d(x, self.weight, self.bias, **arguments, **activation)
+        return PF.bias_act(self._conv_forward(x, self.weight, None), self.bias, **activation)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, act={self.act!r}, alpha={self.alpha}, gain={self.gain}, clamp={self.clamp}"
+
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        return [self.weight]
 
 
 class EqualConv2d(Convertible):
@@ -87,18 +169,22 @@ class EqualConv2d(Convertible):
         height, width = conv2d_resample.out_size(x, self.weight, self.up, self.down, self.padding, self.resample_filter)
         if height < 1 or width < 1:
             raise ValueError(f"x: expected at least the size of the kernel, got shape {tuple(x.shape)} for {self}")
-        weight = (self.weight * self.weight_gain).to(x.dtype)
         epilogue = epilogue_arguments(self.act, self.clamp, gain)
-        f, p = self.resample_filter, self.padding
+        f, padding, stride = self.resample_filter, self.padding, self.stride
         if self.up > 1:
-            w = weight if weight.shape[2] == 1 else weight.transpose(0, 1)
-            y, (up, _, padding, _, filter_gain) = conv2d_resample.upsample_conv2d(x, w, self.up, p, None, f, None)
-            return PF.epilogue2d(y, f, b=self.bias, up=up, padding=padding, filter_gain=filter_gain, **epilogue)
-        if self.stride > 1:
-            y = onednn.conv2d(x, weight, stride=self.stride, padding=(p, p))
-        else:
-            y = conv2d_resample.downsample_conv2d(x, weight, None, self.down, p, None, f, None)
-        return PF.epilogue2d(y, b=self.bias, **epilogue)
+            w = (self.weight * self.weight_gain).to(x.dtype)
+            w = w if w.shape[2] == 1 else w.transpose(0, 1)
+            y, (up, _, pad, _, filter_gain) = conv2d_resample.upsample_conv2d(x, w, self.up, padding, None, f, None)
+            return PF.epilogue2d(y, f, b=self.bias, up=up, padding=pad, filter_gain=filter_gain, **epilogue)
+        if self.down > 1:
+            x, stride = conv2d_resample.filtered(x, self.weight, None, self.down, padding, f, None)
+            padding = 0
+        return PF.conv2d(x, self.weight, self.bias, scale=self.weight_gain, stride=stride, padding=padding, **epilogue)
+
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        return [self.weight]
 
     def extra_repr(self) -> str:
         return (

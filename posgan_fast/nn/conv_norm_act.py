@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from .. import functional as PF
 from ..ops.bias_act import ACTIVATIONS
 from ..ops.common import activations, checks, layout
+from ..ops.conv2d.convolution import convolve
 
 PADDING_MODES = ("zeros", "reflect")
 
@@ -80,8 +83,12 @@ class ConvNormAct2d(torch.nn.Module):
             x = layout.in_format(x, torch.channels_last)  # faster, except for the gradient of the weight
         if self.bn is not None and self.bn.training:
             return self._activate(self.bn(self._convolve(x, self.conv.weight)))
-        weight, bias = self._folded()
-        y = self._convolve(x, weight)
+        scale, bias = self._folded()
+        if not self.transposed:
+            geometry: dict[str, Any] = dict(stride=self.stride, padding=self.padding, padding_mode=self.padding_mode)
+            activation: dict[str, Any] = dict(act=self.act, alpha=self.alpha, gain=1)
+            return PF.conv2d(x, self.conv.weight, bias, scale=scale, **geometry, **activation)
+        y = self._convolve(x, self.conv.weight if scale is None else self.conv.weight * scale.reshape(1, -1, 1, 1))
         reads_input = activations.derivative_reads(self.act, self._slope(), clamp=-1) == "input"
         activate = PF.bias_act if bias is None or reads_input else PF.bias_act_
         bias = None if bias is None else bias.to(y.dtype)
@@ -115,15 +122,19 @@ class ConvNormAct2d(torch.nn.Module):
                 f"x: expected sides >= {k - 2 * self.padding} for a kernel of {k}, got shape {tuple(x.shape)}"
             )
 
-    def _folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the kernel and the bias of the layer in evaluation mode."""
-        weight, bn = self.conv.weight, self.bn
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        return [] if self.transposed else [self.conv.weight]
+
+    def _folded(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the factor of the kernel and the bias of the layer in evaluation mode, [O] each."""
+        bn = self.bn
         if bn is None:
-            return weight, self.conv.bias
+            return None, self.conv.bias
         assert bn.running_mean is not None and bn.running_var is not None  # for the type checker
-        scale = bn.weight * (bn.running_var + bn.eps).rsqrt()  # [O]
-        shape = (1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1)
-        return weight * scale.reshape(shape), bn.bias - bn.running_mean * scale
+        scale = bn.weight * (bn.running_var + bn.eps).rsqrt()
+        return scale, bn.bias - bn.running_mean * scale
 
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Convolve without a bias."""
@@ -132,4 +143,4 @@ class ConvNormAct2d(torch.nn.Module):
             return F.conv_transpose2d(x, weight, stride=self.stride, padding=padding)
         if self.padding_mode == "reflect" and padding:
             x, padding = PF.prologue2d(x, padding=padding, mode="reflect"), 0
-        return F.conv2d(x, weight, stride=self.stride, padding=padding)
+        return convolve(x, weight, stride=self.stride, padding=padding)

@@ -101,8 +101,16 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
             x: features.
             pad_map: map or ring as in :class:`InstancePad2d`, which the convolution reads as it reads ``x``.
         """
-        if pad_map is None:
-            return super().forward(x)
         checks.features(x, "x", self.in_channels, self.weight)
-        x = PF.instance_pad2d(x, pad_map)  # [N, I, H + 2, W + 2]
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        padding = 1
+        if pad_map is not None:
+            x, padding = PF.instance_pad2d(x, pad_map), 0  # [N, I, H + 2, W + 2]
+        stride = self.stride[0]
+        if self.groups == 1 and self.dilation == (1, 1) and self.stride == (stride, stride):
+            return PF.conv2d(x, self.weight, self.bias, stride=stride, padding=padding)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        return [self.weight]

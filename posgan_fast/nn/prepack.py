@@ -6,19 +6,19 @@ from typing import TypeVar
 
 import torch
 
-from ..ops.common import checks
-from ..ops.modulated_conv2d import weight_cache
-from .style import ModulatedConv2d, StyleConv
+from ..ops.common import checks, weight_cache
 
 M = TypeVar("M", bound=torch.nn.Module)
 
 
 def prepack(module: M, enable: bool = True) -> M:
-    """Cache the weights of the convolutions in ``module`` in the layout that inference on the CPU reads.
+    """Cache the weights of the convolutions in ``module`` in the form that inference on the CPU reads.
 
-    Without the cache each call casts and reorders its weight, which below 64 pixels takes longer than the convolution.
+    Without the cache each call transforms or reorders its weight, which below 64 pixels takes longer than the
+    convolution.
 
-    - The first call in each dtype makes the copies, which take as much memory as the weights in that dtype.
+    - The first call in each dtype makes the copies. They take as much memory as the weights in that dtype, and four
+      times as much where Winograd's algorithm runs, see :func:`posgan_fast.set_algorithm`.
     - Every call compares the weight's values with those that were prepared, and prepares the weight again if an
       optimiser, ``load_state_dict``, a write through ``.data`` or NumPy changed them.
     - ``load_state_dict(assign=True)`` replaces the weights by tensors that are not cached: call ``prepack`` again.
@@ -27,8 +27,9 @@ def prepack(module: M, enable: bool = True) -> M:
       load into it ("Couldn't swap"), because the cache refers weakly to the weights: empty the cache first.
 
     Args:
-        module: any module; its :class:`StyleConv` and :class:`ModulatedConv2d` layers are prepared, and the 3x3
-            convolutions of :class:`posgan_fast.models.PadInvEncoder`, whose copies are four times as large.
+        module: any module; every layer in it is prepared that has ``kept_weights``: :class:`StyleConv`,
+            :class:`ModulatedConv2d`, :class:`Conv2d`, :class:`EqualConv2d`, :class:`PaddingSpaceConv2d`,
+            :class:`ConvNormAct2d` and the blocks of :class:`posgan_fast.models.PadInvEncoder`.
         enable: False empties the cache and stops caching.
 
     Returns:
@@ -38,6 +39,7 @@ def prepack(module: M, enable: bool = True) -> M:
         TypeError: ``module`` is no torch.nn.Module, or ``enable`` no bool.
 
     Example:
+        >>> from posgan_fast.nn import StyleConv
         >>> layer = prepack(StyleConv(64, 64, w_dim=512).eval())
         >>> with torch.no_grad():
         ...     layer(torch.randn(1, 64, 16, 16), torch.randn(1, 512), noise_mode="none").shape
@@ -46,8 +48,7 @@ def prepack(module: M, enable: bool = True) -> M:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     checks.flag(enable, "enable")
-    weights = [m.weight for m in module.modules() if isinstance(m, (ModulatedConv2d, StyleConv))]
-    weights += [weight for m in module.modules() for weight in getattr(m, "kept_weights", ())]
+    weights = [weight for m in module.modules() for weight in getattr(m, "kept_weights", ())]
     for weight in weights:
         if enable:
             weight_cache.keep(weight)

@@ -117,6 +117,11 @@ class ModulatedConv2d(Convertible):
             eps=self.eps,
         )
 
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        return [self.weight]
+
     def extra_repr(self) -> str:
         return (
             f"{kernel_repr(self.weight)}, up={self.up}, down={self.down}, padding={self.padding},"
@@ -264,6 +269,11 @@ class StyleConv(Convertible):
         up = self.up if filters else 1
         h, w = conv2d_resample.surrounded_size((height, width), self.weight, up, self.padding, self.resample_filter)
         return o if filters else i, h + 2, w + 2
+
+    @property
+    def kept_weights(self) -> list[torch.Tensor]:
+        """The weights that :func:`posgan_fast.nn.prepack` prepares."""
+        return [self.weight]
 
     def extra_repr(self) -> str:
         return (

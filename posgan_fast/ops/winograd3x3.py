@@ -1,86 +1,212 @@
-"""Convolution with a 3x3 kernel by Winograd's algorithm, for inference on the CPU in float32.
+"""Convolution with a 3x3 kernel by Winograd's algorithm, on the CPU in float32.
 
-    prelu(scale * conv(in_scale * x + in_shift, weight) + shift, slope)        zeros around the scaled input
+    clamp(gain * prelu(scale * conv(pad(in_scale * x + in_shift), weight) + shift + noise, slope))
 
-F(4x4, 3x3) computes 16 results with 36 products in place of 144. Every factor is applied while a tile is read or
-written. The relative error of the result is about four times that of a direct convolution: 4.6e-6 against 1.1e-6 with
-512 channels (relative L2 against float64). A number that is not finite spoils the 4 x 4 results of each tile that reads
-it, where a direct convolution spoils 3 x 3. Results do not depend on the number of threads, nor on other samples.
+F(4x4, 3x3) computes 16 results with 36 products in place of 144. With a stride of 2, or transposed, the outer taps are
+F(4, 2) and the middle one is a product for each pixel: 81 in place of 144. Every factor is applied while a tile is read
+or written. The relative error of the result is 1.1e-6 with 128 channels and more, where the vendor's direct convolution
+has 2e-7 (relative L2 against float64). A number that is not finite spoils all results of each tile that reads it, 4 x 4
+or 8 x 8, where a direct convolution spoils 3 x 3. Results depend neither on the number of threads nor on other samples.
 
 Source: "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import enum
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
-from .. import backend as _backend
-from .modulated_conv2d import weight_cache
+from .. import algorithm, backend
+from . import epilogue2d
+from .bias_act import passes
+from .common import autocast, weight_cache
+from .common.op import is_plain
+from .common.records import Activation
 
-_CHANNELS = 16  # input and output channels are multiples of it
+_LEAST_CHANNELS = 16  # below, tiles are read and written with empty lanes
 _LEAST_TILES = 16  # below, reading the transformed weight takes longer than the products
-_MOST_WEIGHTS = 256 * 256  # beyond, transforming a weight at every call takes longer than it saves
+_LEAST_TILES_RESAMPLED = 48  # the same with a stride of 2, for a weight that has to be transformed first
+_FEW_TILES = 64  # up to here, every thread reads all tiles and transforms the filters that it computes
+_PANEL = 32  # filters; csrc/winograd3x3.h
+_SLOPES = {"linear": 1.0, "relu": 0.0, "lrelu": 0.2}  # of the activations that the kernel has; lrelu brings its own
 
 
-def usable(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Tell whether :func:`conv2d` computes this call, and faster than the vendor's convolution."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _is_plain(x, weight):
-        return False
+class Form(enum.IntEnum):
+    """What a convolution computes, in the order of csrc/winograd3x3.h."""
+
+    PLAIN = 0
+    DOWN = 1  # every second row and column
+    UP = 2  # transposed, of stride 2, without padding
+
+
+class Weight(NamedTuple):
+    """A weight [O, I, 3, 3] for :func:`run`: as it is, or transformed."""
+
+    source: torch.Tensor
+    flip: bool  # reverse the kernels of the source
+    transformed: torch.Tensor | None
+    squares: torch.Tensor | None  # sums of squares [I, O] of the kernels
+
+
+def reason_against(x: torch.Tensor, weight: torch.Tensor, form: Form, size: Sequence[int], kept: bool) -> str | None:
+    """Return why a direct convolution serves a call, or None if Winograd's does.
+
+    Args:
+        x, weight, form: the operands, ``weight`` [O, I, kh, kw] of any strides.
+        size: height and width of the result.
+        kept: whether the transformed weight outlives the call.
+    """
+    choice = algorithm.algorithm()
+    if choice == "direct":
+        return "set_algorithm asks for it"
     o, i, *kernel = weight.shape
-    if kernel != [3, 3] or o % _CHANNELS or i % _CHANNELS or not x.dtype == weight.dtype == torch.float32:
-        return False
-    tiles = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-    if tiles < _LEAST_TILES or (o * i > _MOST_WEIGHTS and not weight_cache.keeps(weight)):
-        return False
-    return weight.device == x.device and _backend.uses_cpu_kernels(x)
+    if kernel != [3, 3]:
+        return f"the kernel is {kernel[0]} x {kernel[1]}, not 3 x 3"
+    if x.dtype != torch.float32:
+        return f"x is {str(x.dtype).removeprefix('torch.')}, not float32"
+    if (unavailable := backend.cpu_can_run(x)) is not None:
+        return str(unavailable)
+    if x.numel() == 0 or min(size) < 1:
+        return "there is nothing to compute"
+    if choice == "winograd":
+        return None
+    if min(i, o) < _LEAST_CHANNELS:
+        return f"fewer than {_LEAST_CHANNELS} channels"
+    step, tiles = 8 if form == Form.UP else 4, tiles_of(x, form, size)
+    least = _LEAST_TILES if kept or form == Form.PLAIN else _LEAST_TILES_RESAMPLED
+    if tiles < least:
+        hint = " without nn.prepack" if least > _LEAST_TILES else ""
+        return f"fewer than {least} tiles of {step} x {step} results{hint}"
+    return None
 
 
-def conv2d(
-    x: torch.Tensor,
+def tiles_of(x: torch.Tensor, form: Form, size: Sequence[int]) -> int:
+    """Return the number of whole tiles of a result of a size."""
+    step = 8 if form == Form.UP else 4
+    return x.shape[0] * (size[0] // step) * (size[1] // step)
+
+
+def serves(x: torch.Tensor, weight: torch.Tensor, form: Form, padding: int) -> bool:
+    """Tell whether :func:`run` serves a convolution of a module: a call of plain tensors that asks for no derivative,
+    on the CPU, for which Winograd's algorithm is the faster one."""
+    if torch.is_grad_enabled() or not is_plain(x, weight) or autocast.is_enabled(x):
+        return False
+    kept = weight_cache.keeps(weight)
+    return backend.uses_cpu_kernels(x) and reason_against(x, weight, form, out_size(x, form, padding), kept) is None
+
+
+def out_size(x: torch.Tensor, form: Form, padding: int) -> tuple[int, int]:
+    """Return the height and width of the result."""
+    h, w = x.shape[2:]
+    if form == Form.UP:
+        return 2 * h + 1, 2 * w + 1
+    stride = 2 if form == Form.DOWN else 1
+    return (h + 2 * padding - 3) // stride + 1, (w + 2 * padding - 3) // stride + 1
+
+
+def prepare(
     weight: torch.Tensor,
+    form: Form = Form.PLAIN,
+    flip: bool = False,
     *,
+    tiles: int | None = None,
+    squares: bool = False,
+) -> Weight:
+    """Transform a weight [O, I, 3, 3], its kernels reversed if ``flip``, and keep the result if ``nn.prepack`` says so.
+
+    A weight that is not kept stays as it is for a call of few ``tiles``, which transforms it piece by piece.
+    """
+    kept = weight_cache.packed(weight, ("winograd3x3", form, flip), lambda: _prepared(weight, form, flip, True, True))
+    if kept is not None:
+        return kept
+    few = form != Form.UP and tiles is not None and tiles <= _FEW_TILES
+    return _prepared(weight, form, flip, not few, squares)
+
+
+def run(
+    x: torch.Tensor,
+    weight: Weight,
+    form: Form = Form.PLAIN,
+    *,
+    padding: int = 1,
+    mode: int = 0,
+    pad_map: torch.Tensor | None = None,
     in_scale: torch.Tensor | None = None,
     in_shift: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     slope: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    alpha: float = 1.0,
+    gain: float = 1.0,
+    clamp: float = -1.0,
 ) -> torch.Tensor:
-    """Convolve ``x`` [N, I, H, W] with ``weight`` [O, I, 3, 3] to [N, O, H, W] in channels_last.
+    """Convolve ``x`` [N, I, H, W] to [N, O, H', W'] in channels_last.
 
     Args:
-        x, weight: as :func:`usable` takes them; ``nn.prepack`` keeps the transformed weight between calls.
-        in_scale, in_shift: [I].
-        scale, shift, slope: [O].
+        x: float32.
+        weight, form: from :func:`prepare`, which takes the same form.
+        padding: pixels around ``x``; 1 around a map and with ``Form.UP``, whose result is [2 * H + 1, 2 * W + 1].
+        mode: 0 for zeros, 1 for reflection, 2 for a map, which only the plain form takes.
+        pad_map: map or ring of the padding, in the space after scaling.
+        in_scale, in_shift: [I] or [N, I].
+        scale, shift, slope: [O] or [N, O].
+        noise: [N or 1, 1, H', W'].
+        alpha: the slope for all filters where there is no ``slope``.
+        gain, clamp: of the activation; a negative clamp means none.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    transformed = weight_cache.packed(weight, "winograd3x3", lambda: _transformed(weight))
-    if transformed is None:
-        transformed = _transformed(weight)
-    n, _, h, w = x.shape
-    y = x.new_empty((n, h, w, weight.shape[0])).permute(0, 3, 1, 2)
-    factors = [None if t is None else t.contiguous() for t in (in_scale, in_shift, scale, shift, slope)]
-    torch.ops.posgan_fast_native.winograd3x3(x, transformed, *factors, y)
+    h, w = out_size(x, form, padding)
+    y = x.new_empty((x.shape[0], h, w, weight.source.shape[0])).permute(0, 3, 1, 2)
+    factors = [None if t is None else t.contiguous() for t in (in_scale, in_shift, scale, shift, slope, noise)]
+    torch.ops.posgan_fast_native.winograd3x3(
+        x,
+        weight.transformed,
+        weight.source if weight.transformed is None else None,
+        weight.flip,
+        form,
+        mode,
+        padding,
+        pad_map,
+        *factors,
+        alpha,
+        gain,
+        clamp,
+        y,
+    )
     return y
 
 
-def _transformed(weight: torch.Tensor) -> torch.Tensor:
-    o, i = weight.shape[:2]
-    transformed = weight.new_empty(36 * -(-o // 32) * i * 32)
-    torch.ops.posgan_fast_native.winograd3x3_weight(weight.detach(), transformed)
-    return transformed
+def activated(
+    x: torch.Tensor,
+    weight: Weight,
+    form: Form,
+    activation: Activation,
+    *,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    **arguments: Any,
+) -> torch.Tensor:
+    """Return ``clamp(gain * act(scale * conv(x) + shift + noise))`` for any activation; arguments as :func:`run`."""
+    act, alpha, gain, clamp = passes.rounded(activation, x.dtype)
+    if act not in _SLOPES:
+        y = run(x, weight, form, **arguments)
+        if scale is not None:
+            scale = scale.expand(x.shape[0], -1)
+        return epilogue2d.write_over(y, scale, noise, shift, activation, "cpu")
+    arguments |= dict(scale=scale, shift=shift, noise=noise, gain=gain, clamp=clamp)
+    return run(x, weight, form, alpha=alpha if act == "lrelu" else _SLOPES[act], **arguments)
 
 
-def _is_plain(x: Any, weight: Any) -> bool:
-    """Tell whether torch neither records nor transforms this call."""
-    return (
-        {type(x), type(weight)} <= {torch.Tensor, torch.nn.Parameter}
-        and x.numel() > 0
-        and not torch.jit.is_tracing()
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+def _prepared(weight: torch.Tensor, form: Form, flip: bool, transform: bool, squares: bool) -> Weight:
+    source = weight.detach().to(torch.float32)
+    o, i = source.shape[:2]
+    transformed = source.new_empty(36 * -(-o // _PANEL) * i * _PANEL) if transform else None
+    sums = source.new_empty((i, o)) if squares else None
+    if transform or squares:
+        torch.ops.posgan_fast_native.winograd3x3_weight(source, form, flip, transformed, sums)
+    return Weight(source, flip, transformed, sums)

@@ -253,3 +253,15 @@ def is_watched() -> bool:
 def static(sizes: Sequence[Any]) -> list[Any]:
     """Return sizes as a list, of plain numbers also under TorchScript's tracer, which hands out tensors."""
     return [int(size) for size in sizes] if torch.jit.is_tracing() else list(sizes)
+
+
+def is_plain(*tensors: torch.Tensor) -> bool:
+    """Tell whether torch neither compiles, transforms nor watches a call with these tensors; it may record it."""
+    return (
+        all(type(t) in _PLAIN for t in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and forward_ad._current_level < 0
+        and not transforms_active()
+        and not is_watched()
+    )

@@ -45,7 +45,7 @@ from ..common.op import (
     save,
     transforms_active,
 )
-from . import conv2d_resample, cpu, triton
+from . import conv2d_resample, cpu, triton, winograd
 from .call import Call, empty_output
 from .stages import run_stages
 
@@ -148,11 +148,12 @@ def check(call: Call) -> Call:
         checks.same_device(call.bias, "bias", x)
     _, _, activation = bias_act.check(x, None, 1, call.activation)
     eps = checks.real(call.eps, "eps", minimum=0)
-    backend = _backend.resolve(NAME, IMPLS, x, call.backend)
-    return Call(
+    complete = Call(
         x, weight, styles, up, down, padding, pad_map, f, call.demodulate, call.flip_weight, eps, noise, call.bias,
-        *activation, backend,
+        *activation, _backend.AUTO,
     )  # fmt: skip
+    backend = _backend.resolve(NAME, IMPLS, x, call.backend, lambda: winograd.reason_against(complete))
+    return complete._replace(backend=backend)
 
 
 def _check_use_of_map(up: int, down: int, padding: int, weight: torch.Tensor) -> None:

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 from .. import epilogue2d, prologue2d, upfirdn2d
 from ..common.records import Resample
-from .onednn import conv2d, conv_transpose2d
+from ..conv2d.convolution import convolve
 
 
 def downsample_conv2d(x, w, styles, down, padding, pad_map, f, backend):
     """Scale by the styles unless they are None, pad or filter, convolve with w [O, I, kh, kw] by stride ``down``."""
-    if down > 1:  # a 1x1 kernel commutes with the decimation, which then comes first
-        fw, fh = f.shape[-1], f.shape[0]
-        pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
-        early = down if w.shape[2:] == (1, 1) else 1
-        if styles is None:
-            z = upfirdn2d.upfirdn2d(x, f, down=early, padding=pad, backend=backend)
-        else:
-            z = epilogue2d.epilogue2d(x, f, styles, down=early, padding=pad, backend=backend)
-        return conv2d(z, w, stride=down // early)
+    if down > 1:
+        z, stride = filtered(x, w, styles, down, padding, f, backend)
+        return convolve(z, w, stride=stride, backend=backend)
     if pad_map is not None:
         z = prologue2d.prologue2d(x, styles, padding=1, mode="instance", pad_map=pad_map, backend=backend)
-        return conv2d(z, w)
-    return conv2d(prologue2d.prologue2d(x, styles, backend=backend), w, padding=(padding, padding))
+        return convolve(z, w, backend=backend)
+    return convolve(prologue2d.prologue2d(x, styles, backend=backend), w, padding=padding, backend=backend)
+
+
+def filtered(x, w, styles, down, padding, f, backend):
+    """Scale, pad and filter the input of a convolution; return it and the stride of the convolution.
+
+    A 1x1 kernel commutes with the decimation, which then comes first.
+    """
+    fw, fh = f.shape[-1], f.shape[0]
+    pad = [padding + (t - down + i) // 2 for t in (fw, fh) for i in (1, 0)]
+    early = down if w.shape[2:] == (1, 1) else 1
+    if styles is None:
+        z = upfirdn2d.upfirdn2d(x, f, down=early, padding=pad, backend=backend)
+    else:
+        z = epilogue2d.epilogue2d(x, f, styles, down=early, padding=pad, backend=backend)
+    return z, down // early
 
 
 def upsample_conv2d(z, w, up, padding, pad_map, f, backend):
@@ -34,14 +43,19 @@ def upsample_conv2d(z, w, up, padding, pad_map, f, backend):
     A 1x1 kernel commutes with the insertion of zeros, so it is convolved before, with w [O, I, 1, 1].
     """
     pad, cut = up_padding(w, up, padding, f)
-    gain = float(up * up)
     if w.shape[2:] == (1, 1):
-        return conv2d(z, w), Resample((up, up), (1, 1), pad, False, gain)
-    y = conv_transpose2d(z, w, stride=up, padding=cut)
+        return convolve(z, w, backend=backend), Resample((up, up), (1, 1), pad, False, float(up * up))
+    y = convolve(z, w, stride=up, padding=cut, transposed=True, backend=backend)
+    return surrounded(y, up, pad, pad_map, backend)
+
+
+def surrounded(y, up, pad, pad_map, backend):
+    """Surround the result of a transposed convolution by a map unless it is None; return it and the resampling that
+    completes it, whose padding is ``pad`` or a pixel less."""
     if pad_map is not None:
         y = prologue2d.instance_pad2d(y, pad_map, backend=backend)
         pad = [p - 1 for p in pad]
-    return y, Resample((1, 1), (1, 1), pad, False, gain)
+    return y, Resample((1, 1), (1, 1), pad, False, float(up * up))
 
 
 def up_padding(w, up, padding, f):

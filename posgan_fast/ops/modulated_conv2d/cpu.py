@@ -9,9 +9,9 @@ import torch
 
 from .. import epilogue2d, prologue2d
 from ..bias_act import passes
-from ..common import checks, layout
+from ..common import checks, layout, onednn, weight_cache
 from ..common.activations import ACTIVATIONS
-from . import coefs, conv2d_resample, onednn, weight_cache
+from . import coefs, conv2d_resample, winograd
 from .call import Call
 from .stages import run_stages
 
@@ -36,6 +36,8 @@ def infer(call: Call) -> torch.Tensor:
         noise=layout.contiguous_as(acc, call.noise),
         bias=layout.contiguous_as(x.dtype, call.bias),
     )
+    if winograd.reason_against(call) is None:
+        return winograd.infer(call)
     fold = x.shape[0] == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
     if not fold and _has_few_filters(call):
         return _multiply(call)

@@ -1,0 +1,146 @@
+"""The convolution inside of layers: the vendor's, or Winograd's where it is faster, with derivatives of every order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+from torch.nn import grad as gradients
+
+from ... import backend as _backend
+from .. import winograd3x3
+from ..common import autocast, layout, onednn, weight_cache
+from ..common.op import Op, is_plain, restore, save
+from ..winograd3x3 import Form
+
+
+class Call(NamedTuple):
+    """The arguments of the op, in the order of its schema. ``weight`` is [O, I, kh, kw], transposed [I, O, kh, kw]."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    stride: int
+    padding: Sequence[int]
+    transposed: bool
+
+
+def convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    stride: int = 1,
+    padding: int | Sequence[int] = 0,
+    transposed: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Convolve as torch.nn.functional.conv2d or conv_transpose2d does, with ``weight`` in torch's or oneDNN's layout.
+
+    Winograd's algorithm steps in for plain calls on the CPU, unless ``backend`` or use_backend asks for another.
+    """
+    if weight.is_mkldnn:
+        conv = onednn.conv_transpose2d if transposed else onednn.conv2d
+        return conv(x, weight, stride=stride, padding=_pair(padding))
+    call = Call(x, weight, stride, _pair(padding), transposed)
+    if not is_plain(x, weight) or autocast.is_enabled(x) or reason_against(call) is not None:
+        return _direct(call)
+    asked = backend == "cpu" or (backend in (None, _backend.AUTO) and _backend.uses_cpu_kernels(x))
+    return OP(call) if asked else _direct(call)
+
+
+def reason_against(call: Call) -> str | None:
+    """Return why a direct convolution serves a call, or None if Winograd's does."""
+    form = _form(call)
+    if form is None:
+        return "no stride of 1 or 2 that Winograd's algorithm serves"
+    weight = call.weight.transpose(0, 1) if call.transposed else call.weight
+    kept = weight_cache.keeps(weight)  # views are not
+    return winograd3x3.reason_against(call.x, weight, form, out_size(call), kept)
+
+
+def out_size(call: Call) -> tuple[int, int]:
+    """Return the height and width of the result."""
+    sizes = zip(call.x.shape[2:], call.weight.shape[2:], call.padding, strict=True)
+    if call.transposed:
+        h, w = ((size - 1) * call.stride + kernel - 2 * pad for size, kernel, pad in sizes)
+    else:
+        h, w = ((size + 2 * pad - kernel) // call.stride + 1 for size, kernel, pad in sizes)
+    return h, w
+
+
+def _form(call: Call) -> Form | None:
+    """Return the form of Winograd's algorithm, or None where there is none."""
+    if call.transposed:
+        return Form.UP if call.stride == 2 and not any(call.padding) else None
+    if call.stride > 2 or call.padding[0] != call.padding[1]:
+        return None
+    return Form.DOWN if call.stride == 2 else Form.PLAIN
+
+
+def _pair(padding: int | Sequence[int]) -> Sequence[int]:
+    return (padding, padding) if isinstance(padding, int) else padding
+
+
+def _direct(call: Call) -> torch.Tensor:
+    conv = F.conv_transpose2d if call.transposed else F.conv2d
+    return conv(call.x, call.weight, stride=call.stride, padding=tuple(call.padding))
+
+
+def _kernel(call: Call) -> torch.Tensor:
+    form = _form(call)
+    if form is None or reason_against(call) is not None:  # the choice may have changed after the graph was made
+        y = _direct(call)
+    else:
+        weight = call.weight.transpose(0, 1) if call.transposed else call.weight
+        padding = 1 if call.transposed else call.padding[0]
+        tiles = winograd3x3.tiles_of(call.x, form, out_size(call))
+        y = winograd3x3.run(call.x, winograd3x3.prepare(weight, form, tiles=tiles), form, padding=padding)
+    expected = _empty(call, "meta")
+    return y if y.stride() == expected.stride() else torch.empty_like(expected, device=y.device).copy_(y)
+
+
+def _empty(call: Call, device: str | None = None) -> torch.Tensor:
+    filters = call.weight.shape[1 if call.transposed else 0]
+    return layout.empty(call.x, (call.x.shape[0], filters, *out_size(call)), device)
+
+
+def _backward(ctx, dy, wanted):
+    call, _ = restore(ctx)
+    found = {}
+    if "x" in wanted:
+        found["x"] = _input_gradient(call, dy)
+    if "weight" in wanted:
+        found["weight"] = _weight_gradient(call, dy)
+    return found
+
+
+def _input_gradient(call: Call, dy: torch.Tensor) -> torch.Tensor:
+    """Convolve with the weight the other way round."""
+    if call.transposed:
+        return convolve(dy, call.weight, stride=call.stride, padding=call.padding)
+    if call.stride == 1 and call.weight.shape[2:] == (3, 3) and max(call.padding) <= 2:
+        flipped = call.weight.transpose(0, 1).flip((2, 3))
+        return convolve(dy, flipped, padding=[2 - pad for pad in call.padding])
+    size = [call.x.shape[0], call.weight.shape[1], *call.x.shape[2:]]
+    whole = [(s - 1) * call.stride + k - 2 * p for s, k, p in zip(dy.shape[2:], (3, 3), call.padding, strict=True)]
+    if list(size[2:]) == whole:
+        return convolve(dy, call.weight, stride=call.stride, padding=call.padding, transposed=True)
+    return gradients.conv2d_input(size, call.weight, dy, call.stride, tuple(call.padding))
+
+
+def _weight_gradient(call: Call, dy: torch.Tensor) -> torch.Tensor:
+    x, y = (dy, call.x) if call.transposed else (call.x, dy)
+    return gradients.conv2d_weight(x, call.weight.shape, y, call.stride, tuple(call.padding))
+
+
+OP = Op(
+    "winograd3x3(Tensor x, Tensor weight, int stride, SymInt[2] padding, bool transposed) -> Tensor",
+    Call,
+    fake=_empty,
+    kernel=_kernel,
+    decomposition=lambda call: layout.in_format_of(_direct(call), call.x),
+    setup_context=lambda ctx, call, result: save(ctx, call, "x", "weight"),
+    backward=_backward,
+    samples=("x",),
+)

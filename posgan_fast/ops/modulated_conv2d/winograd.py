@@ -1,0 +1,64 @@
+"""Inference of the style layer by Winograd's algorithm: one kernel from the features to the activation, or, in layers
+that enlarge, to the filter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import epilogue2d, winograd3x3
+from ..common import weight_cache
+from ..winograd3x3 import Form
+from . import coefs, conv2d_resample
+from .call import Call
+
+
+def reason_against(call: Call) -> str | None:
+    """Return why a direct convolution serves a call in inference, or None if Winograd's does."""
+    x, weight, up, down = call.x, call.weight, call.up, call.down
+    if max(up, down) > 2:
+        return f"it resamples by {max(up, down)}"
+    size = conv2d_resample.out_size(x, weight, up, down, call.padding, call.f)
+    if up == 2:
+        size = [2 * s + 1 for s in x.shape[2:]]
+        if weight.shape[2:] == (3, 3) and any(conv2d_resample.up_padding(weight, up, call.padding, call.f)[1]):
+            return "the padding crops the result"
+    return winograd3x3.reason_against(x, weight, _form(call), size, weight_cache.keeps(weight))
+
+
+def infer(call: Call) -> torch.Tensor:
+    """Compute a call that Winograd's algorithm serves, its factors in float32."""
+    form = _form(call)
+    # The reversed kernel of a transposed convolution is the one that a plain convolution reads as it is.
+    flip = call.flip_weight == (form == Form.UP)
+    size = conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
+    tiles = winograd3x3.tiles_of(call.x, form, size)
+    weight = winograd3x3.prepare(call.weight, form, flip, tiles=tiles, squares=call.demodulate)
+    dcoefs = (
+        None
+        if weight.squares is None or not call.demodulate
+        else coefs.from_squares(weight.squares, call.styles, call.eps)
+    )
+    if form == Form.UP:
+        return _enlarge(call, weight, dcoefs)
+    arguments: dict[str, Any] = dict(in_scale=call.styles, padding=call.padding)
+    x = call.x
+    if form == Form.DOWN:
+        x, _ = conv2d_resample.filtered(x, call.weight, call.styles, call.down, call.padding, call.f, "cpu")
+        arguments = dict(padding=0)
+    if call.pad_map is not None:
+        arguments.update(mode=2, pad_map=call.pad_map.to(x.dtype))
+    epilogue: dict[str, Any] = dict(scale=dcoefs, shift=call.bias, noise=call.noise)
+    return winograd3x3.activated(x, weight, form, call.activation, **epilogue, **arguments)
+
+
+def _enlarge(call: Call, weight: winograd3x3.Weight, dcoefs: torch.Tensor | None) -> torch.Tensor:
+    y = winograd3x3.run(call.x, weight, Form.UP, in_scale=call.styles)
+    pad, _ = conv2d_resample.up_padding(call.weight, call.up, call.padding, call.f)
+    y, resample = conv2d_resample.surrounded(y, call.up, pad, call.pad_map, "cpu")
+    return epilogue2d.run(y, call.f, dcoefs, call.noise, call.bias, resample, call.activation, "cpu")
+
+
+def _form(call: Call) -> Form:
+    return Form.UP if call.up > 1 else Form.DOWN if call.down > 1 else Form.PLAIN
