@@ -22,7 +22,8 @@
   X(prologue2d, Prologue2dTask)            \
   X(epilogue2d, Epilogue2dTask)            \
   X(winograd3x3, WinogradTask)             \
-  X(winograd3x3_weight, WinogradWeightTask)
+  X(winograd3x3_weight, WinogradWeightTask) \
+  X(winograd3x3_gradient, WinogradGradientTask)
 
 namespace posgan_fast {
 

@@ -41,8 +41,18 @@ inline void sum_two_taps(const Values* m, Values* o, int stride) {
   o[3 * stride] = 0.125f * m[1] - m[2] + 3.375f * m[3] + m[4];
 }
 
-// A form along one axis: its sizes, B^T for a column of a tile and A^T for a column of products. Product k takes the
-// transformed tap min(k, 5), so the last tap serves kLastTap products.
+// The adjoint of sum_two_taps; the results are `step` apart.
+inline void spread_two_taps(const Values* y, int step, Values* o, int stride) {
+  const Values a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
+  o[0] = a;
+  o[stride] = a + 0.5f * b + 0.25f * c + 0.125f * d;
+  o[2 * stride] = a - b + c - d;
+  o[3 * stride] = a + 1.5f * b + 2.25f * c + 3.375f * d;
+  o[4 * stride] = d;
+}
+
+// A form along one axis: its sizes, B^T for a column of a tile, A^T for a column of products and A for one of results.
+// Product k takes the transformed tap min(k, 5), so the last tap serves kLastTap products.
 struct Plain {
   static constexpr int kIn = 6, kProducts = 6, kOut = 4, kInStep = 4, kLastTap = 1;
 
@@ -64,6 +74,17 @@ struct Plain {
     o[2 * stride] = kA2 * p + kB2 * r;
     o[3 * stride] = kA * kA2 * q + kB * kB2 * s + m[5];
   }
+
+  static void spread_output(const Values* y, Values* o, int stride) {
+    const Values even_a = y[0] + kA2 * y[2], odd_a = kA * (y[1] + kA2 * y[3]);
+    const Values even_b = y[0] + kB2 * y[2], odd_b = kB * (y[1] + kB2 * y[3]);
+    o[0] = y[0];
+    o[stride] = even_a + odd_a;
+    o[2 * stride] = even_a - odd_a;
+    o[3 * stride] = even_b + odd_b;
+    o[4 * stride] = even_b - odd_b;
+    o[5 * stride] = y[3];
+  }
 };
 
 struct Down {
@@ -78,6 +99,11 @@ struct Down {
     sum_two_taps(m, o, stride);
     for (int i = 0; i < 4; ++i) o[i * stride] += m[5 + i];
   }
+
+  static void spread_output(const Values* y, Values* o, int stride) {
+    spread_two_taps(y, 1, o, stride);
+    for (int i = 0; i < 4; ++i) o[(5 + i) * stride] = y[i];
+  }
 };
 
 struct Up {
@@ -91,6 +117,11 @@ struct Up {
   static void transform_output(const Values* m, Values* o, int stride) {
     sum_two_taps(m, o, 2 * stride);
     for (int i = 0; i < 4; ++i) o[(2 * i + 1) * stride] = m[5 + i];
+  }
+
+  static void spread_output(const Values* y, Values* o, int stride) {
+    spread_two_taps(y, 2, o, stride);
+    for (int i = 0; i < 4; ++i) o[(5 + i) * stride] = y[2 * i + 1];
   }
 };
 
@@ -463,6 +494,198 @@ void compute_blocks(const WinogradTask& task) {
   }
 }
 
+// G^T for a column of transformed taps.
+inline void gather_kernel(WinogradForm form, const Values* u, Values* g, int stride) {
+  if (form == WinogradForm::kPlain) {
+    constexpr float kInA = 1 / (2 * kA2 * (kA2 - kB2)), kInB = 1 / (2 * kB2 * (kB2 - kA2));
+    const Values even_a = kInA * (u[1] + u[2]), even_b = kInB * (u[3] + u[4]);
+    g[0] = 1 / (kA2 * kB2) * u[0] + even_a + even_b;
+    g[stride] = kInA * kA * (u[1] - u[2]) + kInB * kB * (u[3] - u[4]);
+    g[2 * stride] = kA2 * even_a + kB2 * even_b + u[5];
+  } else {
+    const Values first = 1 / 0.75f * (u[0] - u[1]) + 1 / 3.75f * (u[3] - u[2]);
+    const Values last = -0.5f / 0.75f * u[1] + 1 / 3.75f * (u[2] + 1.5f * u[3]) + u[4];
+    g[0] = form == WinogradForm::kUp ? last : first;
+    g[stride] = u[5];
+    g[2 * stride] = form == WinogradForm::kUp ? first : last;
+  }
+}
+
+// Adds to c [kCount, .] the products of kCount columns of a [depth, .] and kColumns columns of b [depth, .].
+template <int kCount>
+inline void add_products(const float* a, int64_t pitch_a, const float* b, int64_t pitch_b, float* c, int64_t pitch,
+                         int64_t depth) {
+  Values sums[kCount][2] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const V left = V::load(b + k * pitch_b), right = V::load(b + k * pitch_b + kLanes);
+    for (int r = 0; r < kCount; ++r) {
+      const float x = a[k * pitch_a + r];
+      sums[r][0] = x * left.v + sums[r][0];
+      sums[r][1] = x * right.v + sums[r][1];
+    }
+  }
+  for (int r = 0; r < kCount; ++r) {
+    float* to = c + r * pitch;
+    V{V::load(to).v + sums[r][0]}.store(to);
+    V{V::load(to + kLanes).v + sums[r][1]}.store(to + kLanes);
+  }
+}
+
+// The gradient of a part of a weight. Channels and filters are filled up with zeros to whole blocks of the product.
+template <typename Form>
+class Gradient {
+ public:
+  explicit Gradient(const WinogradGradientTask& t)
+      : task(t),
+        rows(ceil_div(t.out_h, Form::kOut)),
+        columns(ceil_div(t.out_w, Form::kOut)),
+        depth(ceil_div(ceil_div(t.channel_part, kRows) * kRows, kLanes) * kLanes),
+        width(ceil_div(t.filter_part, kColumns) * kColumns),
+        memory(kProducts * kTiles * (depth + width) + kWinogradTaps * (2 * kSkew + depth * width)),
+        inputs(memory.data),
+        outputs(inputs + kProducts * kTiles * depth + kWinogradTaps * kSkew),
+        sums(outputs + kProducts * kTiles * width + kWinogradTaps * kSkew) {
+    std::memset(memory.data, 0, size_t(kProducts * kTiles * (depth + width) + 2 * kWinogradTaps * kSkew) * 4);
+  }
+
+  void run(int64_t item) {
+    const int64_t parts = ceil_div(task.filters, task.filter_part);
+    const int64_t channel = item / parts * task.channel_part, filter = item % parts * task.filter_part;
+    const int64_t channels = least(task.channel_part, task.channels - channel);
+    const int64_t filters = least(task.filter_part, task.filters - filter);
+    std::memset(sums, 0, size_t(kWinogradTaps * depth * width) * sizeof(float));
+    const int64_t all = task.n * rows * columns;
+    for (int64_t first = 0; first < all; first += kTiles) {
+      const int64_t count = least(kTiles, all - first);
+      arrange(count);
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t row = (first + k) / columns, n = row / rows, top = row % rows, left = (first + k) % columns;
+        read(n, top * Form::kInStep - task.padding, left * Form::kInStep - task.padding, channel, channels, k);
+        spread(n, top * Form::kOut, left * Form::kOut, filter, filters, k);
+      }
+      multiply(channels);
+    }
+    for (int64_t i = 0; i < channels; ++i) write(channel, i, filter, filters);
+  }
+
+ private:
+  static constexpr int kProducts = Form::kProducts * Form::kProducts;
+  static constexpr int64_t kTiles = 48;
+
+  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  // Lays out the matrices of a block: the products of one transformed tap follow each other.
+  void arrange(int64_t count) {
+    int64_t row = 0;
+    for (int tap = 0; tap < kWinogradTaps; ++tap) {
+      const int i = tap / 6, j = tap % 6, copies_j = j == 5 ? Form::kLastTap : 1;
+      const int copies = (i == 5 ? Form::kLastTap : 1) * copies_j;
+      first_row[tap] = row;
+      for (int copy = 0; copy < copies; ++copy) {
+        const int product = (i + copy / copies_j) * Form::kProducts + j + copy % copies_j;
+        input_of[product] = (row + copy * count) * depth + tap * kSkew;
+        output_of[product] = (row + copy * count) * width + tap * kSkew;
+      }
+      row += copies * count;
+    }
+    first_row[kWinogradTaps] = row;
+  }
+
+  // Applies `transform` to both axes of a square of vectors.
+  template <int kFrom, typename Transform>
+  static void apply(Values (*square)[kFrom], const int64_t* offsets, float* to, Transform transform) {
+    Values half[Form::kProducts * kFrom];
+    for (int j = 0; j < kFrom; ++j) transform(square[j], half + j, kFrom);
+    for (int i = 0; i < Form::kProducts; ++i) {
+      Values whole[Form::kProducts];
+      transform(half + i * kFrom, whole, 1);
+      for (int j = 0; j < Form::kProducts; ++j) V{whole[j]}.store(to + offsets[i * Form::kProducts + j]);
+    }
+  }
+
+  void read(int64_t n, int64_t top, int64_t left, int64_t channel, int64_t channels, int64_t row) {
+    const float* image = task.x + n * task.h * task.w * task.channels + channel;
+    for (int64_t first = 0; first < channels; first += kLanes) {
+      Values square[Form::kIn][Form::kIn];
+      load(image + first, channels - first, top, left, task.h, task.w, task.channels, square);
+      apply<Form::kIn>(square, input_of, inputs + row * depth + first, Form::transform_input);
+    }
+  }
+
+  void spread(int64_t n, int64_t top, int64_t left, int64_t filter, int64_t filters, int64_t row) {
+    const float* image = task.dy + n * task.out_h * task.out_w * task.filters + filter;
+    for (int64_t first = 0; first < filters; first += kLanes) {
+      Values square[Form::kOut][Form::kOut];
+      load(image + first, filters - first, top, left, task.out_h, task.out_w, task.filters, square);
+      apply<Form::kOut>(square, output_of, outputs + row * width + first, Form::spread_output);
+    }
+  }
+
+  // Reads a square by columns; what lies outside of the image is zero.
+  template <int kSide>
+  static void load(const float* image, int64_t lanes, int64_t top, int64_t left, int64_t h, int64_t w, int64_t pixel,
+                   Values (*square)[kSide]) {
+    for (int j = 0; j < kSide; ++j) {
+      for (int i = 0; i < kSide; ++i) {
+        const int64_t y = top + i, x = left + j;
+        const bool inside = y >= 0 && x >= 0 && y < h && x < w;
+        square[j][i] = inside ? load_part(image + (y * w + x) * pixel, lanes) : Values{};
+      }
+    }
+  }
+
+  void multiply(int64_t channels) {
+    for (int tap = 0; tap < kWinogradTaps; ++tap) {
+      const float* a = inputs + first_row[tap] * depth + tap * kSkew;
+      const float* b = outputs + first_row[tap] * width + tap * kSkew;
+      float* c = sums + tap * depth * width;
+      for (int64_t o = 0; o < width; o += kColumns) {
+        for (int64_t i = 0; i < channels; i += kRows) {
+          add_products<kRows>(a + i, depth, b + o, width, c + i * width + o, width,
+                              first_row[tap + 1] - first_row[tap]);
+        }
+      }
+    }
+  }
+
+  // Writes the kernels of one channel.
+  void write(int64_t channel, int64_t i, int64_t filter, int64_t filters) const {
+    for (int64_t first = 0; first < filters; first += kLanes) {
+      Values half[3 * 6], whole[9];
+      for (int j = 0; j < 6; ++j) {
+        Values column[6];
+        for (int k = 0; k < 6; ++k) column[k] = V::load(sums + ((k * 6 + j) * depth + i) * width + first).v;
+        gather_kernel(task.form, column, half + j, 6);
+      }
+      for (int k = 0; k < 3; ++k) gather_kernel(task.form, half + k * 6, whole + k * 3, 1);
+      float* to = task.dw + ((filter + first) * task.channels + channel + i) * 9;
+      for (int l = 0; l < kLanes && first + l < filters; ++l) {
+        for (int k = 0; k < 9; ++k) to[l * task.channels * 9 + k] = whole[k][l];
+      }
+    }
+  }
+
+  const WinogradGradientTask& task;
+  const int64_t rows, columns;  // of tiles
+  const int64_t depth, width;   // channels and filters of a part, filled up
+  const Scratch<float> memory;
+  float* const inputs;   // matrices of `depth` columns
+  float* const outputs;  // matrices of `width` columns
+  float* const sums;     // [36, depth, width]
+  int64_t first_row[kWinogradTaps + 1];
+  int64_t input_of[kProducts], output_of[kProducts];  // where the matrix of each product begins
+};
+
+template <typename Form>
+void compute_gradients(const WinogradGradientTask& task) {
+  Gradient<Form> gradient(task);
+  while (true) {
+    const int64_t item = __atomic_fetch_add(task.next, 1, __ATOMIC_RELAXED);
+    if (item >= task.items) return;
+    gradient.run(item);
+  }
+}
+
 }  // namespace
 
 // The range says how many threads there are; each takes items until none is left.
@@ -470,6 +693,12 @@ void winograd3x3(const WinogradTask& task, int64_t, int64_t) {
   if (task.form == WinogradForm::kPlain) return compute_blocks<Plain>(task);
   if (task.form == WinogradForm::kDown) return compute_blocks<Down>(task);
   compute_blocks<Up>(task);
+}
+
+void winograd3x3_gradient(const WinogradGradientTask& task, int64_t, int64_t) {
+  if (task.form == WinogradForm::kPlain) return compute_gradients<Plain>(task);
+  if (task.form == WinogradForm::kDown) return compute_gradients<Down>(task);
+  compute_gradients<Up>(task);
 }
 
 void winograd3x3_weight(const WinogradWeightTask& task, int64_t begin, int64_t end) {

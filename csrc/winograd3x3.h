@@ -74,6 +74,21 @@ struct WinogradTask {
   bool nontemporal;  // store past the caches: y is too large to be found there again
 };
 
+// The CPU kernel computes the gradient of a weight for the work items that no other thread has taken yet, each a part
+// of the channels and of the filters:
+//
+//   dW = G^T [sum over tiles of (B^T d B) * (A dY A^T)] G
+struct WinogradGradientTask {
+  WinogradForm form;
+  const float *x, *dy;
+  float* dw;  // dense, [O, I, 3, 3]
+  int64_t n, h, w, channels, out_h, out_w, filters;
+  int64_t padding;
+  int64_t channel_part, filter_part;  // of a work item
+  int64_t items;
+  int64_t* next;  // the first of them that is not taken
+};
+
 // Tiles of one kind: those of each sample are `rows` x `columns` and begin at tile (top, left). Thin ones hold a single
 // row or column of results.
 struct WinogradTiles {

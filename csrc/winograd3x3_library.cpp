@@ -46,9 +46,13 @@ WinogradWeightTask weight_task(const Tensor& weight, WinogradForm form, bool fli
   return task;
 }
 
-void set_images(WinogradTask& task, const Tensor& x, const Tensor& y) {
+// Sets the sizes of x and y, which a convolution's gradient has too.
+template <typename Task>
+void set_sizes(Task& task, const Tensor& x, const Tensor& y) {
   check_float("x", x, x.dim() == 4 && is_channels_last(x) && x.numel() > 0);
   check_float("y", y, y.dim() == 4 && is_channels_last(y) && y.numel() > 0 && y.size(0) == x.size(0));
+  STD_TORCH_CHECK(task.padding >= 0 && (task.form != WinogradForm::kUp || task.padding == 1),
+                  "winograd3x3: unexpected padding ", task.padding);
   task.n = x.size(0), task.channels = x.size(1), task.h = x.size(2), task.w = x.size(3);
   task.filters = y.size(1), task.out_h = y.size(2), task.out_w = y.size(3);
   const auto expected = [&](int64_t size) {
@@ -58,7 +62,6 @@ void set_images(WinogradTask& task, const Tensor& x, const Tensor& y) {
   STD_TORCH_CHECK(task.out_h == expected(task.h) && task.out_w == expected(task.w),
                   "winograd3x3: unexpected size of y");
   task.x = const_floats(x);
-  task.y = floats(y);
 }
 
 void set_border(WinogradTask& task, int64_t mode, int64_t padding, const std::optional<Tensor>& pad_map) {
@@ -129,10 +132,9 @@ void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, cons
                  double clamp, const Tensor& y) {
   WinogradTask task = {};
   task.form = form_of(form);
-  STD_TORCH_CHECK(padding >= 0 && (task.form != WinogradForm::kUp || padding == 1), "winograd3x3: unexpected padding ",
-                  padding);
   task.padding = padding;
-  set_images(task, x, y);
+  set_sizes(task, x, y);
+  task.y = floats(y);
   set_border(task, mode, padding, pad_map);
   set_weight(task, transformed, weight, flip);
   task.in_scale = factor("in_scale", in_scale, task.n, task.channels);
@@ -167,8 +169,33 @@ void winograd3x3_weight(const Tensor& weight, int64_t form, bool flip, const std
   parallel_for(kernels().winograd3x3_weight, task, winograd_panels(task.filters), 1);
 }
 
+void winograd3x3_gradient(const Tensor& x, const Tensor& dy, int64_t form, int64_t padding, const Tensor& dw) {
+  WinogradGradientTask task = {};
+  task.form = form_of(form);
+  task.padding = padding;
+  set_sizes(task, x, dy);
+  task.dy = const_floats(dy);
+  check_float("dw", dw,
+              dw.dim() == 4 && dw.is_contiguous() && dw.size(0) == task.filters && dw.size(1) == task.channels &&
+                  dw.size(2) == 3 && dw.size(3) == 3);
+  task.dw = floats(dw);
+  // Parts as large as the second cache holds, and at least one for each thread.
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  task.channel_part = 96, task.filter_part = 96;
+  const auto items = [&] {
+    return ceil_div(task.channels, task.channel_part) * ceil_div(task.filters, task.filter_part);
+  };
+  if (items() < 2 * threads) task.channel_part = 24, task.filter_part = 64;
+  if (items() < threads) task.channel_part = 12, task.filter_part = 32;
+  task.items = items();
+  int64_t next = 0;
+  task.next = &next;
+  parallel_for(kernels().winograd3x3_gradient, task, std::min(threads, task.items), 1);
+}
+
 }  // namespace
 
+BoxedOp* const winograd3x3_gradient_boxed = TORCH_BOX(&winograd3x3_gradient);
 BoxedOp* const winograd3x3_boxed = TORCH_BOX(&winograd3x3);
 BoxedOp* const winograd3x3_weight_boxed = TORCH_BOX(&winograd3x3_weight);
 

@@ -21,6 +21,7 @@ RECORDS = {
     "prologue2d": prologue2d.Call,
     "upfirdn2d": upfirdn2d.Call,
     "winograd3x3": convolution.Call,
+    "winograd3x3_gradient": convolution.GradientCall,
 }
 
 

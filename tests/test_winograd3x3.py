@@ -63,6 +63,16 @@ def convolve(x, weight, form=Form.PLAIN, **arguments):
     return winograd3x3.run(x, winograd3x3.prepare(weight, form), form, **arguments)
 
 
+def weight_gradient(x, dy, form, padding):
+    """The gradient of a weight [O, I, 3, 3] by torch in float64."""
+    weight = torch.zeros(dy.shape[1], x.shape[1], 3, 3, dtype=torch.float64, requires_grad=True)
+    if form == Form.UP:
+        y = F.conv_transpose2d(x.double(), weight.transpose(0, 1), stride=2)
+    else:
+        y = F.conv2d(x.double(), weight, stride=1 + (form == Form.DOWN), padding=padding)
+    return torch.autograd.grad(y, weight, dy.double())[0]
+
+
 def error(found, expected):
     return float((found.detach().double() - expected).norm() / expected.norm())
 
@@ -74,7 +84,7 @@ _CASES = """
     from posgan_fast import _native
     from posgan_fast.ops import winograd3x3
     from posgan_fast.ops.winograd3x3 import Form
-    from test_winograd3x3 import convolve, error, reference
+    from test_winograd3x3 import convolve, error, reference, weight_gradient
 
     assert _native.instruction_set() == sys.argv[1]
     random = torch.Generator().manual_seed(int(sys.argv[2]))
@@ -101,6 +111,9 @@ _CASES = """
         if form != Form.UP:  # a weight that each thread transforms for itself
             raw = winograd3x3.prepare(weight, form, tiles=1)
             assert raw.transformed is None and torch.equal(winograd3x3.run(x, raw, form, **arguments), y)
+        dy = draw(*y.shape)
+        gradient = winograd3x3.weight_gradient(x, dy, form, padding), weight_gradient(x, dy, form, padding)
+        assert error(*gradient) < 4e-6, (case, form, n, h, w, i, o)
         found = error(y, reference(x, weight, form, **arguments))
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert found < 4e-6, (case, found, form, n, h, w, i, o, arguments.keys())
@@ -212,6 +225,19 @@ def test_derivatives_of_the_op_agree_with_finite_differences(arguments):
 
 
 @pytest.mark.parametrize("arguments", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_derivatives_of_the_weights_gradient_agree_with_finite_differences(arguments):
+    x, weight = _operands(arguments, torch.float64)
+    stride, padding, transposed = (
+        arguments.get("stride", 1),
+        [arguments.get("padding", 0)] * 2,
+        "transposed" in arguments,
+    )
+    dy = torch.randn_like(convolution.convolve(x, weight, **arguments))
+    call = convolution.GradientCall(x, dy, stride, padding, transposed, 3, 3)
+    check_derivatives(lambda x, dy: convolution.GRADIENT(call._replace(x=x, dy=dy)), [x, dy])
+
+
+@pytest.mark.parametrize("arguments", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_derivatives_of_both_orders_agree_with_torchs(arguments, everywhere):
     """The gradient of a gradient penalty, in float32 by Winograd's algorithm and in float64 by torch."""
     results = []
@@ -221,7 +247,7 @@ def test_derivatives_of_both_orders_agree_with_torchs(arguments, everywhere):
         y = convolution.convolve(x, weight, **arguments)
         assert ("winograd3x3" in y.grad_fn.name()) == (dtype == torch.float32)
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        results.append([y, dx, *torch.autograd.grad(dx.square().sum(), (x, weight))])
+        results.append([y, dx, *torch.autograd.grad(dx.square().sum() + dx.sum() * y.sum(), (x, weight))])
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape and error(found, expected) < 5e-6
 
@@ -235,6 +261,13 @@ def test_the_op_passes_opcheck(arguments, everywhere):
         (x, weight, arguments.get("stride", 1), padding, "transposed" in arguments),
         atol=1e-4,
         rtol=1e-4,
+    )
+    dy = torch.randn_like(convolution.convolve(x, weight, **arguments)).requires_grad_()
+    torch.library.opcheck(
+        torch.ops.posgan_fast.winograd3x3_gradient.default,
+        (x, dy, arguments.get("stride", 1), padding, "transposed" in arguments, 3, 3),
+        atol=1e-3,
+        rtol=1e-3,
     )
 
 

@@ -202,6 +202,14 @@ def activated(
     return run(x, weight, form, alpha=alpha if act == "lrelu" else _SLOPES[act], **arguments)
 
 
+def weight_gradient(x: torch.Tensor, dy: torch.Tensor, form: Form, padding: int) -> torch.Tensor:
+    """Return the gradient [O, I, 3, 3] of a weight from the input of :func:`run` and the gradient of its result."""
+    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    dw = x.new_empty((dy.shape[1], x.shape[1], 3, 3))
+    torch.ops.posgan_fast_native.winograd3x3_gradient(x, dy, form, padding, dw)
+    return dw
+
+
 def _prepared(weight: torch.Tensor, form: Form, flip: bool, transform: bool, squares: bool) -> Weight:
     source = weight.detach().to(torch.float32)
     o, i = source.shape[:2]

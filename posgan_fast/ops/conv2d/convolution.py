@@ -130,8 +130,54 @@ def _input_gradient(call: Call, dy: torch.Tensor) -> torch.Tensor:
 
 
 def _weight_gradient(call: Call, dy: torch.Tensor) -> torch.Tensor:
-    x, y = (dy, call.x) if call.transposed else (call.x, dy)
-    return gradients.conv2d_weight(x, call.weight.shape, y, call.stride, tuple(call.padding))
+    gradient = GradientCall(call.x, dy, call.stride, call.padding, call.transposed, *call.weight.shape[2:])
+    if not is_plain(call.x, dy) or autocast.is_enabled(dy) or reason_against(call) is not None:
+        return _direct_gradient(gradient)
+    return GRADIENT(gradient)
+
+
+class GradientCall(NamedTuple):
+    """The arguments of the op that computes the gradient of a weight."""
+
+    x: torch.Tensor
+    dy: torch.Tensor
+    stride: int
+    padding: Sequence[int]
+    transposed: bool
+    kernel_height: int
+    kernel_width: int
+
+    @property
+    def convolution(self) -> Call:
+        """The convolution by the weight, whose values do not matter."""
+        sides = (self.x.shape[1], self.dy.shape[1]) if self.transposed else (self.dy.shape[1], self.x.shape[1])
+        weight = self.x.new_empty((*sides, self.kernel_height, self.kernel_width), device="meta")
+        return Call(self.x, weight, self.stride, self.padding, self.transposed)
+
+
+def _direct_gradient(call: GradientCall) -> torch.Tensor:
+    x, y = (call.dy, call.x) if call.transposed else (call.x, call.dy)
+    shape = call.convolution.weight.shape
+    return gradients.conv2d_weight(x, shape, y, call.stride, tuple(call.padding))
+
+
+def _compute_gradient(call: GradientCall) -> torch.Tensor:
+    form = _form(call.convolution)
+    if form is None or reason_against(call.convolution) is not None or call.dy.dtype != call.x.dtype:
+        return _direct_gradient(call).contiguous()
+    dw = winograd3x3.weight_gradient(call.x, call.dy, form, 1 if call.transposed else call.padding[0])
+    return dw.transpose(0, 1).contiguous() if call.transposed else dw
+
+
+def _gradient_backward(ctx, g, wanted):
+    call, _ = restore(ctx)
+    convolution = Call(call.x, g, call.stride, call.padding, call.transposed)
+    found = {}
+    if "x" in wanted:
+        found["x"] = _input_gradient(convolution, call.dy)
+    if "dy" in wanted:
+        found["dy"] = convolve(call.x, g, stride=call.stride, padding=call.padding, transposed=call.transposed)
+    return found
 
 
 OP = Op(
@@ -143,4 +189,15 @@ OP = Op(
     setup_context=lambda ctx, call, result: save(ctx, call, "x", "weight"),
     backward=_backward,
     samples=("x",),
+)
+
+GRADIENT = Op(
+    "winograd3x3_gradient(Tensor x, Tensor dy, int stride, SymInt[2] padding, bool transposed, int kernel_height,"
+    " int kernel_width) -> Tensor",
+    GradientCall,
+    fake=lambda call: call.x.new_empty(call.convolution.weight.shape),
+    kernel=_compute_gradient,
+    decomposition=lambda call: _direct_gradient(call).contiguous(),
+    setup_context=lambda ctx, call, result: save(ctx, call, "x", "dy"),
+    backward=_gradient_backward,
 )
