@@ -16,7 +16,7 @@ import torch
 from torch.utils import cpp_extension
 
 from benchmarks import __main__ as command
-from benchmarks import exercise, harness, inversion, networks, options, peers, registry, report, tune
+from benchmarks import convolutions, exercise, harness, inversion, networks, options, peers, registry, report, tune
 from posgan_fast import functional as PF
 
 OURS = "posgan_fast cpu"
@@ -354,6 +354,13 @@ def test_networks_run_and_write_what_they_measured(tmp_path):
     assert [row["what"] for row in rows] == ["generator"] * 2 + ["padding"] * 2 + ["discriminator"]
     assert set(rows[0]["medians"]) == set(rows[0]["ratios"]) == {"ours", "prepacked", "reference", "floor"}
     assert rows[0]["errors"]["ours"] < 1e-5 and rows[0]["errors"]["prepacked"] < 1e-5
+
+
+def test_convolutions_run_and_write_what_they_measured(tmp_path):
+    assert convolutions.main(["--quick", "--rounds", "2", "--out", str(tmp_path), "--name", "small"]) == 0
+    rows = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["plain", "up", "down"]
+    assert all(set(row["ratios"]) == {"unprepared", "torch"} and row["medians"]["sgemm"] > 0 for row in rows)
 
 
 def test_inversion_is_measured_small(tmp_path, capsys):

@@ -300,7 +300,7 @@ def test_padding_space_reaches_a_lower_error_than_the_latents_alone(generator, o
         assert [k for k, p in enumerate(found.pad_maps) if p is not None] == list(layers)
         torch.testing.assert_close(inversion.errors(codes.render(generator, found), target), history[-1])
         histories[layers] = history
-    assert torch.equal(histories[()][0], histories[0, 1, 3][0])
+    torch.testing.assert_close(histories[()][0], histories[0, 1, 3][0])  # they start from the same codes
     assert (histories[0, 1, 3][-1] < 0.8 * histories[()][-1]).all()
     assert (histories[()][-1] < histories[()][0]).all()
 
