@@ -241,10 +241,10 @@ inline void write_squares(const float (*taps)[kWinogradPanel], float* to, int64_
   }
 }
 
-// Transforms the channels [begin, end) of a panel, 36 matrices [., kWinogradPanel] that are `step` apart, or adds up
-// the squares alone if `to` is null.
+// Transforms the channels [begin, end) of a panel, 36 matrices [., kWinogradPanel] that are `step` apart. Writes
+// the sums of squares of a channel's kernels to squares + i * pitch, unless squares is null.
 inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, float* to,
-                            int64_t step) {
+                            int64_t step, float* squares, int64_t pitch) {
   const int64_t first = panel * kWinogradPanel, left = task.filters - first;
   const int64_t count = left < kWinogradPanel ? left : kWinogradPanel;
   for (int64_t i = begin; i < end; ++i) {
@@ -253,8 +253,8 @@ inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64
       const float* w = task.weight + (first + f) * task.stride_o + i * task.stride_i;
       for (int k = 0; k < 9; ++k) taps[k][f] = w[k / 3 * task.stride_h + k % 3 * task.stride_w];
     }
-    if (to != nullptr) transform_kernels(task.form, taps, to + (i - begin) * kWinogradPanel, step);
-    if (task.squares != nullptr) write_squares(taps, task.squares + i * task.filters + first, count);
+    transform_kernels(task.form, taps, to + (i - begin) * kWinogradPanel, step);
+    if (squares != nullptr) write_squares(taps, squares + i * pitch, count);
   }
 }
 
@@ -269,7 +269,9 @@ class Block {
         group(panels_at_once(t, panels)),
         width(group * kWinogradPanel),
         memory(kProducts * t.block * (depth + width) + 2 * kWinogradTaps * kSkew),
-        panel_memory(t.transformed != nullptr ? 0 : kWinogradTaps * t.channels * kWinogradPanel),
+        panel_memory(t.transformed != nullptr ? 0 : ((kWinogradTaps + 1) * t.channels + t.n) * kWinogradPanel),
+        squares(panel_memory.data + kWinogradTaps * t.channels * kWinogradPanel),
+        coefficients(squares + t.channels * kWinogradPanel),
         inputs(memory.data),
         products(memory.data + kProducts * t.block * depth + kWinogradTaps * kSkew) {}
 
@@ -389,7 +391,9 @@ class Block {
     int64_t held = panels, from = 0;  // the panels in memory, and the first of them
     if (transformed == nullptr) {
       held = 1, from = begin;
-      transform_panel(task.weight, begin, 0, task.channels, panel_memory.data, task.channels * kWinogradPanel);
+      transform_panel(task.weight, begin, 0, task.channels, panel_memory.data, task.channels * kWinogradPanel,
+                      task.demodulate ? squares : nullptr, kWinogradPanel);
+      if (task.demodulate) demodulate();
       transformed = panel_memory.data;
     }
     for (int tap = 0; tap < kWinogradTaps; ++tap) {
@@ -402,6 +406,20 @@ class Block {
           multiply_panel(a, b + offset, result + (panel - begin) * kWinogradPanel + offset, row_count);
         }
       }
+    }
+  }
+
+  // Computes the demodulation coefficients of the panel in memory, for every sample.
+  void demodulate() {
+    for (int64_t n = 0; n < task.n; ++n) {
+      const float* styles = of_sample(task.in_scale, n);
+      float* to = coefficients + n * kWinogradPanel;
+      for (int f = 0; f < kWinogradPanel; ++f) to[f] = 0;
+      for (int64_t i = 0; i < task.channels; ++i) {
+        const float square = styles == nullptr ? 1.0f : styles[i] * styles[i];
+        for (int f = 0; f < kWinogradPanel; ++f) to[f] += squares[i * kWinogradPanel + f] * square;
+      }
+      for (int f = 0; f < kWinogradPanel; ++f) to[f] = 1 / std::sqrt(to[f] + task.eps);
     }
   }
 
@@ -428,7 +446,9 @@ class Block {
     const int64_t o = task.filters;
     const int64_t out_rows = kWhole || task.out_h - top > Form::kOut ? Form::kOut : task.out_h - top;
     const int64_t out_columns = kWhole || task.out_w - left > Form::kOut ? Form::kOut : task.out_w - left;
-    const float *scale = of_sample(task.scale, n), *shift = of_sample(task.shift, n);
+    const float* scale = of_sample(task.scale, n);
+    if (task.demodulate) scale = coefficients + (n - begin) * kWinogradPanel;
+    const float* shift = of_sample(task.shift, n);
     const float* slopes = of_sample(task.slope, n);
     const int64_t pixel = top * task.out_w + left;
     const float* noise = task.noise == nullptr ? nullptr : task.noise + n * task.noise_stride_n + pixel;
@@ -474,7 +494,9 @@ class Block {
   const int64_t panels, group;  // all of them, and those whose products are in memory at once
   const int64_t width;          // filters of a group
   const Scratch<float> memory;
-  const Scratch<float> panel_memory;  // a transformed panel
+  const Scratch<float> panel_memory;  // a transformed panel, and what its demodulation needs
+  float* const squares;               // of the panel's kernels, [I, kWinogradPanel]
+  float* const coefficients;          // [N, kWinogradPanel]
   float* const inputs;                // matrices of `depth` columns
   float* const products;              // matrices of `width` columns
   int64_t begin = 0;                  // the first panel of the group
@@ -706,13 +728,10 @@ void winograd3x3_weight(const WinogradWeightTask& task, int64_t begin, int64_t e
   const int64_t panels = winograd_panels(task.filters), step = panels * task.channels * kWinogradPanel;
   const Scratch<float> collected(kWinogradTaps * kBatch * kWinogradPanel);
   for (int64_t panel = begin; panel < end; ++panel) {
-    if (task.transformed == nullptr) {
-      transform_panel(task, panel, 0, task.channels, nullptr, 0);
-      continue;
-    }
     for (int64_t first = 0; first < task.channels; first += kBatch) {
       const int64_t last = first + kBatch < task.channels ? first + kBatch : task.channels;
-      transform_panel(task, panel, first, last, collected.data, kBatch * kWinogradPanel);
+      float* squares = task.squares == nullptr ? nullptr : task.squares + panel * kWinogradPanel;
+      transform_panel(task, panel, first, last, collected.data, kBatch * kWinogradPanel, squares, task.filters);
       float* to = task.transformed + (panel * task.channels + first) * kWinogradPanel;
       for (int k = 0; k < kWinogradTaps; ++k) {
         store_row(to + k * step, collected.data + k * kBatch * kWinogradPanel, (last - first) * kWinogradPanel,

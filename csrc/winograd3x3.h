@@ -34,8 +34,8 @@ inline int64_t winograd_products(WinogradForm form) { return form == WinogradFor
 struct WinogradWeightTask {
   WinogradForm form;
   const float* weight;
-  float* transformed;  // or null, where only the squares are wanted
-  float* squares;      // the sum of squares of each kernel, [I, O], or null
+  float* transformed;
+  float* squares;  // the sum of squares of each kernel, [I, O], or null
   int64_t filters, channels;
   int64_t stride_o, stride_i, stride_h, stride_w;
   bool nontemporal;  // store past the caches
@@ -60,6 +60,8 @@ struct WinogradTask {
   const float *x, *pad_map;
   const float* transformed;   // or null: each thread transforms the panels that it needs
   WinogradWeightTask weight;  // what it then transforms
+  bool demodulate;            // then, in place of `scale`: 1 / sqrt(sum of (weight * in_scale)^2 + eps)
+  float eps;
   float* y;
   Factor in_scale, in_shift, scale, shift, slope;
   const float* noise;  // one number for each pixel, or null

@@ -113,7 +113,9 @@ void divide(WinogradTask& task, int64_t threads) {
 
 // The weight comes as it is, for a call of few tiles, or transformed.
 void set_weight(WinogradTask& task, const std::optional<Tensor>& transformed, const std::optional<Tensor>& weight,
-                bool flip) {
+                bool flip, double eps) {
+  task.demodulate = eps >= 0, task.eps = float(eps);
+  STD_TORCH_CHECK(!task.demodulate || weight, "winograd3x3: expected weight to demodulate by it");
   STD_TORCH_CHECK(transformed.has_value() != weight.has_value(), "winograd3x3: expected either transformed or weight");
   if (transformed) {
     check_transformed(*transformed, task.filters, task.channels);
@@ -125,18 +127,18 @@ void set_weight(WinogradTask& task, const std::optional<Tensor>& transformed, co
 }
 
 void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, const std::optional<Tensor>& weight,
-                 bool flip, int64_t form, int64_t mode, int64_t padding, const std::optional<Tensor>& pad_map,
-                 const std::optional<Tensor>& in_scale, const std::optional<Tensor>& in_shift,
-                 const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                 const std::optional<Tensor>& slope, const std::optional<Tensor>& noise, double alpha, double gain,
-                 double clamp, const Tensor& y) {
+                 bool flip, double eps, int64_t form, int64_t mode, int64_t padding,
+                 const std::optional<Tensor>& pad_map, const std::optional<Tensor>& in_scale,
+                 const std::optional<Tensor>& in_shift, const std::optional<Tensor>& scale,
+                 const std::optional<Tensor>& shift, const std::optional<Tensor>& slope,
+                 const std::optional<Tensor>& noise, double alpha, double gain, double clamp, const Tensor& y) {
   WinogradTask task = {};
   task.form = form_of(form);
   task.padding = padding;
   set_sizes(task, x, y);
   task.y = floats(y);
   set_border(task, mode, padding, pad_map);
-  set_weight(task, transformed, weight, flip);
+  set_weight(task, transformed, weight, flip, eps);
   task.in_scale = factor("in_scale", in_scale, task.n, task.channels);
   task.in_shift = factor("in_shift", in_shift, task.n, task.channels);
   task.scale = factor("scale", scale, task.n, task.filters);
@@ -154,14 +156,12 @@ void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, cons
   parallel_for(kernels().winograd3x3, task, std::min(threads, task.items), 1);
 }
 
-void winograd3x3_weight(const Tensor& weight, int64_t form, bool flip, const std::optional<Tensor>& transformed,
+void winograd3x3_weight(const Tensor& weight, int64_t form, bool flip, const Tensor& transformed,
                         const std::optional<Tensor>& squares) {
   WinogradWeightTask task = weight_task(weight, form_of(form), flip);
-  if (transformed) {
-    check_transformed(*transformed, task.filters, task.channels);
-    task.transformed = floats(*transformed);
-    task.nontemporal = prepare_result(task.transformed, nullptr, transformed->numel() * int64_t(sizeof(float)));
-  }
+  check_transformed(transformed, task.filters, task.channels);
+  task.transformed = floats(transformed);
+  task.nontemporal = prepare_result(task.transformed, nullptr, transformed.numel() * int64_t(sizeof(float)));
   if (squares) {
     check_float("squares", *squares, squares->is_contiguous() && squares->numel() == task.filters * task.channels);
     task.squares = floats(*squares);

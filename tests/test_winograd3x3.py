@@ -108,7 +108,7 @@ _CASES = """
         epilogue = dict(alpha=0.2, gain=1.4, clamp=[-1.0, 4.0 * i][pick(0, 1)]) if pick(0, 1) else {}
         arguments = dict(padding=padding, mode=mode) | factors | epilogue
         y = convolve(x, weight, form, **arguments)
-        if form != Form.UP:  # a weight that each thread transforms for itself
+        if form == Form.PLAIN:  # a weight that each thread transforms for itself
             raw = winograd3x3.prepare(weight, form, tiles=1)
             assert raw.transformed is None and torch.equal(winograd3x3.run(x, raw, form, **arguments), y)
         dy = draw(*y.shape)
@@ -336,6 +336,7 @@ def test_prepared_weights_give_the_same_bits_and_notice_changes(everywhere):
 
 REFUSED = {
     "transformed": dict(transformed=torch.zeros(36 * 16 * 32 - 1)),
+    "eps": dict(eps=1e-8),
     "two weights": dict(weight=torch.zeros(16, 16, 3, 3)),
     "no weight": dict(transformed=None),
     "filters": dict(transformed=None, weight=torch.zeros(8, 16, 3, 3)),
@@ -363,7 +364,7 @@ def test_the_native_op_refuses_what_does_not_fit(change):
     image = torch.zeros(1, 8, 8, 16).permute(0, 3, 1, 2)
     none = dict.fromkeys(("pad_map", "in_scale", "in_shift", "scale", "shift", "slope", "noise"))
     call = dict(x=image, transformed=torch.zeros(36 * 16 * 32), form=0, mode=0, padding=1)
-    call |= none | dict(alpha=1.0, gain=1.0, clamp=-1.0, y=image.clone(), weight=None, flip=False)
+    call |= none | dict(alpha=1.0, gain=1.0, clamp=-1.0, y=image.clone(), weight=None, flip=False, eps=-1.0)
     torch.ops.posgan_fast_native.winograd3x3(**call)
     with pytest.raises(RuntimeError, match="winograd3x3: "):
         torch.ops.posgan_fast_native.winograd3x3(**call | change)
@@ -371,6 +372,12 @@ def test_the_native_op_refuses_what_does_not_fit(change):
 
 def test_squares_come_out_of_the_same_pass():
     weight = torch.randn(40, 20, 3, 3)
-    for tiles in (None, 1):  # with the transform, and alone
-        squares = winograd3x3.prepare(weight, tiles=tiles, squares=True).squares
-        torch.testing.assert_close(squares, weight.square().sum((2, 3)).t())
+    torch.testing.assert_close(winograd3x3.prepare(weight).squares, weight.square().sum((2, 3)).t())
+
+
+def test_few_tiles_are_demodulated_by_the_kernel():
+    x, weight, styles = torch.randn(2, 20, 12, 12), torch.randn(40, 20, 3, 3), torch.rand(2, 20) + 0.5
+    dcoefs = ((weight.double() * styles.double()[:, None, :, None, None]).square().sum((2, 3, 4)) + 0.3).rsqrt()
+    raw = winograd3x3.prepare(weight, tiles=1)
+    found = winograd3x3.run(x, raw, in_scale=styles, eps=0.3)
+    assert error(found, reference(x, weight, Form.PLAIN, in_scale=styles, scale=dcoefs)) < 2e-6

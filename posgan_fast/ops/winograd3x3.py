@@ -113,17 +113,17 @@ def prepare(
     flip: bool = False,
     *,
     tiles: int | None = None,
-    squares: bool = False,
 ) -> Weight:
     """Transform a weight [O, I, 3, 3], its kernels reversed if ``flip``, and keep the result if ``nn.prepack`` says so.
 
     A weight that is not kept stays as it is for a call of few ``tiles``, which transforms it piece by piece.
     """
-    kept = weight_cache.packed(weight, ("winograd3x3", form, flip), lambda: _prepared(weight, form, flip, True, True))
+    kept = weight_cache.packed(weight, ("winograd3x3", form, flip), lambda: _prepared(weight, form, flip))
     if kept is not None:
         return kept
-    few = form != Form.UP and tiles is not None and tiles <= _FEW_TILES
-    return _prepared(weight, form, flip, not few, squares)
+    if form == Form.PLAIN and tiles is not None and tiles <= _FEW_TILES:
+        return Weight(weight.detach().to(torch.float32), flip, None, None)
+    return _prepared(weight, form, flip)
 
 
 def run(
@@ -140,6 +140,7 @@ def run(
     shift: torch.Tensor | None = None,
     slope: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
+    eps: float = -1.0,
     alpha: float = 1.0,
     gain: float = 1.0,
     clamp: float = -1.0,
@@ -155,6 +156,7 @@ def run(
         in_scale, in_shift: [I] or [N, I].
         scale, shift, slope: [O] or [N, O].
         noise: [N or 1, 1, H', W'].
+        eps: with a weight as it is, >= 0 demodulates: ``scale`` is then rsqrt(sum of (weight * in_scale)^2 + eps).
         alpha: the slope for all filters where there is no ``slope``.
         gain, clamp: of the activation; a negative clamp means none.
     """
@@ -167,6 +169,7 @@ def run(
         weight.transformed,
         weight.source if weight.transformed is None else None,
         weight.flip,
+        eps,
         form,
         mode,
         padding,
@@ -210,11 +213,9 @@ def weight_gradient(x: torch.Tensor, dy: torch.Tensor, form: Form, padding: int)
     return dw
 
 
-def _prepared(weight: torch.Tensor, form: Form, flip: bool, transform: bool, squares: bool) -> Weight:
+def _prepared(weight: torch.Tensor, form: Form, flip: bool) -> Weight:
     source = weight.detach().to(torch.float32)
     o, i = source.shape[:2]
-    transformed = source.new_empty(36 * -(-o // _PANEL) * i * _PANEL) if transform else None
-    sums = source.new_empty((i, o)) if squares else None
-    if transform or squares:
-        torch.ops.posgan_fast_native.winograd3x3_weight(source, form, flip, transformed, sums)
-    return Weight(source, flip, transformed, sums)
+    transformed, squares = source.new_empty(36 * -(-o // _PANEL) * i * _PANEL), source.new_empty((i, o))
+    torch.ops.posgan_fast_native.winograd3x3_weight(source, form, flip, transformed, squares)
+    return Weight(source, flip, transformed, squares)

@@ -34,12 +34,10 @@ def infer(call: Call) -> torch.Tensor:
     flip = call.flip_weight == (form == Form.UP)
     size = conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
     tiles = winograd3x3.tiles_of(call.x, form, size)
-    weight = winograd3x3.prepare(call.weight, form, flip, tiles=tiles, squares=call.demodulate)
-    dcoefs = (
-        None
-        if weight.squares is None or not call.demodulate
-        else coefs.from_squares(weight.squares, call.styles, call.eps)
-    )
+    weight = winograd3x3.prepare(call.weight, form, flip, tiles=tiles)
+    dcoefs = None
+    if call.demodulate and weight.squares is not None:
+        dcoefs = coefs.from_squares(weight.squares, call.styles, call.eps)
     if form == Form.UP:
         return _enlarge(call, weight, dcoefs)
     arguments: dict[str, Any] = dict(in_scale=call.styles, padding=call.padding)
@@ -47,6 +45,8 @@ def infer(call: Call) -> torch.Tensor:
     if form == Form.DOWN:
         x, _ = conv2d_resample.filtered(x, call.weight, call.styles, call.down, call.padding, call.f, "cpu")
         arguments = dict(padding=0)
+    if call.demodulate and dcoefs is None:  # the kernel has all that it takes
+        arguments.update(eps=call.eps)
     if call.pad_map is not None:
         arguments.update(mode=2, pad_map=call.pad_map.to(x.dtype))
     epilogue: dict[str, Any] = dict(scale=dcoefs, shift=call.bias, noise=call.noise)
