@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from posgan_fast import _native
 from posgan_fast.ops import winograd3x3
 from posgan_fast.ops.winograd3x3 import Form
 
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.convolutions", sys.argv[1:] if argv is None else argv, args.allocator)
+    library = _native.load(_native.CPU)
+    if not library.loaded:
+        parser.error(f"no kernels to measure: {library.reason}")
     with torch.inference_mode():
         rate = _sgemm_rate()
         rows = []
