@@ -89,7 +89,8 @@ class Conv2dContract:
             for layout in LAYOUTS:
                 for training in (False, True):
                     x = x.detach().contiguous(memory_format=layout).requires_grad_(training)
-                    y = run(layer, *backend.put([x, *rest]), backend=backend.name)
+                    weight = rest[0].contiguous(memory_format=LAYOUTS[n - 1])
+                    y = run(layer, *backend.put([x, weight, *rest[1:]]), backend=backend.name)
                     backend.assert_close(y, expected, "conv2d", dtype)
                     assert training or y.is_contiguous(memory_format=layout)
 

@@ -142,10 +142,11 @@ def reason_against(call: Call) -> str | None:
 
 
 def _run(call: Call) -> torch.Tensor:
-    tensors = [t for t in call if isinstance(t, torch.Tensor)]
-    if call.backend != "cpu" or is_recorded(call) or not is_plain(*tensors):
+    if is_recorded(call):
         return _backend.unlisted(lambda: _run_stages(call))
-    return _backend.unlisted(lambda: _infer(call))
+    infers = call.backend == "cpu" and is_plain(*(t for t in call if isinstance(t, torch.Tensor)))
+    y = _backend.unlisted(lambda: _infer(call) if infers else _run_stages(call))
+    return layout.in_format_of(y, call.x)
 
 
 def _run_stages(call: Call) -> torch.Tensor:
@@ -177,17 +178,16 @@ def _infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative on the CPU."""
     x = call.x
     if reason_against(call) is not None:
-        y = _convolved(call)
+        y = layout.in_format_of(_convolved(call), x)
         if call.bias is None and call.activation == Activation():
             return y
-        y = y if layout.is_dense(y) else y.contiguous()
         return epilogue2d.write_over(y, None, None, _as(call.bias, call), call.activation, "cpu")
     form = winograd3x3.Form.PLAIN if call.stride == 1 else winograd3x3.Form.DOWN
     scale = call.scale
     if isinstance(scale, float):
         scale = x.new_full((call.weight.shape[0],), scale)
     tiles = winograd3x3.tiles_of(x, form, convolution.out_size(call.inner))
-    y = winograd3x3.activated(
+    return winograd3x3.activated(
         x,
         winograd3x3.prepare(call.weight, form, tiles=tiles),
         form,
@@ -197,7 +197,6 @@ def _infer(call: Call) -> torch.Tensor:
         scale=None if scale is None else scale.to(x.dtype),
         shift=_as(call.bias, call),
     )
-    return layout.in_format_of(y, x)
 
 
 IMPLS = (
