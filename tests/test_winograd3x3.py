@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import oracle
 import pytest
+import setup_script
 import torch
 from contract import modulated_conv2d as layers
 from contract.common import check_derivatives
@@ -25,6 +27,9 @@ from posgan_fast.ops import winograd3x3
 from posgan_fast.ops.common import weight_cache
 from posgan_fast.ops.conv2d import convolution
 from posgan_fast.ops.winograd3x3 import Form
+
+sys.path.append(str(Path(__file__).parent / "native"))
+from build_harness import compiler
 
 ISAS = ("avx512", "avx2", "baseline")
 MODES = ("zeros", "reflect", "instance")
@@ -381,3 +386,14 @@ def test_few_tiles_are_demodulated_by_the_kernel():
     raw = winograd3x3.prepare(weight, tiles=1)
     found = winograd3x3.run(x, raw, in_scale=styles, eps=0.3)
     assert error(found, reference(x, weight, Form.PLAIN, in_scale=styles, scale=dcoefs)) < 2e-6
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_kernels_keep_to_their_memory(tmp_path):
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer, for the instruction set of this machine."""
+    source, program = Path(__file__).parent / "native/winograd_cases.cpp", tmp_path / "cases"
+    flags = setup_script.load().ISA_FLAGS[_native.instruction_set()]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run([compiler(), "-std=c++17", "-O1", "-g", *flags, *sanitizers, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "winograd3x3: passed" in done.stdout, done.stderr
