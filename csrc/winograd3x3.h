@@ -27,9 +27,6 @@ constexpr int kWinogradTaps = 36;   // transformed taps of a kernel, in every fo
 // The transformed weight is [36, panels, I, kWinogradPanel]; filters that fill up the last panel are zeros.
 inline int64_t winograd_panels(int64_t filters) { return (filters + kWinogradPanel - 1) / kWinogradPanel; }
 
-// The products of a tile.
-inline int64_t winograd_products(WinogradForm form) { return form == WinogradForm::kPlain ? 36 : 81; }
-
 // The CPU kernel transforms panels [begin, end) of a weight [O, I, 3, 3] of any strides.
 struct WinogradWeightTask {
   WinogradForm form;

@@ -1,4 +1,4 @@
-// The native ops winograd3x3 and winograd3x3_weight of the CPU library.
+// The native ops winograd3x3, winograd3x3_weight and winograd3x3_gradient of the CPU library.
 #include <limits>
 
 #include "library.hpp"
@@ -96,13 +96,13 @@ void set_noise(WinogradTask& task, const std::optional<Tensor>& noise) {
 // they stay in the second cache, but a pass over a larger weight has to serve more tiles. Where there are few tiles,
 // threads share the filters too.
 void divide(WinogradTask& task, int64_t threads) {
-  constexpr int64_t kRows = 12, kLeast = 8;
+  constexpr int64_t kRows = 12, kLeast = 8, kMost = 96;
   const int64_t weights = task.channels * task.filters, most = task.form == WinogradForm::kPlain ? 4 : 2;
   const int64_t wanted = kRows * (weights <= 128 * 128 ? 1 : weights <= 256 * 256 ? 2 : most);
   task.block = 1, task.splits = 1;
   const int64_t tiles = winograd_grid(task).blocks(0);
-  if (task.transformed == nullptr) {  // one block, so that every panel is transformed once
-    task.block = tiles;
+  if (task.transformed == nullptr) {  // every block transforms the panels anew: one block, unless memory forbids it
+    task.block = std::min(tiles, kMost);
     task.splits = std::min(threads, winograd_panels(task.filters));
     return;
   }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 ALGORITHMS = ("auto", "direct", "winograd")
 
 _algorithm = "auto"
@@ -37,6 +35,6 @@ def set_algorithm(name: str) -> str:
     return before
 
 
-def algorithm() -> Any:
+def algorithm() -> str:
     """Return the choice that is in force."""
     return _algorithm

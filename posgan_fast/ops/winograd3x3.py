@@ -35,7 +35,7 @@ _SLOPES = {"linear": 1.0, "relu": 0.0, "lrelu": 0.2}  # of the activations that 
 
 
 class Form(enum.IntEnum):
-    """What a convolution computes, in the order of csrc/winograd3x3.h."""
+    """The convolutions that the kernel computes, in the order of csrc/winograd3x3.h."""
 
     PLAIN = 0
     DOWN = 1  # every second row and column

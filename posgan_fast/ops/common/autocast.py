@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -11,6 +13,18 @@ def is_enabled(x: torch.Tensor) -> bool:
     """Tell whether autocast is on for the device of ``x``."""
     device = x.device.type  # no call that lists devices: torch 2.10 cannot compile one
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def run(call: Any, function: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    """Return ``function(call)``, under autocast with ``call.x`` in its dtype, unless that is float64. What the function
+    calls, factors in float32 above all, does not cast by itself."""
+    x = call.x
+    if not is_enabled(x):
+        return function(call)
+    if x.dtype != torch.float64:
+        call = call._replace(x=x.to(torch.get_autocast_dtype(x.device.type)))
+    with disabled(x):
+        return function(call)
 
 
 def disabled(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:

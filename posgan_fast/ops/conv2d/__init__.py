@@ -80,12 +80,7 @@ def conv2d(
         torch.Size([1, 32, 32, 32])
     """
     call = check(x, weight, bias, scale, stride, padding, padding_mode, (act, alpha, gain, clamp), backend)
-    if not autocast.is_enabled(x):
-        return _run(call)
-    if x.dtype != torch.float64:
-        call = call._replace(x=x.to(torch.get_autocast_dtype(x.device.type)))
-    with autocast.disabled(x):
-        return _run(call)
+    return autocast.run(call, _run)
 
 
 class Call(NamedTuple):

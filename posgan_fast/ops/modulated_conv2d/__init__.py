@@ -109,13 +109,7 @@ def modulated_conv2d(
         x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise, bias, act,
         alpha, gain, clamp, backend,  # type: ignore[arg-type]
     )  # fmt: skip
-    call = check(call)
-    if not autocast.is_enabled(x):
-        return _run(call)
-    if x.dtype != torch.float64:
-        call = call._replace(x=x.to(torch.get_autocast_dtype(x.device.type)))
-    with autocast.disabled(x):  # the coefficients are not for half precision
-        return _run(call)
+    return autocast.run(check(call), _run)
 
 
 def check(call: Call) -> Call:
