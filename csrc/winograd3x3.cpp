@@ -17,7 +17,8 @@ constexpr int kLanes = 4, kRows = 6;
 #endif
 constexpr int kColumns = 2 * kLanes;
 constexpr int64_t kPart = 128;  // products of a partial sum
-constexpr int64_t kSkew = 16;   // or the matrices of a block would meet in the same lines of the first cache
+constexpr int64_t kSkew = 16;   // between matrices, or they would meet in the same lines of the first cache
+constexpr int64_t kPartStep = kPart * kWinogradPanel + kSkew;  // from one matrix of a part of a panel to the next
 using V = Vec<float, kLanes>;
 using Values = V::Values;
 
@@ -125,10 +126,12 @@ struct Up {
   }
 };
 
-// Adds up the products of kCount rows of a [., depth] and kColumns columns of a panel [depth, kWinogradPanel]. Sums of
-// kPart products are added up in turn, which keeps the rounding error of many channels low.
+// Adds up the products of kCount rows of a [., depth] and kColumns columns of a panel [depth, kWinogradPanel], beyond
+// what c holds if `more`. Sums of kPart products are added up in turn, which keeps the rounding error of many channels
+// low.
 template <int kCount>
-inline void multiply_rows(const float* a, int64_t pitch_a, const float* panel, float* c, int64_t pitch, int64_t depth) {
+inline void multiply_rows(const float* a, int64_t pitch_a, const float* panel, float* c, int64_t pitch, int64_t depth,
+                          bool more) {
   for (int64_t begin = 0; begin < depth; begin += kPart) {
     const int64_t end = depth - begin < kPart ? depth : begin + kPart;
     Values sums[kCount][2] = {};
@@ -142,18 +145,19 @@ inline void multiply_rows(const float* a, int64_t pitch_a, const float* panel, f
     }
     for (int r = 0; r < kCount; ++r) {
       float* to = c + r * pitch;
-      V{begin == 0 ? sums[r][0] : V::load(to).v + sums[r][0]}.store(to);
-      V{begin == 0 ? sums[r][1] : V::load(to + kLanes).v + sums[r][1]}.store(to + kLanes);
+      const bool add = more || begin > 0;
+      V{add ? V::load(to).v + sums[r][0] : sums[r][0]}.store(to);
+      V{add ? V::load(to + kLanes).v + sums[r][1] : sums[r][1]}.store(to + kLanes);
     }
   }
 }
 
 template <int kCount>
 inline void multiply_last(const float* a, int64_t pitch_a, const float* panel, float* c, int64_t pitch, int64_t depth,
-                          int64_t count) {
+                          bool more, int64_t count) {
   if constexpr (kCount > 0) {
-    if (count == kCount) return multiply_rows<kCount>(a, pitch_a, panel, c, pitch, depth);
-    multiply_last<kCount - 1>(a, pitch_a, panel, c, pitch, depth, count);
+    if (count == kCount) return multiply_rows<kCount>(a, pitch_a, panel, c, pitch, depth, more);
+    multiply_last<kCount - 1>(a, pitch_a, panel, c, pitch, depth, more, count);
   }
 }
 
@@ -170,11 +174,12 @@ inline bool nontemporal_store(float* p, Values value) {
 #endif
 }
 
-inline Values load_part(const float* p, int64_t count) {
-  if (count >= kLanes) return V::load(p).v;
-  V part = V::broadcast(0);
-  std::memcpy(&part.v, p, size_t(count) * sizeof(float));
-  return part.v;
+template <typename T>
+inline Values load_part(const T* p, int64_t count) {
+  if (count >= kLanes) return load_to_acc<kLanes>(p).v;
+  T part[kLanes] = {};
+  std::memcpy(part, p, size_t(count) * sizeof(T));
+  return load_to_acc<kLanes>(part).v;
 }
 
 inline void store_part(float* p, Values value, int64_t count, bool nontemporal) {
@@ -183,6 +188,14 @@ inline void store_part(float* p, Values value, int64_t count, bool nontemporal) 
   } else if (!nontemporal || !nontemporal_store(p, value)) {
     V{value}.store(p);
   }
+}
+
+inline void store_part(BFloat16* p, Values value, int64_t count, bool) {
+  float wide[kLanes];
+  BFloat16 part[kLanes];
+  V{value}.store(wide);
+  for (int i = 0; i < kLanes; ++i) from_acc(part + i, wide[i]);
+  std::memcpy(p, part, size_t(count < kLanes ? count : kLanes) * sizeof(BFloat16));
 }
 
 inline const float* of_sample(const WinogradTask::Factor& factor, int64_t n) {
@@ -216,8 +229,11 @@ inline void transform_kernel(WinogradForm form, const Values* g, Values* o, int 
   }
 }
 
-// Transforms the kernels of one channel, taps [9][kWinogradPanel], into 36 vectors that are `step` apart.
-inline void transform_kernels(WinogradForm form, const float (*taps)[kWinogradPanel], float* to, int64_t step) {
+// The kernels of one channel of a panel.
+typedef float Kernels[9][kWinogradPanel];
+
+// Transforms kernels into 36 vectors that are `step` apart.
+inline void transform_kernels(WinogradForm form, const Kernels& taps, float* to, int64_t step) {
   for (int lane = 0; lane < kWinogradPanel; lane += kLanes) {
     Values half[6 * 3];
     for (int j = 0; j < 3; ++j) {
@@ -233,7 +249,7 @@ inline void transform_kernels(WinogradForm form, const float (*taps)[kWinogradPa
   }
 }
 
-inline void write_squares(const float (*taps)[kWinogradPanel], float* to, int64_t count) {
+inline void write_squares(const Kernels& taps, float* to, int64_t count) {
   for (int64_t f = 0; f < count; ++f) {
     float sum = 0;
     for (int k = 0; k < 9; ++k) sum += taps[k][f] * taps[k][f];
@@ -241,24 +257,75 @@ inline void write_squares(const float (*taps)[kWinogradPanel], float* to, int64_
   }
 }
 
-// Transforms the channels [begin, end) of a panel, 36 matrices [., kWinogradPanel] that are `step` apart. Writes
-// the sums of squares of a channel's kernels to squares + i * pitch, unless squares is null.
-inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, float* to,
-                            int64_t step, float* squares, int64_t pitch) {
-  const int64_t first = panel * kWinogradPanel, left = task.filters - first;
-  const int64_t count = left < kWinogradPanel ? left : kWinogradPanel;
-  for (int64_t i = begin; i < end; ++i) {
-    float taps[9][kWinogradPanel] = {};
-    for (int64_t f = 0; f < count; ++f) {
-      const float* w = task.weight + (first + f) * task.stride_o + i * task.stride_i;
-      for (int k = 0; k < 9; ++k) taps[k][f] = w[k / 3 * task.stride_h + k % 3 * task.stride_w];
+// Transposes a square. A loop over the steps would keep the rows in memory.
+template <int kStep = 1>
+inline void transpose(V* rows) {
+  if constexpr (kStep < kLanes) {
+    V next[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + kLanes / 2]);
+      next[2 * i + 1] = interleave<1>(rows[i], rows[i + kLanes / 2]);
     }
-    transform_kernels(task.form, taps, to + (i - begin) * kWinogradPanel, step);
-    if (squares != nullptr) write_squares(taps, squares + i * pitch, count);
+    transpose<2 * kStep>(next);
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
   }
 }
 
-template <typename Form>
+// Reads the kernels of kLanes channels and `count` filters, which lie one after the other in memory.
+inline void read_dense_kernels(const float* weight, int64_t stride_o, bool flip, int64_t count, Kernels* to) {
+  for (int64_t first = 0; first < kWinogradPanel; first += kLanes) {
+    for (int part = 0; part < 9; ++part) {
+      V rows[kLanes];
+      for (int f = 0; f < kLanes; ++f) {
+        const bool known = first + f < count;
+        rows[f] = known ? V::load(weight + (first + f) * stride_o + part * kLanes) : V::broadcast(0);
+      }
+      transpose(rows);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int tap = (part * kLanes + lane) % 9;
+        rows[lane].store(to[(part * kLanes + lane) / 9][flip ? 8 - tap : tap] + first);
+      }
+    }
+  }
+}
+
+// Reads the kernels of the channels [begin, end), at most kLanes, of a panel.
+inline void read_kernels(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, Kernels* to) {
+  const int64_t first = panel * kWinogradPanel, left = task.filters - first;
+  const int64_t count = left < kWinogradPanel ? left : kWinogradPanel;
+  const float* weight = task.weight + first * task.stride_o + begin * task.stride_i;
+  const bool flip = task.stride_w == -1;
+  const bool dense = task.stride_i == 9 && (flip ? task.stride_h == -3 : task.stride_h == 3 && task.stride_w == 1);
+  if (dense && end - begin == kLanes) {
+    return read_dense_kernels(flip ? weight - 8 : weight, task.stride_o, flip, count, to);
+  }
+  std::memset(to, 0, size_t(end - begin) * sizeof(Kernels));
+  for (int64_t i = 0; i < end - begin; ++i) {
+    for (int64_t f = 0; f < count; ++f) {
+      const float* w = weight + f * task.stride_o + i * task.stride_i;
+      for (int k = 0; k < 9; ++k) to[i][k][f] = w[k / 3 * task.stride_h + k % 3 * task.stride_w];
+    }
+  }
+}
+
+// Transforms the channels [begin, end) of a panel into 36 matrices [., kWinogradPanel] that are `step` apart. Writes
+// the sums of squares of a channel's kernels to squares + i * pitch, unless squares is null.
+inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, float* to,
+                            int64_t step, float* squares, int64_t pitch) {
+  const int64_t left = task.filters - panel * kWinogradPanel;
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int64_t last = first + kLanes < end ? first + kLanes : end;
+    Kernels kernels[kLanes];
+    read_kernels(task, panel, first, last, kernels);
+    for (int64_t i = first; i < last; ++i) {
+      transform_kernels(task.form, kernels[i - first], to + (i - begin) * kWinogradPanel, step);
+      if (squares == nullptr) continue;
+      write_squares(kernels[i - first], squares + i * pitch, left < kWinogradPanel ? left : kWinogradPanel);
+    }
+  }
+}
+
+template <typename Form, typename T>
 class Block {
  public:
   explicit Block(const WinogradTask& t)
@@ -266,86 +333,98 @@ class Block {
         grid(winograd_grid(t)),
         depth(ceil_div(t.channels, kLanes) * kLanes),
         panels(winograd_panels(t.filters)),
-        group(panels_at_once(t, panels)),
+        group(panels_at_once(t, grid.most_tiles(), panels)),
         width(group * kWinogradPanel),
-        memory(kProducts * t.block * (depth + width) + 2 * kWinogradTaps * kSkew),
-        panel_memory(t.transformed != nullptr ? 0 : ((kWinogradTaps + 1) * t.channels + t.n) * kWinogradPanel),
-        squares(panel_memory.data + kWinogradTaps * t.channels * kWinogradPanel),
+        memory(kProducts * grid.most_tiles() * (depth + width) + 2 * kWinogradTaps * kSkew),
+        panel_memory(t.transformed != nullptr ? 0 : kWinogradTaps * kPartStep + (t.channels + t.n) * kWinogradPanel),
+        squares(panel_memory.data + kWinogradTaps * kPartStep),
         coefficients(squares + t.channels * kWinogradPanel),
         inputs(memory.data),
-        products(memory.data + kProducts * t.block * depth + kWinogradTaps * kSkew) {}
+        products(memory.data + kProducts * grid.most_tiles() * depth + kWinogradTaps * kSkew) {}
 
   void run(int64_t item) {
-    const int64_t split = item / grid.blocks(), last = (split + 1) * panels / task.splits;
-    int64_t index = item % grid.blocks();
-    int kind = 0;
-    while (index >= grid.blocks(kind)) index -= grid.blocks(kind++);
-    const WinogradTiles& tiles = grid.kinds[kind];
-    const int64_t all = grid.n * tiles.rows * tiles.columns, first = index * task.block;
-    const int64_t end = first + task.block < all ? first + task.block : all;
-    arrange(tiles, end - first);
-    for (int64_t tile = first; tile < end; ++tile) read(place(tiles, tile), tile - first);
+    const int64_t split = item / task.blocks, last = (split + 1) * panels / task.splits;
+    block = item % task.blocks;
+    arrange();
+    for_each_tile([&](const Place& at) { read(at); });
     for (begin = split * panels / task.splits; begin < last; begin += group) {
       multiply(begin + group < last ? begin + group : last);
-      for (int64_t tile = first; tile < end; ++tile) write(place(tiles, tile), tile - first, last);
+      for_each_tile([&](const Place& at) { write(at, last); });
     }
   }
 
  private:
   static constexpr int kProducts = Form::kProducts * Form::kProducts;
 
+  // A tile, and the row that it has in the matrices of its kind.
   struct Place {
     int64_t n, row, column;
+    int kind;
+    int64_t index;
   };
 
-  static Place place(const WinogradTiles& tiles, int64_t tile) {
-    const int64_t row = tile / tiles.columns;
-    return {row / tiles.rows, tiles.top + row % tiles.rows, tiles.left + tile % tiles.columns};
+  template <typename Body>
+  void for_each_tile(const Body& body) const {
+    for (int kind = 0; kind < WinogradGrid::kKinds; ++kind) {
+      const WinogradTiles& tiles = grid.kinds[kind];
+      const int64_t first = grid.first_tile(kind, block), end = grid.first_tile(kind, block + 1);
+      for (int64_t tile = first; tile < end; ++tile) {
+        const int64_t row = tile / tiles.columns;
+        body({row / tiles.rows, tiles.top + row % tiles.rows, tiles.left + tile % tiles.columns, kind, tile - first});
+      }
+    }
   }
 
-  static int64_t panels_at_once(const WinogradTask& task, int64_t panels) {
+  static int64_t panels_at_once(const WinogradTask& task, int64_t tiles, int64_t panels) {
     if (task.transformed == nullptr) return 1;
     constexpr int64_t kCache = int64_t(1) << 19;  // so that products stay near the core
-    const int64_t fitting = kCache / (int64_t(sizeof(float)) * kProducts * task.block * kWinogradPanel);
+    const int64_t fitting = kCache / (int64_t(sizeof(float)) * kProducts * tiles * kWinogradPanel);
     return fitting < 1 ? 1 : fitting < panels ? fitting : panels;
   }
 
-  // Lays out the matrices of a block: the products of one transformed tap follow each other. A tile of a single row or
-  // column has the first product alone along that axis: its other inputs are zeros.
-  void arrange(const WinogradTiles& tiles, int64_t tile_count) {
-    height = tiles.thin_rows ? 1 : Form::kProducts;
-    length = tiles.thin_columns ? 1 : Form::kProducts;
-    count = tile_count;
+  // The products of a tile along its axes. One of a single row or column has the first product alone along that axis:
+  // its other inputs are zeros.
+  int height(int kind) const { return grid.kinds[kind].thin_rows ? 1 : Form::kProducts; }
+  int length(int kind) const { return grid.kinds[kind].thin_columns ? 1 : Form::kProducts; }
+
+  // Lays out the matrices of the block: the products of one transformed tap follow each other, in each of them the
+  // tiles of one kind.
+  void arrange() {
     int64_t row = 0;
     for (int tap = 0; tap < kWinogradTaps; ++tap) {
-      const int i = tap / 6, j = tap % 6, copies_j = j == 5 ? Form::kLastTap : 1;
-      const int copies = i < height && j < length ? (i == 5 ? Form::kLastTap : 1) * copies_j : 0;
+      const int copies_j = tap % 6 == 5 ? Form::kLastTap : 1, copies_i = tap / 6 == 5 ? Form::kLastTap : 1;
       first_row[tap] = row;
-      for (int copy = 0; copy < copies; ++copy) {
-        const int product = (i + copy / copies_j) * Form::kProducts + j + copy % copies_j;
-        input_of[product] = (row + copy * count) * depth + tap * kSkew;
-        product_of[product] = (row + copy * count) * width + tap * kSkew;
+      for (int copy = 0; copy < copies_i * copies_j; ++copy) {
+        const int i = tap / 6 + copy / copies_j, j = tap % 6 + copy % copies_j;
+        for (int kind = 0; kind < WinogradGrid::kKinds; ++kind) {
+          if (i >= height(kind) || j >= length(kind)) continue;
+          input_of[kind][i * Form::kProducts + j] = row * depth + tap * kSkew;
+          product_of[kind][i * Form::kProducts + j] = row * width + tap * kSkew;
+          row += grid.first_tile(kind, block + 1) - grid.first_tile(kind, block);
+        }
       }
-      row += copies * count;
     }
     first_row[kWinogradTaps] = row;
   }
 
-  void read(const Place& at, int64_t row) {
+  void read(const Place& at) {
     const int64_t top = at.row * Form::kInStep - task.padding, left = at.column * Form::kInStep - task.padding;
     const bool inside = top >= 0 && left >= 0 && top + Form::kIn <= task.h && left + Form::kIn <= task.w;
     if (inside) {
-      read_tile<true>(at.n, top, left, row);
+      read_tile<true>(at, top, left);
     } else {
-      read_tile<false>(at.n, top, left, row);
+      read_tile<false>(at, top, left);
     }
   }
 
   template <bool kInside>
-  void read_tile(int64_t n, int64_t top, int64_t left, int64_t row) {
+  void read_tile(const Place& tile, int64_t top, int64_t left) {
+    const int64_t n = tile.n;
+    const int rows = kInside ? Form::kProducts : height(tile.kind),
+              columns = kInside ? Form::kProducts : length(tile.kind);
     const float *scale = of_sample(task.in_scale, n), *shift = of_sample(task.in_shift, n);
-    const float* image = task.x + n * task.h * task.w * task.channels;
-    float* to = inputs + row * depth;
+    const T* image = static_cast<const T*>(task.x) + n * task.h * task.w * task.channels;
+    float* to = inputs + tile.index * depth;
     for (int64_t first = 0; first < task.channels; first += kLanes) {
       const int64_t lanes = task.channels - first;
       const Values factor = part_or(scale, first, lanes, 1), term = part_or(shift, first, lanes, 0);
@@ -366,11 +445,11 @@ class Block {
         }
         Form::transform_input(column, half + j, Form::kIn);
       }
-      for (int i = 0; i < (kInside ? Form::kProducts : height); ++i) {
+      for (int i = 0; i < rows; ++i) {
         Values whole[Form::kProducts];
         Form::transform_input(half + i * Form::kIn, whole, 1);
-        const int64_t* offsets = input_of + i * Form::kProducts;
-        for (int j = 0; j < (kInside ? Form::kProducts : length); ++j) V{whole[j]}.store(to + offsets[j] + first);
+        const int64_t* offsets = input_of[tile.kind] + i * Form::kProducts;
+        for (int j = 0; j < columns; ++j) V{whole[j]}.store(to + offsets[j] + first);
       }
     }
   }
@@ -387,25 +466,41 @@ class Block {
 
   // Multiplies by the panels [begin, end).
   void multiply(int64_t end) {
-    const float* transformed = task.transformed;
-    int64_t held = panels, from = 0;  // the panels in memory, and the first of them
-    if (transformed == nullptr) {
-      held = 1, from = begin;
-      transform_panel(task.weight, begin, 0, task.channels, panel_memory.data, task.channels * kWinogradPanel,
-                      task.demodulate ? squares : nullptr, kWinogradPanel);
-      if (task.demodulate) demodulate();
-      transformed = panel_memory.data;
-    }
+    if (task.transformed == nullptr) return multiply_as_it_is();
     for (int tap = 0; tap < kWinogradTaps; ++tap) {
-      const float* a = inputs + first_row[tap] * depth + tap * kSkew;
-      float* result = products + first_row[tap] * width + tap * kSkew;
-      const int64_t row_count = first_row[tap + 1] - first_row[tap];
-      for (int64_t panel = begin; row_count > 0 && panel < end; ++panel) {
-        const float* b = transformed + (tap * held + panel - from) * task.channels * kWinogradPanel;
-        for (int64_t offset = 0; offset < kWinogradPanel; offset += kColumns) {
-          multiply_panel(a, b + offset, result + (panel - begin) * kWinogradPanel + offset, row_count);
-        }
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const float* transformed = task.transformed + (tap * panels + panel) * task.channels * kWinogradPanel;
+        multiply_panel(tap, transformed, panel - begin, 0, task.channels);
       }
+    }
+  }
+
+  // Multiplies by the panel `begin` of a weight that is not transformed, in parts that stay in the second cache.
+  void multiply_as_it_is() {
+    for (int64_t first = 0; first < task.channels; first += kPart) {
+      const int64_t end = first + kPart < task.channels ? first + kPart : task.channels;
+      transform_panel(task.weight, begin, first, end, panel_memory.data, kPartStep, task.demodulate ? squares : nullptr,
+                      kWinogradPanel);
+      for (int tap = 0; tap < kWinogradTaps; ++tap) {
+        multiply_panel(tap, panel_memory.data + tap * kPartStep, 0, first, end - first);
+      }
+    }
+    if (task.demodulate) demodulate();
+  }
+
+  // Multiplies the channels from `first` on by a panel [channels, kWinogradPanel], the given one of the group.
+  void multiply_panel(int tap, const float* panel, int64_t index, int64_t first, int64_t channels) {
+    const float* a = inputs + first_row[tap] * depth + tap * kSkew + first;
+    float* c = products + first_row[tap] * width + tap * kSkew + index * kWinogradPanel;
+    const int64_t end = first_row[tap + 1] - first_row[tap];
+    for (int64_t column = 0; column < kWinogradPanel; column += kColumns) {
+      int64_t row = 0;
+      for (; row + kRows <= end; row += kRows) {
+        multiply_rows<kRows>(a + row * depth, depth, panel + column, c + row * width + column, width, channels,
+                             first > 0);
+      }
+      multiply_last<kRows - 1>(a + row * depth, depth, panel + column, c + row * width + column, width, channels,
+                               first > 0, end - row);
     }
   }
 
@@ -423,27 +518,20 @@ class Block {
     }
   }
 
-  void multiply_panel(const float* a, const float* b, float* c, int64_t row_count) const {
-    int64_t row = 0;
-    for (; row + kRows <= row_count; row += kRows) {
-      multiply_rows<kRows>(a + row * depth, depth, b, c + row * width, width, task.channels);
-    }
-    multiply_last<kRows - 1>(a + row * depth, depth, b, c + row * width, width, task.channels, row_count - row);
-  }
-
   // Writes the filters of the group, which ends before the panel `end`.
-  void write(const Place& at, int64_t row, int64_t end) {
+  void write(const Place& at, int64_t end) {
     const int64_t top = at.row * Form::kOut, left = at.column * Form::kOut;
     if (top + Form::kOut <= task.out_h && left + Form::kOut <= task.out_w) {
-      write_tile<true>(at.n, top, left, row, end);
+      write_tile<true>(at, top, left, end);
     } else {
-      write_tile<false>(at.n, top, left, row, end);
+      write_tile<false>(at, top, left, end);
     }
   }
 
   template <bool kWhole>
-  void write_tile(int64_t n, int64_t top, int64_t left, int64_t row, int64_t end) {
-    const int64_t o = task.filters;
+  void write_tile(const Place& tile, int64_t top, int64_t left, int64_t end) {
+    const int64_t o = task.filters, n = tile.n;
+    const int rows = height(tile.kind), columns = length(tile.kind);
     const int64_t out_rows = kWhole || task.out_h - top > Form::kOut ? Form::kOut : task.out_h - top;
     const int64_t out_columns = kWhole || task.out_w - left > Form::kOut ? Form::kOut : task.out_w - left;
     const float* scale = of_sample(task.scale, n);
@@ -452,8 +540,8 @@ class Block {
     const float* slopes = of_sample(task.slope, n);
     const int64_t pixel = top * task.out_w + left;
     const float* noise = task.noise == nullptr ? nullptr : task.noise + n * task.noise_stride_n + pixel;
-    float* image = task.y + (n * task.out_h * task.out_w + pixel) * o;
-    const float* from = products + row * width - begin * kWinogradPanel;
+    T* image = static_cast<T*>(task.y) + (n * task.out_h * task.out_w + pixel) * o;
+    const float* from = products + tile.index * width - begin * kWinogradPanel;
     const int64_t stop = (begin + group < end ? begin + group : end) * kWinogradPanel, last = stop < o ? stop : o;
     for (int64_t first = begin * kWinogradPanel; first < last; first += kLanes) {
       const int64_t lanes = o - first;
@@ -463,8 +551,8 @@ class Block {
       for (int j = 0; j < Form::kProducts; ++j) {
         Values column[Form::kProducts] = {};
         for (int i = 0; i < Form::kProducts; ++i) {
-          if (!kWhole && (i >= height || j >= length)) continue;
-          column[i] = V::load(from + product_of[i * Form::kProducts + j] + first).v;
+          if (!kWhole && (i >= rows || j >= columns)) continue;
+          column[i] = V::load(from + product_of[tile.kind][i * Form::kProducts + j] + first).v;
         }
         Form::transform_output(column, half + j, Form::kProducts);
       }
@@ -494,21 +582,21 @@ class Block {
   const int64_t panels, group;  // all of them, and those whose products are in memory at once
   const int64_t width;          // filters of a group
   const Scratch<float> memory;
-  const Scratch<float> panel_memory;  // a transformed panel, and what its demodulation needs
+  const Scratch<float> panel_memory;  // a part of a transformed panel, and what its demodulation needs
   float* const squares;               // of the panel's kernels, [I, kWinogradPanel]
   float* const coefficients;          // [N, kWinogradPanel]
   float* const inputs;                // matrices of `depth` columns
   float* const products;              // matrices of `width` columns
+  int64_t block = 0;                  // of tiles
   int64_t begin = 0;                  // the first panel of the group
-  int height = 0, length = 0;         // products of a tile along its axes
-  int64_t count = 0;                  // tiles of the block
   int64_t first_row[kWinogradTaps + 1];
-  int64_t input_of[kProducts], product_of[kProducts];  // where the matrix of each product begins
+  int64_t input_of[WinogradGrid::kKinds][kProducts];  // where the tiles of a kind begin in the matrix of each product
+  int64_t product_of[WinogradGrid::kKinds][kProducts];
 };
 
-template <typename Form>
+template <typename Form, typename T>
 void compute_blocks(const WinogradTask& task) {
-  Block<Form> block(task);
+  Block<Form, T> block(task);
   while (true) {
     const int64_t item = __atomic_fetch_add(task.next, 1, __ATOMIC_RELAXED);
     if (item >= task.items) return;
@@ -712,9 +800,13 @@ void compute_gradients(const WinogradGradientTask& task) {
 
 // The range says how many threads there are; each takes items until none is left.
 void winograd3x3(const WinogradTask& task, int64_t, int64_t) {
-  if (task.form == WinogradForm::kPlain) return compute_blocks<Plain>(task);
-  if (task.form == WinogradForm::kDown) return compute_blocks<Down>(task);
-  compute_blocks<Up>(task);
+  const auto compute = [&](auto form) {
+    if (task.dtype == Dtype::kBFloat16) return compute_blocks<decltype(form), BFloat16>(task);
+    compute_blocks<decltype(form), float>(task);
+  };
+  if (task.form == WinogradForm::kPlain) return compute(Plain());
+  if (task.form == WinogradForm::kDown) return compute(Down());
+  compute(Up());
 }
 
 void winograd3x3_gradient(const WinogradGradientTask& task, int64_t, int64_t) {
@@ -725,17 +817,17 @@ void winograd3x3_gradient(const WinogradGradientTask& task, int64_t, int64_t) {
 
 void winograd3x3_weight(const WinogradWeightTask& task, int64_t begin, int64_t end) {
   constexpr int64_t kBatch = 16;  // channels whose results are collected, so that they leave in whole pages
+  constexpr int64_t kStep = kBatch * kWinogradPanel + kSkew;
   const int64_t panels = winograd_panels(task.filters), step = panels * task.channels * kWinogradPanel;
-  const Scratch<float> collected(kWinogradTaps * kBatch * kWinogradPanel);
+  const Scratch<float> collected(kWinogradTaps * kStep);
   for (int64_t panel = begin; panel < end; ++panel) {
     for (int64_t first = 0; first < task.channels; first += kBatch) {
       const int64_t last = first + kBatch < task.channels ? first + kBatch : task.channels;
       float* squares = task.squares == nullptr ? nullptr : task.squares + panel * kWinogradPanel;
-      transform_panel(task, panel, first, last, collected.data, kBatch * kWinogradPanel, squares, task.filters);
+      transform_panel(task, panel, first, last, collected.data, kStep, squares, task.filters);
       float* to = task.transformed + (panel * task.channels + first) * kWinogradPanel;
       for (int k = 0; k < kWinogradTaps; ++k) {
-        store_row(to + k * step, collected.data + k * kBatch * kWinogradPanel, (last - first) * kWinogradPanel,
-                  task.nontemporal);
+        store_row(to + k * step, collected.data + k * kStep, (last - first) * kWinogradPanel, task.nontemporal);
       }
     }
   }

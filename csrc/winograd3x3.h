@@ -39,7 +39,8 @@ struct WinogradWeightTask {
 };
 
 // The CPU kernel computes the work items that no other thread has taken yet, each a block of tiles for a part of the
-// filters: blocks differ in size, and cores in speed. Both images have their channels innermost.
+// filters: blocks differ in size, and cores in speed. Both images have their channels innermost and are float or
+// BFloat16; everything else is float.
 //
 //   y = clamp(gain * prelu(conv(pad(in_scale * x + in_shift)) * scale + shift + noise, slope))
 //
@@ -54,19 +55,21 @@ struct WinogradTask {
   WinogradForm form;
   Border border;
   Ring ring;
-  const float *x, *pad_map;
+  Dtype dtype;  // of x and y
+  const void* x;
+  const float* pad_map;
   const float* transformed;   // or null: each thread transforms the panels that it needs
   WinogradWeightTask weight;  // what it then transforms
   bool demodulate;            // then, in place of `scale`: 1 / sqrt(sum of (weight * in_scale)^2 + eps)
   float eps;
-  float* y;
+  void* y;
   Factor in_scale, in_shift, scale, shift, slope;
   const float* noise;  // one number for each pixel, or null
   int64_t noise_stride_n;
   float alpha, gain, clamp;  // alpha: the slope where there is no vector of slopes
   int64_t n, h, w, channels, out_h, out_w, filters;
   int64_t padding;   // rows above and columns before the input
-  int64_t block;     // tiles
+  int64_t blocks;    // of tiles
   int64_t splits;    // of the filters; work items of one split follow each other
   int64_t items;     // work items
   int64_t* next;     // the first of them that is not taken
@@ -95,13 +98,23 @@ struct WinogradTiles {
   bool thin_rows, thin_columns;
 };
 
-// The tiles of a task. The last row and column of the form "up" are thin where they begin behind the last input.
+// The tiles of a task. The last row and column of the form "up" are thin where they begin behind the last input. Every
+// block has its part of the tiles of each kind.
 struct WinogradGrid {
-  int64_t n, block;
-  WinogradTiles kinds[4];
+  static constexpr int kKinds = 4;
 
-  int64_t blocks(int kind) const { return ceil_div(n * kinds[kind].rows * kinds[kind].columns, block); }
-  int64_t blocks() const { return blocks(0) + blocks(1) + blocks(2) + blocks(3); }
+  int64_t n, blocks;
+  WinogradTiles kinds[kKinds];
+
+  int64_t tiles(int kind) const { return n * kinds[kind].rows * kinds[kind].columns; }
+  int64_t first_tile(int kind, int64_t block) const { return block * tiles(kind) / blocks; }
+
+  // No block has more tiles than that.
+  int64_t most_tiles() const {
+    int64_t sum = 0;
+    for (int kind = 0; kind < kKinds; ++kind) sum += ceil_div(tiles(kind), blocks);
+    return sum;
+  }
 };
 
 inline WinogradGrid winograd_grid(const WinogradTask& task) {
@@ -110,7 +123,7 @@ inline WinogradGrid winograd_grid(const WinogradTask& task) {
   const bool thin_column = task.form == WinogradForm::kUp && task.w % 4 == 0;
   const int64_t rows = ceil_div(task.out_h, step) - thin_row, columns = ceil_div(task.out_w, step) - thin_column;
   return {task.n,
-          task.block,
+          task.blocks,
           {{0, 0, rows, columns, false, false},
            {rows, 0, thin_row, columns, true, false},
            {0, columns, rows, thin_column, false, true},

@@ -46,11 +46,16 @@ WinogradWeightTask weight_task(const Tensor& weight, WinogradForm form, bool fli
   return task;
 }
 
+void check_image(const char* name, const Tensor& t, Dtype dtype) {
+  const bool fits = t.dim() == 4 && is_channels_last(t) && t.numel() > 0;
+  STD_TORCH_CHECK(fits && dtype_of(t) == dtype, "winograd3x3: unexpected shape, strides or dtype of ", name);
+}
+
 // Sets the sizes of x and y, which a convolution's gradient has too.
 template <typename Task>
-void set_sizes(Task& task, const Tensor& x, const Tensor& y) {
-  check_float("x", x, x.dim() == 4 && is_channels_last(x) && x.numel() > 0);
-  check_float("y", y, y.dim() == 4 && is_channels_last(y) && y.numel() > 0 && y.size(0) == x.size(0));
+void set_sizes(Task& task, const Tensor& x, const Tensor& y, Dtype dtype) {
+  check_image("x", x, dtype);
+  check_image("y", y, dtype);
   STD_TORCH_CHECK(task.padding >= 0 && (task.form != WinogradForm::kUp || task.padding == 1),
                   "winograd3x3: unexpected padding ", task.padding);
   task.n = x.size(0), task.channels = x.size(1), task.h = x.size(2), task.w = x.size(3);
@@ -59,9 +64,8 @@ void set_sizes(Task& task, const Tensor& x, const Tensor& y) {
     if (task.form == WinogradForm::kUp) return 2 * size + 1;
     return (size + 2 * task.padding - 3) / (task.form == WinogradForm::kDown ? 2 : 1) + 1;
   };
-  STD_TORCH_CHECK(task.out_h == expected(task.h) && task.out_w == expected(task.w),
+  STD_TORCH_CHECK(task.out_h == expected(task.h) && task.out_w == expected(task.w) && y.size(0) == task.n,
                   "winograd3x3: unexpected size of y");
-  task.x = const_floats(x);
 }
 
 void set_border(WinogradTask& task, int64_t mode, int64_t padding, const std::optional<Tensor>& pad_map) {
@@ -99,16 +103,15 @@ void divide(WinogradTask& task, int64_t threads) {
   constexpr int64_t kRows = 12, kLeast = 8, kMost = 96;
   const int64_t weights = task.channels * task.filters, most = task.form == WinogradForm::kPlain ? 4 : 2;
   const int64_t wanted = kRows * (weights <= 128 * 128 ? 1 : weights <= 256 * 256 ? 2 : most);
-  task.block = 1, task.splits = 1;
-  const int64_t tiles = winograd_grid(task).blocks(0);
+  const int64_t tiles = winograd_grid(task).tiles(0), panels = winograd_panels(task.filters);
   if (task.transformed == nullptr) {  // every block transforms the panels anew: one block, unless memory forbids it
-    task.block = std::min(tiles, kMost);
-    task.splits = std::min(threads, winograd_panels(task.filters));
+    task.blocks = ceil_div(tiles, kMost);
+    task.splits = std::min(threads, panels);
     return;
   }
-  const int64_t blocks = ceil_div(tiles, wanted * threads) * threads;  // as many for each thread
-  task.block = std::max(ceil_div(tiles, blocks), std::min(tiles, kLeast));
-  task.splits = std::min(ceil_div(threads, ceil_div(tiles, task.block)), winograd_panels(task.filters));
+  task.blocks = ceil_div(tiles, wanted * threads) * threads;  // as many for each thread
+  task.blocks = std::min(task.blocks, ceil_div(tiles, kLeast));
+  task.splits = std::min(ceil_div(threads, task.blocks), panels);
 }
 
 // The weight comes as it is, for a call of few tiles, or transformed.
@@ -135,8 +138,9 @@ void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, cons
   WinogradTask task = {};
   task.form = form_of(form);
   task.padding = padding;
-  set_sizes(task, x, y);
-  task.y = floats(y);
+  task.dtype = dtype_of(x) == Dtype::kBFloat16 ? Dtype::kBFloat16 : Dtype::kFloat;
+  set_sizes(task, x, y, task.dtype);
+  task.x = x.const_data_ptr(), task.y = y.mutable_data_ptr();
   set_border(task, mode, padding, pad_map);
   set_weight(task, transformed, weight, flip, eps);
   task.in_scale = factor("in_scale", in_scale, task.n, task.channels);
@@ -149,8 +153,8 @@ void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, cons
   task.clamp = clamp < 0 ? std::numeric_limits<float>::infinity() : float(clamp);
   const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
   divide(task, threads);
-  task.items = task.splits * winograd_grid(task).blocks();
-  task.nontemporal = prepare_result(task.y, nullptr, y.numel() * int64_t(sizeof(float)));
+  task.items = task.splits * task.blocks;
+  task.nontemporal = prepare_result(task.y, nullptr, y.numel() * int64_t(y.element_size()));
   int64_t next = 0;
   task.next = &next;
   parallel_for(kernels().winograd3x3, task, std::min(threads, task.items), 1);
@@ -173,8 +177,8 @@ void winograd3x3_gradient(const Tensor& x, const Tensor& dy, int64_t form, int64
   WinogradGradientTask task = {};
   task.form = form_of(form);
   task.padding = padding;
-  set_sizes(task, x, dy);
-  task.dy = const_floats(dy);
+  set_sizes(task, x, dy, Dtype::kFloat);
+  task.x = const_floats(x), task.dy = const_floats(dy);
   check_float("dw", dw,
               dw.dim() == 4 && dw.is_contiguous() && dw.size(0) == task.filters && dw.size(1) == task.channels &&
                   dw.size(2) == 3 && dw.size(3) == 3);

@@ -1,4 +1,4 @@
-"""Convolution with a 3x3 kernel by Winograd's algorithm, on the CPU in float32.
+"""Convolution with a 3x3 kernel by Winograd's algorithm, on the CPU, computed in float32.
 
     clamp(gain * prelu(scale * conv(pad(in_scale * x + in_shift), weight) + shift + noise, slope))
 
@@ -14,6 +14,7 @@ Source: "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,16 +23,19 @@ import torch
 from .. import algorithm, backend
 from . import epilogue2d
 from .bias_act import passes
-from .common import autocast, weight_cache
+from .common import autocast, layout, weight_cache
 from .common.op import is_plain
 from .common.records import Activation
 
 _LEAST_CHANNELS = 16  # below, tiles are read and written with empty lanes
-_LEAST_TILES = 16  # below, reading the transformed weight takes longer than the products
-_LEAST_TILES_RESAMPLED = 48  # the same with a stride of 2, for a weight that has to be transformed first
-_FEW_TILES = 64  # up to here, every thread reads all tiles and transforms the filters that it computes
+_LEAST_TILES = 4  # below, reading the weight takes longer than the products
+_LEAST_PRODUCTS = 2**16  # tiles * channels * filters; below, a call takes longer than its products
+_FEW_TILES = (64, 16, 16)  # of each form; up to here, every thread reads all tiles and transforms its own filters
 _PANEL = 32  # filters; csrc/winograd3x3.h
 _SLOPES = {"linear": 1.0, "relu": 0.0, "lrelu": 0.2}  # of the activations that the kernel has; lrelu brings its own
+
+
+DTYPES = (torch.float32, torch.bfloat16)  # of the images
 
 
 class Form(enum.IntEnum):
@@ -51,13 +55,19 @@ class Weight(NamedTuple):
     squares: torch.Tensor | None  # sums of squares [I, O] of the kernels
 
 
-def reason_against(x: torch.Tensor, weight: torch.Tensor, form: Form, size: Sequence[int], kept: bool) -> str | None:
+def reason_against(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    form: Form,
+    size: Sequence[int],
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+) -> str | None:
     """Return why a direct convolution serves a call, or None if Winograd's does.
 
     Args:
         x, weight, form: the operands, ``weight`` [O, I, kh, kw] of any strides.
         size: height and width of the result.
-        kept: whether the transformed weight outlives the call.
+        dtypes: those that the caller serves, of :data:`DTYPES`.
     """
     choice = algorithm.algorithm()
     if choice == "direct":
@@ -65,22 +75,35 @@ def reason_against(x: torch.Tensor, weight: torch.Tensor, form: Form, size: Sequ
     o, i, *kernel = weight.shape
     if kernel != [3, 3]:
         return f"the kernel is {kernel[0]} x {kernel[1]}, not 3 x 3"
-    if x.dtype != torch.float32:
-        return f"x is {str(x.dtype).removeprefix('torch.')}, not float32"
+    if x.dtype not in dtypes:
+        return f"x is {_name(x.dtype)}, not {' or '.join(_name(dtype) for dtype in dtypes)}"
     if (unavailable := backend.cpu_can_run(x)) is not None:
         return str(unavailable)
     if x.numel() == 0 or min(size) < 1:
         return "there is nothing to compute"
     if choice == "winograd":
         return None
+    if x.dtype == torch.bfloat16 and _multiplies_bfloat16():
+        return "this processor has AMX, which multiplies bfloat16"
     if min(i, o) < _LEAST_CHANNELS:
         return f"fewer than {_LEAST_CHANNELS} channels"
     step, tiles = 8 if form == Form.UP else 4, tiles_of(x, form, size)
-    least = _LEAST_TILES if kept or form == Form.PLAIN else _LEAST_TILES_RESAMPLED
-    if tiles < least:
-        hint = " without nn.prepack" if least > _LEAST_TILES else ""
-        return f"fewer than {least} tiles of {step} x {step} results{hint}"
+    if tiles < _LEAST_TILES:
+        return f"fewer than {_LEAST_TILES} tiles of {step} x {step} results"
+    if tiles * i * o < _LEAST_PRODUCTS:
+        return f"{tiles} tiles of {step} x {step} results are few for {i} channels and {o} filters"
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Tell whether the processor has AMX, by which direct convolutions in bfloat16 are the fastest."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
+    return torch.cpu._is_amx_tile_supported() if capabilities is None else bool(capabilities().get("amx_bf16"))
 
 
 def tiles_of(x: torch.Tensor, form: Form, size: Sequence[int]) -> int:
@@ -94,8 +117,7 @@ def serves(x: torch.Tensor, weight: torch.Tensor, form: Form, padding: int) -> b
     on the CPU, for which Winograd's algorithm is the faster one."""
     if torch.is_grad_enabled() or not is_plain(x, weight) or autocast.is_enabled(x):
         return False
-    kept = weight_cache.keeps(weight)
-    return backend.uses_cpu_kernels(x) and reason_against(x, weight, form, out_size(x, form, padding), kept) is None
+    return backend.uses_cpu_kernels(x) and reason_against(x, weight, form, out_size(x, form, padding)) is None
 
 
 def out_size(x: torch.Tensor, form: Form, padding: int) -> tuple[int, int]:
@@ -121,7 +143,7 @@ def prepare(
     kept = weight_cache.packed(weight, ("winograd3x3", form, flip), lambda: _prepared(weight, form, flip))
     if kept is not None:
         return kept
-    if form == Form.PLAIN and tiles is not None and tiles <= _FEW_TILES:
+    if tiles is not None and tiles <= _FEW_TILES[form]:
         return Weight(weight.detach().to(torch.float32), flip, None, None)
     return _prepared(weight, form, flip)
 
@@ -148,7 +170,7 @@ def run(
     """Convolve ``x`` [N, I, H, W] to [N, O, H', W'] in channels_last.
 
     Args:
-        x: float32.
+        x: float32 or bfloat16.
         weight, form: from :func:`prepare`, which takes the same form.
         padding: pixels around ``x``; 1 around a map and with ``Form.UP``, whose result is [2 * H + 1, 2 * W + 1].
         mode: 0 for zeros, 1 for reflection, 2 for a map, which only the plain form takes.
@@ -163,7 +185,7 @@ def run(
     x = x.contiguous(memory_format=torch.channels_last)
     h, w = out_size(x, form, padding)
     y = x.new_empty((x.shape[0], h, w, weight.source.shape[0])).permute(0, 3, 1, 2)
-    factors = [None if t is None else t.contiguous() for t in (in_scale, in_shift, scale, shift, slope, noise)]
+    factors = [layout.contiguous_as(torch.float32, t) for t in (in_scale, in_shift, scale, shift, slope, noise)]
     torch.ops.posgan_fast_native.winograd3x3(
         x,
         weight.transformed,
@@ -173,7 +195,7 @@ def run(
         form,
         mode,
         padding,
-        pad_map,
+        None if pad_map is None else pad_map.to(torch.float32),
         *factors,
         alpha,
         gain,

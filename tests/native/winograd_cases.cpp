@@ -64,15 +64,15 @@ void run_case() {
   t.x = x.data(), t.y = y.data(), t.noise = noise.data();
   t.in_scale = {in_scale.data(), t.channels}, t.scale = {scale.data(), t.filters}, t.shift = {scale.data(), 0};
   t.alpha = 0.2f, t.gain = 1.0f, t.clamp = 9.0f;
-  t.block = pick(1, 20), t.splits = pick(1, int(winograd_panels(t.filters))), t.nontemporal = pick(0, 1) == 1;
+  t.blocks = 1;
+  t.blocks = pick(1, int(winograd_grid(t).tiles(0))), t.splits = pick(1, int(winograd_panels(t.filters))),
+  t.nontemporal = pick(0, 1) == 1;
   t.transformed = transformed.data();
-  if (t.form == WinogradForm::kPlain && pick(0, 1) == 1) {  // transforms the weight itself, in one block
+  if (pick(0, 1) == 1) {  // transforms the weight itself
     t.transformed = nullptr, t.weight = weights, t.demodulate = true, t.eps = 1e-8f;
-    t.block = 1;
-    t.block = winograd_grid(t).blocks();
   }
   int64_t next = 0;
-  t.items = t.splits * winograd_grid(t).blocks(), t.next = &next;
+  t.items = t.splits * t.blocks, t.next = &next;
   checked::winograd3x3(t, 0, 1);
   run_gradient(t, y.data());
 }

@@ -11,7 +11,7 @@ from torch.nn import grad as gradients
 
 from ... import backend as _backend
 from .. import winograd3x3
-from ..common import autocast, layout, onednn, weight_cache
+from ..common import autocast, layout, onednn
 from ..common.op import Op, is_plain, restore, save
 from ..winograd3x3 import Form
 
@@ -55,8 +55,7 @@ def reason_against(call: Call) -> str | None:
     if form is None:
         return "no stride of 1 or 2 that Winograd's algorithm serves"
     weight = call.weight.transpose(0, 1) if call.transposed else call.weight
-    kept = weight_cache.keeps(weight)  # views are not
-    return winograd3x3.reason_against(call.x, weight, form, out_size(call), kept)
+    return winograd3x3.reason_against(call.x, weight, form, out_size(call))
 
 
 def out_size(call: Call) -> tuple[int, int]:
