@@ -190,12 +190,16 @@ inline void store_part(float* p, Values value, int64_t count, bool nontemporal) 
   }
 }
 
+// Rounds as from_acc does, which compilers do not vectorise here.
 inline void store_part(BFloat16* p, Values value, int64_t count, bool) {
-  float wide[kLanes];
-  BFloat16 part[kLanes];
-  V{value}.store(wide);
-  for (int i = 0; i < kLanes; ++i) from_acc(part + i, wide[i]);
-  std::memcpy(p, part, size_t(count < kLanes ? count : kLanes) * sizeof(BFloat16));
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(Values))));
+  typedef uint16_t Part __attribute__((vector_size(sizeof(Values) / 2)));
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits quiet = Bits{} + 0x7fc0u;
+  const Part part = __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Part);
+  std::memcpy(p, &part, count < kLanes ? size_t(count) * sizeof(BFloat16) : sizeof part);
 }
 
 inline const float* of_sample(const WinogradTask::Factor& factor, int64_t n) {

@@ -99,15 +99,17 @@ def test_the_layer_is_torchs_with_an_activation(arguments, training):
 
 @needs_kernels
 def test_set_algorithm_chooses_and_explain_tells():
-    x, weight = torch.randn(1, 16, 32, 32), torch.randn(16, 16, 3, 3)
+    x, weight = torch.randn(4, 16, 32, 32), torch.randn(16, 16, 3, 3)
 
     def told(*call):
         return posgan_fast.explain(*call, padding=1).algorithm
 
     assert told("conv2d", x, weight) == "winograd"
-    assert "algorithm: winograd" in str(posgan_fast.explain("modulated_conv2d", x, weight, torch.ones(1, 16)))
+    assert "algorithm: winograd" in str(posgan_fast.explain("modulated_conv2d", x, weight, torch.ones(4, 16)))
     assert told("conv2d", x.double(), weight) == "direct, because x is float64, not float32"
-    assert told("conv2d", x[:, :, :4], weight) == "direct, because fewer than 16 tiles of 4 x 4 results"
+    assert told("conv2d", x[:1, :, :4, :12], weight) == "direct, because fewer than 4 tiles of 4 x 4 results"
+    few = "direct, because 32 tiles of 4 x 4 results are few for 16 channels and 16 filters"
+    assert told("conv2d", x[:, :, :4], weight) == few
     before = posgan_fast.set_algorithm("direct")
     try:
         assert before == "auto" and told("conv2d", x, weight) == "direct, because set_algorithm asks for it"
@@ -125,12 +127,3 @@ def test_set_algorithm_chooses_and_explain_tells():
 def test_set_algorithm_refuses_other_names(name, error):
     with pytest.raises(error, match=r"^name: expected one of \('auto', 'direct', 'winograd'\), got"):
         posgan_fast.set_algorithm(name)
-
-
-@needs_kernels
-def test_a_kept_weight_counts_for_explain():
-    layer, x = nn.Conv2d(32, 32, 3, stride=2, padding=1), torch.randn(1, 32, 32, 32)
-    ((choice, _),) = posgan_fast.explain(layer, x).counts
-    assert choice.algorithm == "direct, because fewer than 48 tiles of 4 x 4 results without nn.prepack"
-    ((choice, _),) = posgan_fast.explain(nn.prepack(layer), x).counts
-    assert choice.algorithm == "winograd"

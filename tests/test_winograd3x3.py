@@ -102,8 +102,10 @@ _CASES = """
         n, h, w, i, o = pick(1, 3), pick(3, 19), pick(3, 19), pick(1, 50), pick(1, 70)
         x, weight = draw(n, i, h, w), draw(o, i, 3, 3)
         x = x if pick(0, 1) else x.contiguous(memory_format=torch.channels_last)
-        strided = weight.contiguous(memory_format=torch.channels_last), weight.transpose(2, 3)
-        weight = [weight, *strided][pick(0, 2)]
+        strided = [weight.contiguous(memory_format=torch.channels_last), weight.transpose(2, 3)]
+        strided.append(weight.transpose(0, 1).contiguous().transpose(0, 1))
+        weight = [weight, *strided][pick(0, 3)]
+        flip = pick(0, 1) == 1
         sizes = dict(in_scale=i, scale=o, shift=o, slope=o) | (dict(in_shift=i) if mode < 2 else {})
         factors = {name: draw(*[(size,), (n, size)][pick(0, 1)]) for name, size in sizes.items() if pick(0, 1)}
         if pick(0, 1):
@@ -112,14 +114,18 @@ _CASES = """
             factors["pad_map"] = [draw(n, i, h + pick(2, 5), w + pick(2, 5)), draw(n, i, 2 * (h + w) + 4)][pick(0, 1)]
         epilogue = dict(alpha=0.2, gain=1.4, clamp=[-1.0, 4.0 * i][pick(0, 1)]) if pick(0, 1) else {}
         arguments = dict(padding=padding, mode=mode) | factors | epilogue
-        y = convolve(x, weight, form, **arguments)
-        if form == Form.PLAIN:  # a weight that each thread transforms for itself
-            raw = winograd3x3.prepare(weight, form, tiles=1)
-            assert raw.transformed is None and torch.equal(winograd3x3.run(x, raw, form, **arguments), y)
+        y = winograd3x3.run(x, winograd3x3.prepare(weight, form, flip), form, **arguments)
+        raw = winograd3x3.prepare(weight, form, flip, tiles=1)  # each thread transforms it for itself
+        assert raw.transformed is None and torch.equal(winograd3x3.run(x, raw, form, **arguments), y)
+        rounded = x.bfloat16()  # images in bfloat16 are computed as in float32, and rounded once
+        single = winograd3x3.run(rounded.float(), raw, form, **arguments)
+        wrong = (winograd3x3.run(rounded, raw, form, **arguments) - single).abs() - single.abs() / 256
+        assert wrong.max() < 1e-5 * single.abs().max(), (case, form, n, h, w, i, o, arguments.keys())
         dy = draw(*y.shape)
         gradient = winograd3x3.weight_gradient(x, dy, form, padding), weight_gradient(x, dy, form, padding)
         assert error(*gradient) < 4e-6, (case, form, n, h, w, i, o)
-        found = error(y, reference(x, weight, form, **arguments))
+        kernel = weight.flip((2, 3)) if flip else weight
+        found = error(y, reference(x, kernel, form, **arguments))
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert found < 4e-6, (case, found, form, n, h, w, i, o, arguments.keys())
 """
@@ -287,7 +293,7 @@ def test_transforms_take_the_direct_algorithm(everywhere):
 
 
 def test_calls_that_it_does_not_serve():
-    x, weight = torch.randn(1, 16, 32, 32), torch.randn(32, 16, 3, 3)
+    x, weight = torch.randn(1, 32, 32, 32), torch.randn(32, 32, 3, 3)
 
     def serves(x, weight):
         return winograd3x3.serves(x, weight, Form.PLAIN, 1)
@@ -296,8 +302,8 @@ def test_calls_that_it_does_not_serve():
     with torch.no_grad():
         assert serves(x, weight)
         assert not serves(x.double(), weight.double())
-        assert not serves(x, torch.randn(32, 16, 5, 5))
-        assert not serves(x, torch.randn(8, 16, 3, 3))
+        assert not serves(x, torch.randn(32, 32, 5, 5))
+        assert not serves(x, torch.randn(8, 32, 3, 3))
         assert not serves(x[:, :, :4], weight)
         assert not serves(x[:0], weight)
         with use_backend("reference"):
@@ -347,6 +353,8 @@ REFUSED = {
     "filters": dict(transformed=None, weight=torch.zeros(8, 16, 3, 3)),
     "kernel": dict(transformed=None, weight=torch.zeros(16, 16, 3, 2)),
     "x in NCHW": dict(x=torch.zeros(1, 16, 8, 8)),
+    "x in float16": dict(x=torch.zeros(1, 8, 8, 16, dtype=torch.float16).permute(0, 3, 1, 2)),
+    "y in float32": dict(x=torch.zeros(1, 8, 8, 16, dtype=torch.bfloat16).permute(0, 3, 1, 2)),
     "x in float64": dict(x=torch.zeros(1, 16, 8, 8, dtype=torch.float64)),
     "size": dict(y=torch.zeros(1, 7, 8, 16).permute(0, 3, 1, 2)),
     "no sample": dict(x=torch.zeros(0, 8, 8, 16).permute(0, 3, 1, 2), y=torch.zeros(0, 8, 8, 16).permute(0, 3, 1, 2)),
@@ -380,12 +388,29 @@ def test_squares_come_out_of_the_same_pass():
     torch.testing.assert_close(winograd3x3.prepare(weight).squares, weight.square().sum((2, 3)).t())
 
 
-def test_few_tiles_are_demodulated_by_the_kernel():
-    x, weight, styles = torch.randn(2, 20, 12, 12), torch.randn(40, 20, 3, 3), torch.rand(2, 20) + 0.5
+@pytest.mark.parametrize("form", Form)
+def test_few_tiles_are_demodulated_by_the_kernel(form):
+    x, weight, styles = torch.randn(2, 150, 12, 12), torch.randn(40, 150, 3, 3), torch.rand(2, 150) + 0.5
     dcoefs = ((weight.double() * styles.double()[:, None, :, None, None]).square().sum((2, 3, 4)) + 0.3).rsqrt()
-    raw = winograd3x3.prepare(weight, tiles=1)
-    found = winograd3x3.run(x, raw, in_scale=styles, eps=0.3)
-    assert error(found, reference(x, weight, Form.PLAIN, in_scale=styles, scale=dcoefs)) < 2e-6
+    raw = winograd3x3.prepare(weight, form, tiles=1)
+    found = winograd3x3.run(x, raw, form, in_scale=styles, eps=0.3)
+    assert error(found, reference(x, weight, form, in_scale=styles, scale=dcoefs)) < 2e-6
+
+
+@pytest.mark.parametrize(("has", "forms"), [("", 3), ("avx512_bf16", 1), ("amx_bf16", 0)])
+def test_bfloat16_takes_it_where_the_processor_is_slower_at_direct_convolutions(has, forms, monkeypatch):
+    monkeypatch.setattr(winograd3x3, "_processor_has", lambda capability: capability == has)
+    x, weight, styles = torch.randn(1, 64, 64, 64).bfloat16(), torch.randn(64, 64, 3, 3), torch.rand(1, 64)
+    f, chosen = PF.setup_filter([1, 3, 3, 1]), []
+    for arguments in (dict(), dict(up=2, resample_filter=f), dict(down=2, resample_filter=f)):
+        call = dict(padding=1, bias=torch.randn(64).bfloat16(), **arguments)
+        algorithm = posgan_fast.explain("modulated_conv2d", x, weight, styles, **call).algorithm
+        chosen.append(algorithm == "winograd")
+        assert chosen[-1] or "the processor multiplies bfloat16 by" in algorithm
+        y = PF.modulated_conv2d(x, weight, styles, **call)
+        expected = PF.modulated_conv2d(x.double(), weight.double(), styles.double(), **call)
+        assert y.dtype == torch.bfloat16 and error(y, expected) < 6e-3
+    assert sum(chosen) == forms
 
 
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler")

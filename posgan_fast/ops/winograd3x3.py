@@ -29,7 +29,7 @@ from .common.records import Activation
 
 _LEAST_CHANNELS = 16  # below, tiles are read and written with empty lanes
 _LEAST_TILES = 4  # below, reading the weight takes longer than the products
-_LEAST_PRODUCTS = 2**16  # tiles * channels * filters; below, a call takes longer than its products
+_LEAST_PRODUCTS = 2**15  # tiles * channels * filters; below, a call takes longer than its products
 _FEW_TILES = (64, 16, 16)  # of each form; up to here, every thread reads all tiles and transforms its own filters
 _PANEL = 32  # filters; csrc/winograd3x3.h
 _SLOPES = {"linear": 1.0, "relu": 0.0, "lrelu": 0.2}  # of the activations that the kernel has; lrelu brings its own
@@ -83,8 +83,10 @@ def reason_against(
         return "there is nothing to compute"
     if choice == "winograd":
         return None
-    if x.dtype == torch.bfloat16 and _multiplies_bfloat16():
-        return "this processor has AMX, which multiplies bfloat16"
+    if x.dtype == torch.bfloat16 and _processor_has("amx_bf16"):
+        return "the processor multiplies bfloat16 by AMX"
+    if x.dtype == torch.bfloat16 and form != Form.PLAIN and _processor_has("avx512_bf16"):  # saves half of the products
+        return "the processor multiplies bfloat16 by AVX512_BF16"
     if min(i, o) < _LEAST_CHANNELS:
         return f"fewer than {_LEAST_CHANNELS} channels"
     step, tiles = 8 if form == Form.UP else 4, tiles_of(x, form, size)
@@ -100,10 +102,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def _multiplies_bfloat16() -> bool:
-    """Tell whether the processor has AMX, by which direct convolutions in bfloat16 are the fastest."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
-    return torch.cpu._is_amx_tile_supported() if capabilities is None else bool(capabilities().get("amx_bf16"))
+def _processor_has(capability: str) -> bool:
+    """Tell whether the processor has "amx_bf16" or "avx512_bf16", by which the vendor multiplies bfloat16."""
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 has none
+        return bool(torch.cpu.get_capabilities().get(capability))
+    supported = dict(amx_bf16="_is_amx_tile_supported", avx512_bf16="_is_avx512_bf16_supported")
+    return getattr(torch.cpu, supported[capability])()
 
 
 def tiles_of(x: torch.Tensor, form: Form, size: Sequence[int]) -> int:

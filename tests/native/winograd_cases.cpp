@@ -28,7 +28,7 @@ std::vector<float> ones(int64_t size) { return std::vector<float>(size_t(size), 
 
 WinogradTask draw_sizes() {
   WinogradTask t = {};
-  t.form = WinogradForm(pick(0, 2));
+  t.form = WinogradForm(pick(0, 2)), t.dtype = Dtype::kFloat;
   t.n = pick(1, 2), t.h = pick(3, 14), t.w = pick(3, 14), t.channels = pick(1, 40), t.filters = pick(1, 70);
   t.padding = t.form == WinogradForm::kUp ? 1 : pick(0, 2);
   t.border = t.form != WinogradForm::kUp && pick(0, 1) == 1 ? Border::kReflect : Border::kZeros;
@@ -40,12 +40,12 @@ WinogradTask draw_sizes() {
   return t;
 }
 
-void run_gradient(const WinogradTask& t, const float* y) {
+void run_gradient(const WinogradTask& t, const float* x, const float* y) {
   auto dw = ones(t.filters * t.channels * 9);
   int64_t next = 0;
   const int64_t channel_part = pick(0, 1) == 1 ? 96 : 12, filter_part = pick(0, 1) == 1 ? 96 : 32;
   const int64_t items = ceil_div(t.channels, channel_part) * ceil_div(t.filters, filter_part);
-  const WinogradGradientTask task = {t.form,       t.x,         y,       dw.data(), t.n,       t.h,
+  const WinogradGradientTask task = {t.form,       x,           y,       dw.data(), t.n,       t.h,
                                      t.w,          t.channels,  t.out_h, t.out_w,   t.filters, t.padding,
                                      channel_part, filter_part, items,   &next};
   checked::winograd3x3_gradient(task, 0, 1);
@@ -74,7 +74,12 @@ void run_case() {
   int64_t next = 0;
   t.items = t.splits * t.blocks, t.next = &next;
   checked::winograd3x3(t, 0, 1);
-  run_gradient(t, y.data());
+  const std::vector<BFloat16> half_x(x.size());
+  std::vector<BFloat16> half_y(y.size());
+  WinogradTask half = t;
+  half.dtype = Dtype::kBFloat16, half.x = half_x.data(), half.y = half_y.data(), next = 0;
+  checked::winograd3x3(half, 0, 1);
+  run_gradient(t, x.data(), y.data());
 }
 
 }  // namespace
