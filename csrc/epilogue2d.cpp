@@ -3,7 +3,7 @@
 #include "epilogue2d.h"
 
 #include "cpu_math.h"
-#include "upfirdn2d_rows.h"
+#include "upfirdn2d_planes.h"
 
 namespace posgan_fast::PF_ISA {
 namespace {
@@ -168,7 +168,7 @@ template <typename T>
 void compute_items(const Epilogue2dTask& task, int64_t begin, int64_t end) {
   FusedEpilogue<T> epilogue(task);
   if (task.fir.fx == nullptr) return compute_segments<T>(task, begin, end, epilogue);
-  resample_rows<T>(task.fir, begin, end, epilogue);
+  resample<T>(task.fir, begin, end, epilogue);
 }
 
 }  // namespace

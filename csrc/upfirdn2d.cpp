@@ -1,5 +1,5 @@
 // upfirdn2d on the CPU, compiled once per instruction set (PF_ISA).
-#include "upfirdn2d_rows.h"
+#include "upfirdn2d_planes.h"
 
 namespace posgan_fast::PF_ISA {
 namespace {
@@ -32,7 +32,7 @@ class StoreEpilogue {
 template <typename T>
 void compute_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end) {
   StoreEpilogue<T> epilogue(task.nontemporal);
-  resample_rows<T>(task, begin, end, epilogue);
+  resample<T>(task, begin, end, epilogue);
 }
 
 }  // namespace

@@ -176,8 +176,7 @@ void resample_2d(const Upfirdn2dTask& task, int64_t begin, int64_t end, const Ro
   }
 }
 
-// Computes the output rows [begin, end) of a task. epilogue.target(out, sums) chooses where the sums of the row at out
-// are computed: there, or in the buffer `sums`. epilogue(row, OutputRow, n) then receives the n values of the row.
+// Computes the output rows [begin, end) of a task, whose epilogue is that of `resample`.
 template <typename T, typename Epilogue>
 void resample_rows(const Upfirdn2dTask& task, int64_t begin, int64_t end, Epilogue& epilogue) {
   using A = acc_t<T>;
