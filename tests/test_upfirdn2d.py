@@ -36,6 +36,22 @@ def test_long_rows(c, w, up, down, dtype):
             assert_close(PF.upfirdn2d(x, f, (1, up), (1, down), padding, flip), expected, "upfirdn2d", dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("h,w", [(3, 8), (20, 30), (140, 128)])
+@pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2)])
+def test_small_planes(h, w, up, down, dtype):
+    """Rows are filtered together where the padding keeps their proportion, in parts of a plane and beyond its ends."""
+    f = torch.tensor([1.0, -2.0, 3.0, 5.0]) / 8
+    x = torch.randn(1, 2, h, w, generator=torch.manual_seed(0)).to(dtype)
+    rest = 4 - down  # of the padding, so that the width is that of the factors
+    for before in (1, 2, 5, -2, w * up + 4):
+        for top, bottom in ((before, rest - before), (0, 3), (h * up + 6, 1), (3 - h * up, h * up)):
+            padding = (before, rest - before, top, bottom)
+            expected = oracle.upfirdn2d(x, f, (up, up), (down, down), padding, False, 1.0)
+            assert expected.shape[3] == w * up // down
+            assert_close(PF.upfirdn2d(x, f, up, down, padding), expected, "upfirdn2d", dtype)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("up,down", [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_equals_scipy_upfirdn(up, down, backend):
