@@ -28,12 +28,12 @@ import posgan_fast
 from posgan_fast import _native
 from posgan_fast import functional as PF
 
-from . import harness, network_calls, options, peers
+from . import exported, harness, network_calls, options, peers
 from .network_calls import in_dtype
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
 OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "nvlabs, compiled", "nvlabs", "floor", "zeros"
-PREPACKED = "prepacked"
+PREPACKED, OPENVINO = "prepacked", "openvino"
 NO_PEERS = (OURS, PREPACKED, FLOOR, ZEROS)
 Calls = dict[str, Callable[[], Any]]
 
@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
+    if args.openvino and (args.peer is None or torch.cuda.is_available()):
+        parser.error("--openvino: expected --peer, whose generator it runs, and a machine without a GPU")
     if args.peak:
         print(_peak(args.peak, args.size[0], args.batch[0], args.peer))
         return 0
@@ -110,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "--peer", type=Path, metavar="PATH", help="checkout of NVlabs stylegan2-ada-pytorch or stylegan3"
     )
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the peer")
+    parser.add_argument(
+        "--openvino", action="store_true", help="also OpenVINO running the peer's generator, exported, on the CPU"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     options.add_allocator(parser)
     options.add_output(parser)
@@ -146,8 +151,11 @@ def _generator(args, device, nvlabs) -> Iterator[Row]:
         packed = posgan_fast.nn.prepack(copy.deepcopy(g))
         for n in args.batch:
             ws = network_calls.latents(g, n, device)
+            compiled = exported.openvino(peer, ws) if args.openvino else {}
             for dtype in args.dtype:
                 calls = _generator_calls(args, dtype, g, packed, peer, ws)
+                if compiled:
+                    calls[OPENVINO] = compiled[dtype]
                 calls[FLOOR] = _floor(size, n, dtype, device)
                 yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
 
@@ -366,6 +374,7 @@ _COLOURS = {
     NVLABS: "#d1495b",
     REFERENCE: "#8d99ae",
     COMPILED: "#5c677d",
+    OPENVINO: "#4059ad",
     ZEROS: "#edae49",
     FLOOR: "#cccccc",
 }

@@ -16,7 +16,19 @@ import torch
 from torch.utils import cpp_extension
 
 from benchmarks import __main__ as command
-from benchmarks import convolutions, exercise, harness, inversion, networks, options, peers, registry, report, tune
+from benchmarks import (
+    convolutions,
+    exercise,
+    exported,
+    harness,
+    inversion,
+    networks,
+    options,
+    peers,
+    registry,
+    report,
+    tune,
+)
 from posgan_fast import functional as PF
 
 OURS = "posgan_fast cpu"
@@ -354,6 +366,15 @@ def test_networks_run_and_write_what_they_measured(tmp_path):
     assert [row["what"] for row in rows] == ["generator"] * 2 + ["padding"] * 2 + ["discriminator"]
     assert set(rows[0]["medians"]) == set(rows[0]["ratios"]) == {"ours", "prepacked", "reference", "floor"}
     assert rows[0]["errors"]["ours"] < 1e-5 and rows[0]["errors"]["prepacked"] < 1e-5
+
+
+def test_openvino_that_is_not_installed_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(SystemExit, match="^--openvino: .*; it needs openvino, onnx and onnxscript$"):
+        exported.openvino(torch.nn.Identity(), torch.zeros(1, 6, 512))
+    with pytest.raises(SystemExit):
+        networks.main(["--openvino"])
+    assert "--openvino: expected --peer" in capsys.readouterr().err
 
 
 def test_convolutions_run_and_write_what_they_measured(tmp_path):
