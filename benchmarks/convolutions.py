@@ -1,9 +1,9 @@
 """python -m benchmarks.convolutions: measure 3x3 convolutions of StyleGAN2's sizes against torch's on the CPU.
 
-"ours" is Winograd's algorithm on a weight that is prepared, "unprepared" the same with the weight transformed at each
-call, "torch" torch's convolution of channels_last tensors alone. The plain layer has styles, noise, bias and
-activation, torch's convolution has not. "sgemm" is the time that the products of ours would take at the rate of torch's
-matrix product of 2048 x 2048 numbers. In float32; times are medians of interleaved rounds.
+"ours" is Winograd's algorithm on a weight that is prepared, "unprepared" the same on a weight as it is, which layers
+transform at each call, "torch" torch's convolution of channels_last tensors alone. The plain layer has styles, noise,
+bias and activation, torch's convolution has not. "sgemm" is the time that the products of ours would take at the rate
+of torch's matrix product of 2048 x 2048 numbers. In float32; times are medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def _calls(form: Form, n: int, i: int, o: int, side: int) -> tuple[dict[str, Cal
     stride = 1 if form == Form.PLAIN else 2
     calls: dict[str, Callable[[], Any]] = {
         OURS: lambda: winograd3x3.run(x, prepared, form, **arguments),
-        UNPREPARED: lambda: winograd3x3.run(x, winograd3x3.prepare(weight, form), form, **arguments),
+        UNPREPARED: lambda: winograd3x3.run(
+            x, winograd3x3.prepare(weight, form, tiles=winograd3x3.tiles_of(x, form, (h, w))), form, **arguments
+        ),
         TORCH: lambda: vendor(x, kernel, stride=stride, padding=padding),
     }
     return calls, products

@@ -26,7 +26,7 @@ def openvino(peer: Any, ws: torch.Tensor) -> dict[str, Callable[[], torch.Tensor
 
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             path = Path(folder) / "synthesis.onnx"
-            torch.onnx.export(_Synthesis(peer), (ws,), str(path), dynamo=True, verbose=False)
+            torch.onnx.export(_Synthesis(peer).eval(), (ws,), str(path), dynamo=True, verbose=False)
             core = openvino.Core()
             core.set_property("CPU", dict(INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT="LATENCY"))
             model = core.read_model(path)

@@ -93,7 +93,7 @@ void row_pass_blur(const A* in, int64_t c, const A* taps, A* __restrict out, int
 // Four taps with upsampling by 2: each of the two phases has every second tap.
 template <typename A>
 void row_pass_up2(const Phase* columns, const A* taps, const A* __restrict row, A* __restrict out, int64_t n) {
-  const A *even = row + columns[0].first_in, *odd = row + (n > 1 ? columns[1].first_in : 0);
+  const A *even = row + columns[0].first_in, *odd = even + 1 - columns[0].first_tap;
   const A *g = taps + columns[0].first_tap, *h = taps + 1 - columns[0].first_tap;
   const int64_t pairs = n / 2;
   dispatch_vec_size<A>(pairs, [&](auto size) {
@@ -106,7 +106,9 @@ void row_pass_up2(const Phase* columns, const A* taps, const A* __restrict row, 
       interleave<1>(a, b).store(out + 2 * m + kSize);
     });
   });
-  if (n % 2) out[n - 1] = g[0] * even[pairs] + g[2] * even[pairs + 1];
+  // In the order of a vector, so that a result does not depend on its place.
+  using One = Vec<A, 1>;
+  if (n % 2) fma(g[2], One::load(even + pairs + 1), fma(g[0], One::load(even + pairs), One{})).store(out + n - 1);
 }
 
 // Four taps with downsampling by 2.
@@ -127,8 +129,10 @@ void row_pass_down2(const Phase* columns, const A* taps, const A* __restrict row
       sum.store(out + m);
     });
   });
-  const A* last = in + 2 * (n - 1);
-  out[n - 1] = taps[0] * last[0] + taps[1] * last[1] + taps[2] * last[2] + taps[3] * last[3];
+  using One = Vec<A, 1>;
+  One last = One::broadcast(0);  // summed in the order of a vector, so that a result does not depend on its place
+  for (int t = 0; t < 4; ++t) last = fma(taps[t], One::load(in + 2 * (n - 1) + t), last);
+  last.store(out + n - 1);
 }
 
 // Any factors and taps. Blocks of one phase have sums that fit registers, to which the taps are added one by one.

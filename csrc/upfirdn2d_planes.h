@@ -1,6 +1,6 @@
-// Resamples small planes in NCHW on the CPU, rows first: what one row costs beyond its values is more than the values
-// themselves, so that all rows of a plane are filtered as one, and then the columns whose windows leave the image are
-// computed anew. Everything has internal linkage, because every instruction set compiles its own copy.
+// Resamples planes in NCHW whose rows are not long on the CPU, rows first: what one row costs beyond its values is more
+// than the values themselves, so that all rows of a plane are filtered as one, and then the columns whose windows leave
+// the image are computed anew. Everything has internal linkage, because every instruction set compiles its own copy.
 #pragma once
 
 #include "upfirdn2d_rows.h"
@@ -8,20 +8,21 @@
 namespace posgan_fast {
 namespace {
 
-// Whether the rows of a plane follow each other before and after their filter, which has four taps.
+// Whether planes of 8 to 512 columns, 128 where they are enlarged, follow without gaps before and after their filter:
+// it has four taps, and the width changes by the factor.
 inline bool filters_planes(const Upfirdn2dTask& task) {
   const Upfirdn2dParams& p = task.params;
   if (p.channels_last || !p.separable || task.odd_rows != nullptr) return false;
   const bool factors = p.x.up * p.x.down <= 2 && p.y.up == p.x.up && p.y.down == p.x.down;
   const bool proportional = p.x.out * p.x.down == p.x.in * p.x.up && p.in_stride_h == p.x.in;
-  const int64_t longest = p.x.up == 1 ? 512 : 128;  // where rows one by one are as fast
+  const int64_t longest = p.x.up == 1 ? 512 : 128;  // beyond, single rows are as fast
   return factors && proportional && p.x.taps == 4 && p.x.in >= 8 && p.x.in <= longest;
 }
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value > most ? most : value; }
 
 // As many rows of sums as stay in the nearest cache.
-inline int64_t rows_together(const Axis& x) { return kCachedValues < x.out ? 1 : kCachedValues / x.out; }
+inline int64_t rows_together(const Axis& x) { return kCachedValues / x.out; }
 
 // A part of a plane: output rows [oy, oy + count), and the input rows [first, end) that they ask for.
 struct PlanePart {
@@ -50,12 +51,13 @@ void filter_edge(const Upfirdn2dTask& task, int64_t o, const T* in, int64_t rows
   const Phase& phase = task.column_phases[o];
   const int64_t begin = phase.first_in < 0 ? -phase.first_in : 0, left = axis.in - phase.first_in;
   const int64_t count = (phase.taps < left ? phase.taps : left) - begin;  // of taps that meet a pixel
+  out += o;
+  if (count <= 0) return sum_column<0, T>(axis, nullptr, nullptr, rows, out);
   const T* taps = static_cast<const T*>(task.fx) + phase.first_tap + begin * axis.up;
-  in += phase.first_in + begin, out += o;
-  if (count == 3) return sum_column<3>(axis, in, taps, rows, out);
-  if (count == 2) return sum_column<2>(axis, in, taps, rows, out);
+  in += phase.first_in + begin;
   if (count == 1) return sum_column<1>(axis, in, taps, rows, out);
-  sum_column<0>(axis, in, taps, rows, out);
+  if (count == 2) return sum_column<2>(axis, in, taps, rows, out);
+  sum_column<3>(axis, in, taps, rows, out);
 }
 
 // Filters `rows` rows along x.
@@ -101,7 +103,8 @@ void sum_plane_rows(const Upfirdn2dTask& task, const PlanePart& part, OutputRow<
   }
 }
 
-// Computes the output rows [begin, end) of a task that filters_planes, in parts that stay in the second cache.
+// Computes the output rows [begin, end) of a task for which filters_planes holds, in parts that stay in the second
+// cache.
 template <typename T, typename Epilogue>
 void resample_planes(const Upfirdn2dTask& task, int64_t begin, int64_t end, Epilogue& epilogue) {
   const Upfirdn2dParams& p = task.params;

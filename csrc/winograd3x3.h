@@ -60,7 +60,8 @@ struct WinogradTask {
   const float* pad_map;
   const float* transformed;   // or null: each thread transforms the panels that it needs
   WinogradWeightTask weight;  // what it then transforms
-  bool demodulate;            // then, in place of `scale`: 1 / sqrt(sum of (weight * in_scale)^2 + eps)
+  const float* squares;       // of a transformed weight, if the kernel demodulates
+  bool demodulate;            // in place of `scale`: 1 / sqrt(sum of (weight * in_scale)^2 + eps)
   float eps;
   void* y;
   Factor in_scale, in_shift, scale, shift, slope;
@@ -73,7 +74,7 @@ struct WinogradTask {
   int64_t splits;    // of the filters; work items of one split follow each other
   int64_t items;     // work items
   int64_t* next;     // the first of them that is not taken
-  bool nontemporal;  // store past the caches: y is too large to be found there again
+  bool nontemporal;  // store float past the caches: y is too large to be found there again
 };
 
 // The CPU kernel computes the gradient of a weight for the work items that no other thread has taken yet, each a part

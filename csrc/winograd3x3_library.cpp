@@ -51,11 +51,11 @@ void check_image(const char* name, const Tensor& t, Dtype dtype) {
   STD_TORCH_CHECK(fits && dtype_of(t) == dtype, "winograd3x3: unexpected shape, strides or dtype of ", name);
 }
 
-// Sets the sizes of x and y, which a convolution's gradient has too.
+// Sets the sizes of x and of y or its gradient, which has the given name.
 template <typename Task>
-void set_sizes(Task& task, const Tensor& x, const Tensor& y, Dtype dtype) {
+void set_sizes(Task& task, const Tensor& x, const char* name, const Tensor& y, Dtype dtype) {
   check_image("x", x, dtype);
-  check_image("y", y, dtype);
+  check_image(name, y, dtype);
   STD_TORCH_CHECK(task.padding >= 0 && (task.form != WinogradForm::kUp || task.padding == 1),
                   "winograd3x3: unexpected padding ", task.padding);
   task.n = x.size(0), task.channels = x.size(1), task.h = x.size(2), task.w = x.size(3);
@@ -65,7 +65,7 @@ void set_sizes(Task& task, const Tensor& x, const Tensor& y, Dtype dtype) {
     return (size + 2 * task.padding - 3) / (task.form == WinogradForm::kDown ? 2 : 1) + 1;
   };
   STD_TORCH_CHECK(task.out_h == expected(task.h) && task.out_w == expected(task.w) && y.size(0) == task.n,
-                  "winograd3x3: unexpected size of y");
+                  "winograd3x3: unexpected size of ", name);
 }
 
 void set_border(WinogradTask& task, int64_t mode, int64_t padding, const std::optional<Tensor>& pad_map) {
@@ -73,6 +73,8 @@ void set_border(WinogradTask& task, int64_t mode, int64_t padding, const std::op
   task.border = Border(mode);
   STD_TORCH_CHECK((task.border == Border::kInstance) == pad_map.has_value(),
                   "winograd3x3: expected pad_map in mode 2, and there alone");
+  STD_TORCH_CHECK(task.border == Border::kZeros || task.form != WinogradForm::kUp,
+                  "winograd3x3: expected mode 0 of form 2, got ", mode);
   STD_TORCH_CHECK(task.border != Border::kReflect || (padding < task.h && padding < task.w),
                   "winograd3x3: expected less padding than pixels to reflect");
   if (!pad_map) return;
@@ -114,24 +116,32 @@ void divide(WinogradTask& task, int64_t threads) {
   task.splits = std::min(ceil_div(threads, task.blocks), panels);
 }
 
-// The weight comes as it is, for a call of few tiles, or transformed.
-void set_weight(WinogradTask& task, const std::optional<Tensor>& transformed, const std::optional<Tensor>& weight,
-                bool flip, double eps) {
+void check_squares(const Tensor& t, int64_t filters, int64_t channels) {
+  check_float("squares", t, t.is_contiguous() && t.numel() == filters * channels);
+}
+
+// The weight comes as it is, for a call of few tiles, or transformed, with the squares of its kernels to demodulate.
+void set_weight(WinogradTask& task, const std::optional<Tensor>& transformed, const std::optional<Tensor>& squares,
+                const std::optional<Tensor>& weight, bool flip, double eps) {
   task.demodulate = eps >= 0, task.eps = float(eps);
-  STD_TORCH_CHECK(!task.demodulate || weight, "winograd3x3: expected weight to demodulate by it");
+  STD_TORCH_CHECK(!task.demodulate || weight || squares, "winograd3x3: expected squares to demodulate by them");
   STD_TORCH_CHECK(transformed.has_value() != weight.has_value(), "winograd3x3: expected either transformed or weight");
   if (transformed) {
     check_transformed(*transformed, task.filters, task.channels);
     task.transformed = const_floats(*transformed);
+    if (squares) {
+      check_squares(*squares, task.filters, task.channels);
+      task.squares = const_floats(*squares);
+    }
   } else {
     task.weight = weight_task(*weight, task.form, flip);
     check_float("weight", *weight, task.weight.filters == task.filters && task.weight.channels == task.channels);
   }
 }
 
-void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, const std::optional<Tensor>& weight,
-                 bool flip, double eps, int64_t form, int64_t mode, int64_t padding,
-                 const std::optional<Tensor>& pad_map, const std::optional<Tensor>& in_scale,
+void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, const std::optional<Tensor>& squares,
+                 const std::optional<Tensor>& weight, bool flip, double eps, int64_t form, int64_t mode,
+                 int64_t padding, const std::optional<Tensor>& pad_map, const std::optional<Tensor>& in_scale,
                  const std::optional<Tensor>& in_shift, const std::optional<Tensor>& scale,
                  const std::optional<Tensor>& shift, const std::optional<Tensor>& slope,
                  const std::optional<Tensor>& noise, double alpha, double gain, double clamp, const Tensor& y) {
@@ -139,10 +149,10 @@ void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, cons
   task.form = form_of(form);
   task.padding = padding;
   task.dtype = dtype_of(x) == Dtype::kBFloat16 ? Dtype::kBFloat16 : Dtype::kFloat;
-  set_sizes(task, x, y, task.dtype);
+  set_sizes(task, x, "y", y, task.dtype);
   task.x = x.const_data_ptr(), task.y = y.mutable_data_ptr();
   set_border(task, mode, padding, pad_map);
-  set_weight(task, transformed, weight, flip, eps);
+  set_weight(task, transformed, squares, weight, flip, eps);
   task.in_scale = factor("in_scale", in_scale, task.n, task.channels);
   task.in_shift = factor("in_shift", in_shift, task.n, task.channels);
   task.scale = factor("scale", scale, task.n, task.filters);
@@ -154,7 +164,7 @@ void winograd3x3(const Tensor& x, const std::optional<Tensor>& transformed, cons
   const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
   divide(task, threads);
   task.items = task.splits * task.blocks;
-  task.nontemporal = prepare_result(task.y, nullptr, y.numel() * int64_t(y.element_size()));
+  task.nontemporal = prepare_result(task.y, nullptr, y.numel() * itemsize(task.dtype));
   int64_t next = 0;
   task.next = &next;
   parallel_for(kernels().winograd3x3, task, std::min(threads, task.items), 1);
@@ -167,7 +177,7 @@ void winograd3x3_weight(const Tensor& weight, int64_t form, bool flip, const Ten
   task.transformed = floats(transformed);
   task.nontemporal = prepare_result(task.transformed, nullptr, transformed.numel() * int64_t(sizeof(float)));
   if (squares) {
-    check_float("squares", *squares, squares->is_contiguous() && squares->numel() == task.filters * task.channels);
+    check_squares(*squares, task.filters, task.channels);
     task.squares = floats(*squares);
   }
   parallel_for(kernels().winograd3x3_weight, task, winograd_panels(task.filters), 1);
@@ -177,7 +187,7 @@ void winograd3x3_gradient(const Tensor& x, const Tensor& dy, int64_t form, int64
   WinogradGradientTask task = {};
   task.form = form_of(form);
   task.padding = padding;
-  set_sizes(task, x, dy, Dtype::kFloat);
+  set_sizes(task, x, "dy", dy, Dtype::kFloat);
   task.x = const_floats(x), task.dy = const_floats(dy);
   check_float("dw", dw,
               dw.dim() == 4 && dw.is_contiguous() && dw.size(0) == task.filters && dw.size(1) == task.channels &&

@@ -37,9 +37,9 @@ _SCHEMAS = (
     "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
     " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
     " float gain, float clamp) -> ()",
-    "winograd3x3(Tensor x, Tensor? transformed, Tensor? weight, bool flip, float eps, int form, int mode, int padding,"
-    " Tensor? pad_map, Tensor? in_scale, Tensor? in_shift, Tensor? scale, Tensor? shift, Tensor? slope, Tensor? noise,"
-    " float alpha, float gain, float clamp, Tensor(a!) y) -> ()",
+    "winograd3x3(Tensor x, Tensor? transformed, Tensor? squares, Tensor? weight, bool flip, float eps, int form,"
+    " int mode, int padding, Tensor? pad_map, Tensor? in_scale, Tensor? in_shift, Tensor? scale, Tensor? shift,"
+    " Tensor? slope, Tensor? noise, float alpha, float gain, float clamp, Tensor(a!) y) -> ()",
     "winograd3x3_gradient(Tensor x, Tensor dy, int form, int padding, Tensor(a!) dw) -> ()",
     "winograd3x3_weight(Tensor weight, int form, bool flip, Tensor(a!) transformed, Tensor(b!)? squares) -> ()",
 )

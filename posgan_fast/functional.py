@@ -26,7 +26,7 @@ from .ops import prologue2d as _prologue2d
 from .ops import upfirdn2d as _upfirdn2d
 from .ops.bias_act import bias_act, bias_act_
 from .ops.cartesian_grid2d import cartesian_grid2d
-from .ops.common import checks, weight_cache
+from .ops.common import checks
 from .ops.common.ring import map_from_ring, ring_from_map
 from .ops.conv2d import conv2d
 from .ops.epilogue2d import epilogue2d
@@ -95,16 +95,8 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     if chosen.backend != "cpu" or target not in _CONVOLUTIONS:
         return chosen
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
-        function(**tree_map_only(torch.Tensor, lambda t: _fake(mode, t), bound))
+        function(**tree_map_only(torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), bound))
     return asked[0]
-
-
-def _fake(mode: FakeTensorMode, t: torch.Tensor) -> torch.Tensor:
-    """Return a tensor without values that counts as kept by ``nn.prepack`` if ``t`` does."""
-    fake = mode.from_tensor(t, static_shapes=True)
-    if weight_cache.keeps(t):
-        weight_cache.keep(fake)
-    return fake
 
 
 def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_backend.Choice]:
@@ -114,7 +106,7 @@ def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if any(is_lazy(t) for t in tensors):
         raise ValueError("target: expected parameters with a shape, got a lazy module that has not run yet")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
-        fakes = {id(t): _fake(mode, t) for t in tensors}
+        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors}
         copied = copy.deepcopy(module, fakes)  # the memo makes deepcopy use the fakes as its copies
         fake_args, fake_kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
         try:

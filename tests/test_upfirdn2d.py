@@ -44,12 +44,28 @@ def test_small_planes(h, w, up, down, dtype):
     f = torch.tensor([1.0, -2.0, 3.0, 5.0]) / 8
     x = torch.randn(1, 2, h, w, generator=torch.manual_seed(0)).to(dtype)
     rest = 4 - down  # of the padding, so that the width is that of the factors
-    for before in (1, 2, 5, -2, w * up + 4):
+    for before in (1, 2, 5, -2, w * up, w * up + 4):
         for top, bottom in ((before, rest - before), (0, 3), (h * up + 6, 1), (3 - h * up, h * up)):
             padding = (before, rest - before, top, bottom)
             expected = oracle.upfirdn2d(x, f, (up, up), (down, down), padding, False, 1.0)
             assert expected.shape[3] == w * up // down
             assert_close(PF.upfirdn2d(x, f, up, down, padding), expected, "upfirdn2d", dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "arguments", [dict(padding=(2, 1)), dict(up=2, padding=(2, 1)), dict(down=2, padding=1)], ids=str
+)
+def test_bits_depend_on_neither_threads_nor_other_samples(arguments, layout):
+    x, f = torch.randn(3, 16, 30, 34).contiguous(memory_format=layout), PF.setup_filter([1, 3, 3, 1])
+    together, threads = PF.upfirdn2d(x, f, **arguments), torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(PF.upfirdn2d(x, f, **arguments), together)
+            assert torch.equal(PF.upfirdn2d(x[1:2], f, **arguments), together[1:2])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -99,7 +99,10 @@ _CASES = """
         form, mode = Form(pick(0, 2)), pick(0, 2)
         mode = 0 if form == Form.UP else mode
         padding = 1 if form == Form.UP or mode == 2 else pick(0, 2)
-        n, h, w, i, o = pick(1, 3), pick(3, 19), pick(3, 19), pick(1, 50), pick(1, 70)
+        n, h, w, i, o = pick(1, 3), pick(1, 19), pick(1, 19), pick(1, 50), pick(1, 70)
+        i += 128 * (case % 10 == 0)  # partial sums
+        padding = max(padding, int(min(h, w) < 3))
+        mode = 0 if mode == 1 and min(h, w) <= padding else mode
         x, weight = draw(n, i, h, w), draw(o, i, 3, 3)
         x = x if pick(0, 1) else x.contiguous(memory_format=torch.channels_last)
         strided = [weight.contiguous(memory_format=torch.channels_last), weight.transpose(2, 3)]
@@ -123,7 +126,7 @@ _CASES = """
         assert wrong.max() < 1e-5 * single.abs().max(), (case, form, n, h, w, i, o, arguments.keys())
         dy = draw(*y.shape)
         gradient = winograd3x3.weight_gradient(x, dy, form, padding), weight_gradient(x, dy, form, padding)
-        assert error(*gradient) < 4e-6, (case, form, n, h, w, i, o)
+        assert error(*gradient) < 4e-6 or not gradient[1].any(), (case, form, n, h, w, i, o)
         kernel = weight.flip((2, 3)) if flip else weight
         found = error(y, reference(x, kernel, form, **arguments))
         assert y.is_contiguous(memory_format=torch.channels_last)
@@ -165,6 +168,41 @@ def test_bits_depend_on_neither_threads_nor_other_samples(form):
             assert torch.equal(convolve(x[1:2], weight, form), together[1:2])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("arguments", [dict(), dict(up=2), dict(down=2)], ids=str)
+@pytest.mark.parametrize("side", [16, 8, 4])
+def test_a_samples_style_layer_depends_on_neither_threads_nor_the_batch_nor_prepack(side, arguments):
+    x, weight, styles = torch.randn(20, 128, side, side), torch.randn(128, 128, 3, 3), torch.rand(20, 128)
+    arguments = dict(padding=1, bias=torch.randn(128), act="lrelu") | arguments
+    if len(arguments) > 3:
+        arguments["resample_filter"] = PF.setup_filter([1, 3, 3, 1])
+    together, threads = PF.modulated_conv2d(x, weight, styles, **arguments), torch.get_num_threads()
+    assert error(together, PF.modulated_conv2d(x.double(), weight.double(), styles.double(), **arguments)) < 2e-6
+    served = posgan_fast.explain("modulated_conv2d", x, weight, styles, **arguments).algorithm == "winograd"
+    assert served == (side * arguments.get("up", 1) // arguments.get("down", 1) >= (16 if "up" in arguments else 8))
+    if not served:  # torch's convolution makes no such promise
+        return
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for part in (slice(1, 2), slice(1, 4)):
+                assert torch.equal(PF.modulated_conv2d(x[part], weight, styles[part], **arguments), together[part])
+        weight_cache.keep(weight)
+        assert torch.equal(PF.modulated_conv2d(x[:2], weight, styles[:2], **arguments), together[:2])
+    finally:
+        weight_cache.forget(weight)
+        torch.set_num_threads(threads)
+
+
+def test_bfloat16_is_stored_as_torch_rounds_it():
+    """Also infinities, NaN and what rounds to infinity, in whole vectors and parts of them."""
+    values = torch.tensor([3.4e38, -3.4e38, 3.39e38, torch.inf, -torch.inf, torch.nan, 1e-40, 1.00390625, 1.01171875])
+    shift = torch.cat([values, values, values, torch.zeros(3)])
+    image = torch.zeros(1, 16, 4, 4, dtype=torch.bfloat16)
+    y = convolve(image, torch.zeros(30, 16, 3, 3), shift=shift)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y[0, :, 2, 1], shift.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_number_that_is_not_finite_spoils_the_results_of_its_tiles_only():
@@ -337,7 +375,7 @@ def test_prepared_weights_give_the_same_bits_and_notice_changes(everywhere):
         plain = encoder(images)[0]
         nn.prepack(encoder)
         weight = encoder.backbone_stages[1][1].res_layer[1].weight
-        assert weight_cache.keeps(weight)
+        assert weight_cache.packed(weight, "any form", lambda: True)
         assert torch.equal(encoder(images)[0], plain) and torch.equal(encoder(images)[0], plain)
         weight.data.mul_(1.5)
         changed = encoder(images)[0]
@@ -348,6 +386,8 @@ def test_prepared_weights_give_the_same_bits_and_notice_changes(everywhere):
 REFUSED = {
     "transformed": dict(transformed=torch.zeros(36 * 16 * 32 - 1)),
     "eps": dict(eps=1e-8),
+    "squares": dict(eps=1e-8, squares=torch.zeros(16, 15)),
+    "map of form 2": dict(form=2, mode=1, y=torch.zeros(1, 17, 17, 16).permute(0, 3, 1, 2)),
     "two weights": dict(weight=torch.zeros(16, 16, 3, 3)),
     "no weight": dict(transformed=None),
     "filters": dict(transformed=None, weight=torch.zeros(8, 16, 3, 3)),
@@ -377,7 +417,8 @@ def test_the_native_op_refuses_what_does_not_fit(change):
     image = torch.zeros(1, 8, 8, 16).permute(0, 3, 1, 2)
     none = dict.fromkeys(("pad_map", "in_scale", "in_shift", "scale", "shift", "slope", "noise"))
     call = dict(x=image, transformed=torch.zeros(36 * 16 * 32), form=0, mode=0, padding=1)
-    call |= none | dict(alpha=1.0, gain=1.0, clamp=-1.0, y=image.clone(), weight=None, flip=False, eps=-1.0)
+    call |= none | dict(alpha=1.0, gain=1.0, clamp=-1.0, y=image.clone(), squares=None, weight=None)
+    call |= dict(flip=False, eps=-1.0)
     torch.ops.posgan_fast_native.winograd3x3(**call)
     with pytest.raises(RuntimeError, match="winograd3x3: "):
         torch.ops.posgan_fast_native.winograd3x3(**call | change)

@@ -72,7 +72,9 @@ def _convolve(
     if not norm.training and winograd3x3.serves(x, conv.weight, form, padding=1):
         scale, shift = _affine(norm)
         factors: dict[str, Any] = dict(in_scale=scale, in_shift=shift) if before else dict(scale=scale, shift=shift)
-        return winograd3x3.run(x, winograd3x3.prepare(conv.weight, form), form, **factors, slope=slope)
+        tiles = winograd3x3.tiles_of(x, form, winograd3x3.out_size(x, form, 1))
+        weight = winograd3x3.prepare(conv.weight, form, tiles=tiles)
+        return winograd3x3.run(x, weight, form, **factors, slope=slope)
     y = conv2d(x if before is None else before(x), conv)
     y = y if after is None else after(y)
     return y if slope is None else F.prelu(y, slope)

@@ -184,7 +184,7 @@ class EqualConv2d(Convertible):
     @property
     def kept_weights(self) -> list[torch.Tensor]:
         """The weights that :func:`posgan_fast.nn.prepack` prepares."""
-        return [self.weight]
+        return [] if self.up > 1 else [self.weight]  # that of a transposed convolution is made anew for each call
 
     def extra_repr(self) -> str:
         return (

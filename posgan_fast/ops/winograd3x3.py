@@ -27,15 +27,13 @@ from .common import autocast, layout, weight_cache
 from .common.op import is_plain
 from .common.records import Activation
 
+DTYPES = (torch.float32, torch.bfloat16)  # of the images
 _LEAST_CHANNELS = 16  # below, tiles are read and written with empty lanes
 _LEAST_TILES = 4  # below, reading the weight takes longer than the products
-_LEAST_PRODUCTS = 2**15  # tiles * channels * filters; below, a call takes longer than its products
+_LEAST_PRODUCTS = 2**15  # tiles * channels * filters; below, the call itself takes longer than its products
 _FEW_TILES = (64, 16, 16)  # of each form; up to here, every thread reads all tiles and transforms its own filters
 _PANEL = 32  # filters; csrc/winograd3x3.h
 _SLOPES = {"linear": 1.0, "relu": 0.0, "lrelu": 0.2}  # of the activations that the kernel has; lrelu brings its own
-
-
-DTYPES = (torch.float32, torch.bfloat16)  # of the images
 
 
 class Form(enum.IntEnum):
@@ -89,7 +87,7 @@ def reason_against(
         return "the processor multiplies bfloat16 by AVX512_BF16"
     if min(i, o) < _LEAST_CHANNELS:
         return f"fewer than {_LEAST_CHANNELS} channels"
-    step, tiles = 8 if form == Form.UP else 4, tiles_of(x, form, size)
+    step, tiles = _step(form), (size[0] // _step(form)) * (size[1] // _step(form))  # of a sample: others do not count
     if tiles < _LEAST_TILES:
         return f"fewer than {_LEAST_TILES} tiles of {step} x {step} results"
     if tiles * i * o < _LEAST_PRODUCTS:
@@ -111,9 +109,13 @@ def _processor_has(capability: str) -> bool:
 
 
 def tiles_of(x: torch.Tensor, form: Form, size: Sequence[int]) -> int:
-    """Return the number of whole tiles of a result of a size."""
-    step = 8 if form == Form.UP else 4
-    return x.shape[0] * (size[0] // step) * (size[1] // step)
+    """Return the number of whole tiles of a result of a size, at least one for each sample."""
+    return x.shape[0] * max((size[0] // _step(form)) * (size[1] // _step(form)), 1)
+
+
+def _step(form: Form) -> int:
+    """Return the results of a tile along an axis."""
+    return 8 if form == Form.UP else 4
 
 
 def serves(x: torch.Tensor, weight: torch.Tensor, form: Form, padding: int) -> bool:
@@ -177,12 +179,12 @@ def run(
         x: float32 or bfloat16.
         weight, form: from :func:`prepare`, which takes the same form.
         padding: pixels around ``x``; 1 around a map and with ``Form.UP``, whose result is [2 * H + 1, 2 * W + 1].
-        mode: 0 for zeros, 1 for reflection, 2 for a map, which only the plain form takes.
+        mode: 0 for zeros, 1 for reflection, 2 for a map; ``Form.UP`` takes zeros only.
         pad_map: map or ring of the padding, in the space after scaling.
         in_scale, in_shift: [I] or [N, I].
         scale, shift, slope: [O] or [N, O].
         noise: [N or 1, 1, H', W'].
-        eps: with a weight as it is, >= 0 demodulates: ``scale`` is then rsqrt(sum of (weight * in_scale)^2 + eps).
+        eps: >= 0 demodulates: ``scale`` is then rsqrt(sum of (weight * in_scale)^2 + eps).
         alpha: the slope for all filters where there is no ``slope``.
         gain, clamp: of the activation; a negative clamp means none.
     """
@@ -193,6 +195,7 @@ def run(
     torch.ops.posgan_fast_native.winograd3x3(
         x,
         weight.transformed,
+        weight.squares,
         weight.source if weight.transformed is None else None,
         weight.flip,
         eps,

@@ -16,6 +16,8 @@ void winograd3x3_gradient(const WinogradGradientTask& task, int64_t, int64_t);
 }  // namespace checked
 }  // namespace posgan_fast
 #include "../../csrc/winograd3x3.cpp"
+#include "../../csrc/winograd3x3_gradient.cpp"
+#include "../../csrc/winograd3x3_weight.cpp"
 
 namespace posgan_fast {
 namespace {
@@ -29,7 +31,8 @@ std::vector<float> ones(int64_t size) { return std::vector<float>(size_t(size), 
 WinogradTask draw_sizes() {
   WinogradTask t = {};
   t.form = WinogradForm(pick(0, 2)), t.dtype = Dtype::kFloat;
-  t.n = pick(1, 2), t.h = pick(3, 14), t.w = pick(3, 14), t.channels = pick(1, 40), t.filters = pick(1, 70);
+  t.n = pick(1, 2), t.h = pick(3, 14), t.w = pick(3, 14), t.filters = pick(1, 70);
+  t.channels = pick(1, 40) + (pick(0, 9) == 0 ? 128 : 0);
   t.padding = t.form == WinogradForm::kUp ? 1 : pick(0, 2);
   t.border = t.form != WinogradForm::kUp && pick(0, 1) == 1 ? Border::kReflect : Border::kZeros;
   const auto out = [&](int64_t size) {

@@ -21,11 +21,6 @@ def forget(weight: torch.Tensor) -> None:
     _KEPT.pop(weight, None)
 
 
-def keeps(weight: torch.Tensor) -> bool:
-    """Tell whether :func:`packed` keeps what it makes of this weight."""
-    return weight in _KEPT
-
-
 def packed(weight: torch.Tensor, form: Hashable, make: Callable[[], Any]) -> Any:
     """Return ``make()``, called once per form and again after the values of the weight changed; None for a weight that
     :func:`keep` was not called with."""

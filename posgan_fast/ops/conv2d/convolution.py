@@ -52,8 +52,10 @@ def convolve(
 def reason_against(call: Call) -> str | None:
     """Return why a direct convolution serves a call, or None if Winograd's does."""
     form = _form(call)
+    if form is None and call.stride > 2:
+        return f"the stride is {call.stride}"
     if form is None:
-        return "no stride of 1 or 2 that Winograd's algorithm serves"
+        return f"no form of it has {'transposed ' if call.transposed else ''}padding {tuple(call.padding)}"
     weight = call.weight.transpose(0, 1) if call.transposed else call.weight
     return winograd3x3.reason_against(call.x, weight, form, out_size(call))
 
