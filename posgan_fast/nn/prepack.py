@@ -14,11 +14,11 @@ M = TypeVar("M", bound=torch.nn.Module)
 def prepack(module: M, enable: bool = True) -> M:
     """Cache the weights of the convolutions in ``module`` in the form that inference on the CPU reads.
 
-    Without the cache each call transforms or reorders its weight, which below 64 pixels takes longer than the
-    convolution.
+    Without the cache each call transforms or reorders its weight.
 
-    - The first call in each dtype makes the copies. They take as much memory as the weights in that dtype, and four
-      times as much where Winograd's algorithm runs, see :func:`posgan_fast.set_algorithm`.
+    - The first call in each dtype makes the copies. They take as much memory as the weights in that dtype. Where
+      Winograd's algorithm runs (:func:`posgan_fast.set_algorithm`), they are made once for all dtypes and take four
+      times as much as the weights in float32.
     - Every call compares the weight's values with those that were prepared, and prepares the weight again if an
       optimiser, ``load_state_dict``, a write through ``.data`` or NumPy changed them.
     - ``load_state_dict(assign=True)`` replaces the weights by tensors that are not cached: call ``prepack`` again.
