@@ -144,14 +144,13 @@ def prepare(
 ) -> Weight:
     """Transform a weight [O, I, 3, 3], its kernels reversed if ``flip``, and keep the result if ``nn.prepack`` says so.
 
-    A weight that is not kept stays as it is for a call of few ``tiles``, which transforms it piece by piece.
+    For a call of few ``tiles`` the weight stays as it is: to transform it piece by piece takes no longer than to read
+    what is four times as long.
     """
-    kept = weight_cache.packed(weight, ("winograd3x3", form, flip), lambda: _prepared(weight, form, flip))
-    if kept is not None:
-        return kept
     if tiles is not None and tiles <= _FEW_TILES[form]:
         return Weight(weight.detach().to(torch.float32), flip, None, None)
-    return _prepared(weight, form, flip)
+    kept = weight_cache.packed(weight, ("winograd3x3", form, flip), lambda: _prepared(weight, form, flip))
+    return _prepared(weight, form, flip) if kept is None else kept
 
 
 def run(
