@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import posgan_fast
 from posgan_fast import _native, nn, use_backend
 from posgan_fast import functional as PF
-from posgan_fast.models import PadInvEncoder
+from posgan_fast.models import Generator, PadInvEncoder
 from posgan_fast.models.iresnet import Bottleneck
 from posgan_fast.ops import winograd3x3
 from posgan_fast.ops.common import weight_cache
@@ -157,6 +157,27 @@ def test_errors_on_the_layers_of_stylegan2_stay_below_the_bound(channels, side, 
 
 
 @pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_errors_are_relative_to_the_numbers(scale, form):
+    """The magnitudes of the channels differ by a thousand."""
+    x, weight = torch.randn(1, 64, 20, 20), torch.randn(32, 64, 3, 3)
+    x *= scale * 10 ** torch.linspace(-3, 0, 64)[:, None, None]
+    assert error(convolve(x, weight, form) / scale, reference(x, weight, form) / scale) < 2e-6
+
+
+def test_images_of_a_generator_stay_within_a_ten_thousandth(everywhere):
+    generator = Generator(64, w_dim=64, z_dim=64, channel_multiplier=1 / 8).eval().requires_grad_(False)
+    for name, value in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            value.fill_(0.1)
+    ws = generator.mapping(torch.randn(2, 64, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        images = generator.synthesis(ws, noise_mode="const")
+        exact = generator.double().synthesis(ws.double(), noise_mode="const")
+    assert images.dtype == torch.float32 and (images - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("form", Form)
 def test_bits_depend_on_neither_threads_nor_other_samples(form):
     x, weight = torch.randn(3, 32, 21, 18), torch.randn(48, 32, 3, 3)
     together = convolve(x, weight, form)
@@ -205,14 +226,15 @@ def test_bfloat16_is_stored_as_torch_rounds_it():
     torch.testing.assert_close(y[0, :, 2, 1], shift.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_number_that_is_not_finite_spoils_the_results_of_its_tiles_only():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_number_that_is_not_finite_spoils_the_results_of_its_tiles_only(value):
     x, weight = torch.randn(1, 16, 16, 16), torch.randn(16, 16, 3, 3)
     clean = convolve(x, weight)
-    x[0, 3, 5, 5] = float("nan")
+    x[0, 3, 5, 5] = value
     spoilt = convolve(x, weight)
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[4:8, 4:8] = True
-    assert torch.equal(spoilt[0].isnan().any(0), expected)
+    assert torch.equal(~spoilt[0].isfinite().all(0), expected)
     assert torch.equal(spoilt[:, :, ~expected], clean[:, :, ~expected])
 
 
