@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
+    if args.batch < 1:
+        parser.error(f"--batch: expected at least 1, got {args.batch}")
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.convolutions", sys.argv[1:] if argv is None else argv, args.allocator)
     library = _native.load(_native.CPU)

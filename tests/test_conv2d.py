@@ -99,7 +99,7 @@ def test_the_layer_is_torchs_with_an_activation(arguments, training):
 
 @needs_kernels
 def test_set_algorithm_chooses_and_explain_tells():
-    x, weight = torch.randn(4, 16, 56, 56), torch.randn(16, 16, 3, 3)
+    x, weight = torch.randn(4, 16, 56, 56).contiguous(memory_format=torch.channels_last), torch.randn(16, 16, 3, 3)
 
     def told(*call):
         return posgan_fast.explain(*call, padding=1).algorithm
@@ -121,6 +121,28 @@ def test_set_algorithm_chooses_and_explain_tells():
         assert not torch.equal(found, direct) and (found - direct).norm() < 5e-6 * direct.norm()
     finally:
         posgan_fast.set_algorithm("auto")
+
+
+@needs_kernels
+def test_the_reason_against_winograds_algorithm_is_that_of_the_call_as_it_runs():
+    wide, narrow = torch.randn(1, 64, 32, 32), torch.randn(1, 32, 32, 32)
+
+    def told(x, **arguments):
+        weight = torch.randn(x.shape[1], x.shape[1], 3, 3)
+        return posgan_fast.explain("conv2d", x, weight, padding=1, **arguments).algorithm
+
+    assert told(wide) == told(narrow.contiguous(memory_format=torch.channels_last)) == "winograd"
+    assert told(narrow) == "direct, because fewer than 64 channels or filters outside of channels_last"
+    assert told(wide, stride=2) == "direct, because x is not in channels_last, and the stride is 2"
+    assert told(wide.requires_grad_()) == "winograd"
+    dense = narrow.contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert told(dense) == "direct, because fewer than 64 channels or filters with a derivative"
+    styles, weight = torch.ones(1, 64), torch.randn(64, 64, 3, 3)
+    half = wide.detach().bfloat16().requires_grad_()
+    recorded = posgan_fast.explain("modulated_conv2d", half, weight, styles, padding=1).algorithm
+    assert recorded == "direct, because x is bfloat16, not float32"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert told(wide.detach()) == recorded
 
 
 @pytest.mark.parametrize(("name", "error"), [("fft", ValueError), (None, TypeError)])

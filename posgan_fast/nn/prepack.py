@@ -14,7 +14,8 @@ M = TypeVar("M", bound=torch.nn.Module)
 def prepack(module: M, enable: bool = True) -> M:
     """Cache the weights of the convolutions in ``module`` in the form that inference on the CPU reads.
 
-    Without the cache each call transforms or reorders its weight.
+    Without the cache each call transforms or reorders its weight. Results may differ by rounding where the vendor's
+    convolution reads the copy.
 
     - The first call in each dtype makes the copies. They take as much memory as the weights in that dtype. Where
       Winograd's algorithm runs (:func:`posgan_fast.set_algorithm`), they are made once for all dtypes and take four

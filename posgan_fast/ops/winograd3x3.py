@@ -86,7 +86,7 @@ def reason_against(
     if x.dtype == torch.bfloat16 and form != Form.PLAIN and _processor_has("avx512_bf16"):  # saves half of the products
         return "the processor multiplies bfloat16 by AVX512_BF16"
     if min(i, o) < _LEAST_CHANNELS:
-        return f"fewer than {_LEAST_CHANNELS} channels"
+        return f"fewer than {_LEAST_CHANNELS} channels or filters"
     step, tiles = _step(form), (size[0] // _step(form)) * (size[1] // _step(form))  # of a sample: others do not count
     if tiles < _LEAST_TILES:
         return f"fewer than {_LEAST_TILES} tiles of {step} x {step} results"

@@ -18,13 +18,18 @@ def is_enabled(x: torch.Tensor) -> bool:
 def run(call: Any, function: Callable[[Any], torch.Tensor]) -> torch.Tensor:
     """Return ``function(call)``, under autocast with ``call.x`` in its dtype, unless that is float64. What the function
     calls, factors in float32 above all, does not cast by itself."""
-    x = call.x
-    if not is_enabled(x):
+    if not is_enabled(call.x):
         return function(call)
-    if x.dtype != torch.float64:
-        call = call._replace(x=x.to(torch.get_autocast_dtype(x.device.type)))
-    with disabled(x):
+    call = call._replace(x=cast(call.x))
+    with disabled(call.x):
         return function(call)
+
+
+def cast(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` in the dtype that :func:`run` gives it."""
+    if not is_enabled(x) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def disabled(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:

@@ -133,7 +133,7 @@ def check(x, weight, bias, scale, stride, padding, padding_mode, activation, bac
 
 def reason_against(call: Call) -> str | None:
     """Return why a direct convolution serves a call, or None if Winograd's does."""
-    return convolution.reason_against(call.inner)
+    return convolution.reason_against(call._replace(x=autocast.cast(call.x)).inner)
 
 
 def _run(call: Call) -> torch.Tensor:

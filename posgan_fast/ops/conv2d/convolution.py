@@ -10,10 +10,14 @@ from torch.nn import functional as F
 from torch.nn import grad as gradients
 
 from ... import backend as _backend
+from ...algorithm import algorithm
 from .. import winograd3x3
 from ..common import autocast, layout, onednn
-from ..common.op import Op, is_plain, restore, save
+from ..common.op import Op, is_plain, is_recorded, restore, save
 from ..winograd3x3 import Form
+
+_LEAST_REORDERED = 64  # channels and filters of a plain convolution outside of channels_last
+_LEAST_RECORDED = (64, 256, 256)  # of each form, where a derivative may follow
 
 
 class Call(NamedTuple):
@@ -57,7 +61,19 @@ def reason_against(call: Call) -> str | None:
     if form is None:
         return f"no form of it has {'transposed ' if call.transposed else ''}padding {tuple(call.padding)}"
     weight = call.weight.transpose(0, 1) if call.transposed else call.weight
-    return winograd3x3.reason_against(call.x, weight, form, out_size(call))
+    reason = winograd3x3.reason_against(call.x, weight, form, out_size(call))
+    return _too_narrow(call, form) if reason is None and algorithm() == "auto" else reason
+
+
+def _too_narrow(call: Call, form: Form) -> str | None:
+    """Return why a call with few channels is not worth a change of the memory format or the gradient's kernel."""
+    dense, recorded = call.x.is_contiguous(memory_format=torch.channels_last), is_recorded(call)
+    if not dense and form != Form.PLAIN:
+        return "x is not in channels_last, and the stride is 2"
+    least = _LEAST_RECORDED[form] if recorded else 0 if dense else _LEAST_REORDERED
+    if min(call.weight.shape[:2]) >= least:
+        return None
+    return f"fewer than {least} channels or filters {'with a derivative' if recorded else 'outside of channels_last'}"
 
 
 def out_size(call: Call) -> tuple[int, int]:

@@ -149,7 +149,9 @@ def check(call: Call) -> Call:
         x, weight, styles, up, down, padding, pad_map, f, call.demodulate, call.flip_weight, eps, noise, call.bias,
         *activation, _backend.AUTO,
     )  # fmt: skip
-    backend = _backend.resolve(NAME, IMPLS, x, call.backend, lambda: winograd.reason_against(complete))
+    backend = _backend.resolve(
+        NAME, IMPLS, x, call.backend, lambda: winograd.reason_against(complete._replace(x=autocast.cast(x)))
+    )
     return complete._replace(backend=backend)
 
 

@@ -9,20 +9,22 @@ from typing import Any
 import torch
 
 from .. import epilogue2d, winograd3x3
+from ..common.op import is_recorded
 from ..winograd3x3 import Form
 from . import coefs, conv2d_resample
 from .call import Call
 
 
 def reason_against(call: Call) -> str | None:
-    """Return why a direct convolution serves a call in inference, or None if Winograd's does."""
+    """Return why a direct convolution serves a call, or None if Winograd's does."""
     weight, up, down = call.weight, call.up, call.down
     if max(up, down) > 2:
         return f"it resamples by {max(up, down)}"
     crops = up == 2 and any(conv2d_resample.up_padding(weight, up, call.padding, call.f)[1])
     if crops and weight.shape[2:] == (3, 3):
         return "the padding crops the result"
-    return winograd3x3.reason_against(call.x, weight, _form(call), _size(call), winograd3x3.DTYPES)
+    dtypes = (torch.float32,) if is_recorded(call) else winograd3x3.DTYPES
+    return winograd3x3.reason_against(call.x, weight, _form(call), _size(call), dtypes)
 
 
 def infer(call: Call) -> torch.Tensor:
