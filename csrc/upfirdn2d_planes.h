@@ -16,7 +16,7 @@ inline bool filters_planes(const Upfirdn2dTask& task) {
   const bool factors = p.x.up * p.x.down <= 2 && p.y.up == p.x.up && p.y.down == p.x.down;
   const bool proportional = p.x.out * p.x.down == p.x.in * p.x.up && p.in_stride_h == p.x.in;
   const int64_t longest = p.x.up == 1 ? 512 : 128;  // beyond, single rows are as fast
-  return factors && proportional && p.x.taps == 4 && p.x.in >= 8 && p.x.in <= longest;
+  return factors && proportional && p.x.taps == 4 && p.y.taps == 4 && p.x.in >= 8 && p.x.in <= longest;
 }
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 0 ? 0 : value > most ? most : value; }

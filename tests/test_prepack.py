@@ -267,3 +267,29 @@ def test_swapped_parameters_are_refused_until_the_copies_are_forgotten():
 def test_refusals():
     with pytest.raises(TypeError, match="^module: expected a torch.nn.Module, got Tensor"):
         nn.prepack(torch.zeros(1))
+
+
+CHANGES = {
+    "signs of a channel": lambda w: w[:, 3].neg_(),
+    "a column of signs": lambda w: w[:, 3, 0, 0].neg_(),
+    "two signs": lambda w: w[4:6, 3, 0, 0].neg_(),
+    "two filters exchange a value": lambda w: w[5:7, 3, 1, 1].copy_(w[5:7, 3, 1, 1].flip(0)),
+    "one bit": lambda w: w[2, 2, 2, 2].copy_(torch.nextafter(w[2, 2, 2, 2], torch.tensor(9.0))),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_of_the_values_is_noticed(change, layout):
+    weight = torch.randn(32, 32, 3, 3).contiguous(memory_format=layout)
+    weight_cache.keep(weight)
+    made = []
+
+    def ask():
+        weight_cache.packed(weight, "any form", lambda: made.append(None) or True)
+        return len(made)
+
+    assert ask() == ask() == 1
+    change(weight.data)
+    assert ask() == ask() == 2
+    weight_cache.forget(weight)

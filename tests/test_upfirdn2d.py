@@ -52,6 +52,16 @@ def test_small_planes(h, w, up, down, dtype):
             assert_close(PF.upfirdn2d(x, f, up, down, padding), expected, "upfirdn2d", dtype)
 
 
+@pytest.mark.parametrize("taps", [1, 2, 3, 5, 6, 8, 12])
+@pytest.mark.parametrize("name", ["filter2d", "upsample2d", "downsample2d"])
+def test_filters_whose_rows_and_columns_differ_in_length(name, taps):
+    """They are outer products all the same, and treated as separable."""
+    x, row = torch.randn(1, 3, 16, 16), torch.tensor([1.0, 3.0, 3.0, 1.0])
+    for f in (torch.outer(torch.ones(taps), row), torch.outer(row, torch.ones(taps))):
+        expected = getattr(PF, name)(x.double(), f.double(), backend="reference")
+        assert_close(getattr(PF, name)(x, f), expected, "upfirdn2d", torch.float32)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(
     "arguments", [dict(padding=(2, 1)), dict(up=2, padding=(2, 1)), dict(down=2, padding=1)], ids=str

@@ -216,6 +216,20 @@ def test_a_samples_style_layer_depends_on_neither_threads_nor_the_batch_nor_prep
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("side", [16, 64])
+def test_a_samples_map_around_an_enlarged_image_does_not_depend_on_the_batch(side):
+    x, weight, styles = torch.randn(4, 64, side, side), torch.randn(64, 64, 3, 3), torch.randn(4, 64)
+    maps = torch.randn(4, 64, 2 * side + 3, 2 * side + 3)
+
+    def run(part):
+        f = PF.setup_filter([1, 3, 3, 1])
+        return PF.modulated_conv2d(
+            x[part], weight, styles[part], up=2, padding=1, resample_filter=f, pad_map=maps[part]
+        )
+
+    assert torch.equal(run(slice(0, 1)), run(slice(0, 4))[:1]) and torch.equal(run(slice(1, 3)), run(slice(0, 4))[1:3])
+
+
 def test_bfloat16_is_stored_as_torch_rounds_it():
     """Also infinities, NaN and what rounds to infinity, in whole vectors and parts of them."""
     values = torch.tensor([3.4e38, -3.4e38, 3.39e38, torch.inf, -torch.inf, torch.nan, 1e-40, 1.00390625, 1.01171875])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import autocast
+
 _KEPT: Any = WeakTensorKeyDictionary()  # weight: {form: (fingerprint of the weight, what was made of it)}
 _WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
@@ -34,15 +36,20 @@ def packed(weight: torch.Tensor, form: Hashable, make: Callable[[], Any]) -> Any
 
 
 def _fingerprint(weight: torch.Tensor) -> torch.Tensor:
-    """Return the sums of the bits of a weight [O, ...] over its filters, and the first bits of each filter.
+    """Return the sums of the bits of a weight [O, ...] over its filters, sums of its values with a factor for each
+    filter, and the first bits of each filter.
 
     Writes through ``.data`` change neither the version nor the address of a tensor, so the values themselves are read,
-    in one pass at the speed of memory. The fingerprint changes with any single value, with the order of the filters and
-    with the order of the values in them.
+    in two passes at the speed of memory. The bits show any single change, the values those in which bits cancel: signs
+    that change in pairs, and values that change places between filters.
     """
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.permute(0, 2, 3, 1)
     rows = weight.reshape(weight.shape[0], -1)
     size = rows.shape[1] * rows.element_size()
-    rows = rows.view(next(dtype for width, dtype in _WORDS if size % width == 0))
-    return torch.cat([rows.sum(0), rows[:, 0]])
+    words = rows.view(next(dtype for width, dtype in _WORDS if size % width == 0))
+    values = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    factors = torch.linspace(1, 2, len(rows), dtype=values.dtype)
+    with autocast.disabled(weight):
+        mixed = torch.mv(values.t(), factors).to(torch.float64).view(torch.int64)
+    return torch.cat([words.sum(0), words[:, 0], mixed])

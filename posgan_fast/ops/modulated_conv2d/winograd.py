@@ -32,10 +32,11 @@ def infer(call: Call) -> torch.Tensor:
     form, x, padding = _form(call), call.x, call.padding
     # The reversed kernel of a transposed convolution is the one that a plain convolution reads as it is.
     flip = call.flip_weight == (form == Form.UP)
-    weight = winograd3x3.prepare(call.weight, form, flip, tiles=winograd3x3.tiles_of(x, form, _size(call)))
     arguments = dict[str, Any](in_scale=call.styles)
     if form == Form.UP and call.pad_map is not None:
+        weight = winograd3x3.prepare(call.weight, form, flip)
         return _filter_surrounded(call, winograd3x3.run(x, weight, form, **arguments), weight)
+    weight = winograd3x3.prepare(call.weight, form, flip, tiles=winograd3x3.tiles_of(x, form, _size(call)))
     if call.demodulate:
         arguments.update(eps=call.eps)
     if form == Form.UP:
@@ -52,8 +53,9 @@ def _filter_surrounded(call: Call, y: torch.Tensor, weight: winograd3x3.Weight) 
     """Complete an enlarged result in a map, whose factors the demodulation coefficients are too."""
     dcoefs = None
     if call.demodulate:
-        squares = coefs.squares(weight.source) if weight.squares is None else weight.squares
-        dcoefs = coefs.from_squares(squares, call.styles, call.eps)
+        # One by one: a product of many rows may round each of them differently.
+        samples = [coefs.from_squares(weight.squares, styles, call.eps) for styles in call.styles.split(1)]
+        dcoefs = torch.cat(samples)
     return _filter(call, y, dcoefs)
 
 
