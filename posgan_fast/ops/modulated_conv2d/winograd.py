@@ -53,6 +53,7 @@ def _filter_surrounded(call: Call, y: torch.Tensor, weight: winograd3x3.Weight) 
     """Complete an enlarged result in a map, whose factors the demodulation coefficients are too."""
     dcoefs = None
     if call.demodulate:
+        assert weight.squares is not None  # it was transformed
         # One by one: a product of many rows may round each of them differently.
         samples = [coefs.from_squares(weight.squares, styles, call.eps) for styles in call.styles.split(1)]
         dcoefs = torch.cat(samples)
