@@ -15,6 +15,8 @@ import setup_script
 import torch
 from contract import modulated_conv2d as layers
 from contract.common import check_derivatives
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import assert_close
 from torch.nn import functional as F
 
@@ -144,6 +146,24 @@ def test_generated_calls_agree_with_float64(instruction_set):
     command = [sys.executable, "-c", textwrap.dedent(_CASES), instruction_set, str(ISAS.index(instruction_set))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(1, 3), i=st.integers(1, 140), o=st.integers(1, 40), h=st.integers(1, 20), w=st.integers(1, 20),
+    stride=st.integers(1, 2), padding=st.integers(1, 4), channels_last=st.booleans(), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_drawn_convolutions_agree_with_float64(n, i, o, h, w, stride, padding, channels_last, seed):
+    random = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(n, i, h, w, generator=random), torch.randn(o, i, 3, 3, generator=random)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    before = posgan_fast.set_algorithm("winograd")
+    try:
+        y = PF.conv2d(x, weight, stride=stride, padding=padding)
+    finally:
+        posgan_fast.set_algorithm(before)
+    expected = F.conv2d(x.double(), weight.double(), stride=stride, padding=padding)
+    assert error(y, expected) < 4e-6
 
 
 @pytest.mark.parametrize("form", Form)
