@@ -274,7 +274,7 @@ class Block {
 
   // Computes the demodulation coefficients of a panel of the group from the squares of its kernels, [I, pitch].
   void demodulate(int64_t panel, const float* squares, int64_t pitch) {
-    const int64_t left = task.filters - panel * kWinogradPanel, count = left < kWinogradPanel ? left : kWinogradPanel;
+    const int64_t count = winograd_filters_of(panel, task.filters);
     for (int64_t n = samples[0]; n <= samples[1]; ++n) {
       const float* styles = of_sample(task.in_scale, n);
       float* to = coefficients.data + n * width + (panel - begin) * kWinogradPanel;

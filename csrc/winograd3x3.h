@@ -27,6 +27,12 @@ constexpr int kWinogradTaps = 36;   // transformed taps of a kernel, in every fo
 // The transformed weight is [36, panels, I, kWinogradPanel]; filters that fill up the last panel are zeros.
 inline int64_t winograd_panels(int64_t filters) { return (filters + kWinogradPanel - 1) / kWinogradPanel; }
 
+// The filters of a panel, without those that fill it up.
+inline int64_t winograd_filters_of(int64_t panel, int64_t filters) {
+  const int64_t left = filters - panel * kWinogradPanel;
+  return left < kWinogradPanel ? left : kWinogradPanel;
+}
+
 // The CPU kernel transforms panels [begin, end) of a weight [O, I, 3, 3] of any strides.
 struct WinogradWeightTask {
   WinogradForm form;

@@ -69,9 +69,8 @@ inline void read_dense_kernels(const float* weight, int64_t stride_o, bool flip,
 
 // Reads the kernels of the channels [begin, end), at most kLanes, of a panel.
 inline void read_kernels(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, Kernels* to) {
-  const int64_t first = panel * kWinogradPanel, left = task.filters - first;
-  const int64_t count = left < kWinogradPanel ? left : kWinogradPanel;
-  const float* weight = task.weight + first * task.stride_o + begin * task.stride_i;
+  const int64_t count = winograd_filters_of(panel, task.filters);
+  const float* weight = task.weight + panel * kWinogradPanel * task.stride_o + begin * task.stride_i;
   const bool flip = task.stride_w == -1;
   const bool dense = task.stride_i == 9 && (flip ? task.stride_h == -3 : task.stride_h == 3 && task.stride_w == 1);
   if (dense && end - begin == kLanes) {
@@ -90,7 +89,7 @@ inline void read_kernels(const WinogradWeightTask& task, int64_t panel, int64_t 
 // the sums of squares of a channel's kernels to squares + i * pitch, unless squares is null.
 inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64_t begin, int64_t end, float* to,
                             int64_t step, float* squares, int64_t pitch) {
-  const int64_t left = task.filters - panel * kWinogradPanel;
+  const int64_t count = winograd_filters_of(panel, task.filters);
   for (int64_t first = begin; first < end; first += kLanes) {
     const int64_t last = first + kLanes < end ? first + kLanes : end;
     Kernels kernels[kLanes];
@@ -98,7 +97,7 @@ inline void transform_panel(const WinogradWeightTask& task, int64_t panel, int64
     for (int64_t i = first; i < last; ++i) {
       transform_kernels(task.form, kernels[i - first], to + (i - begin) * kWinogradPanel, step);
       if (squares == nullptr) continue;
-      write_squares(kernels[i - first], squares + i * pitch, left < kWinogradPanel ? left : kWinogradPanel);
+      write_squares(kernels[i - first], squares + i * pitch, count);
     }
   }
 }
