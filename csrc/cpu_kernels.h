@@ -15,14 +15,15 @@
 
 // Every native op of the CPU library and the task of its kernel: X(op, Task). To add one, add a line here, Task to
 // <op>.h, the kernel to <op>.cpp and op_boxed to <op>_library.cpp.
-#define CPU_OPS(X)                          \
-  X(upfirdn2d, Upfirdn2dTask)               \
-  X(bias_act, BiasActTask)                  \
-  X(modulated_weight, ModulatedWeightTask)  \
-  X(prologue2d, Prologue2dTask)             \
-  X(epilogue2d, Epilogue2dTask)             \
-  X(winograd3x3, WinogradTask)              \
-  X(winograd3x3_weight, WinogradWeightTask) \
+#define CPU_OPS(X)                               \
+  X(upfirdn2d, Upfirdn2dTask)                    \
+  X(bias_act, BiasActTask)                       \
+  X(modulated_weight, ModulatedWeightTask)       \
+  X(prologue2d, Prologue2dTask)                  \
+  X(epilogue2d, Epilogue2dTask)                  \
+  X(epilogue2d_backward, Epilogue2dBackwardTask) \
+  X(winograd3x3, WinogradTask)                   \
+  X(winograd3x3_weight, WinogradWeightTask)      \
   X(winograd3x3_gradient, WinogradGradientTask)
 
 namespace posgan_fast {

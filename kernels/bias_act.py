@@ -130,20 +130,13 @@ def kernel(
 
     if GRAD == 0:
         result = activate(v, alpha, gain, clamp, ACT, CLAMP)
-    elif GRAD == 1 and READS_OUTPUT:
-        y = v
-        result = (
-            g * gain * _first_derivative(tl.where(gain < 0, -y, y), alpha, ACT)
-        )  # of the sign of y * gain, a product that could underflow
+    elif GRAD == 1:
+        result = differentiate(g, v, alpha, gain, clamp, ACT, READS_OUTPUT, CLAMP)
     else:
-        if GRAD == 1:
-            result = g * gain * _first_derivative(v, alpha, ACT)
-        else:
-            result = g * tl.load(dy + offset, mask=mask).to(math_t) * gain * _second_derivative(v, ACT)
+        result = g * tl.load(dy + offset, mask=mask).to(math_t) * gain * _second_derivative(v, ACT)
         if CLAMP:
             y = gain * _value(v, alpha, ACT)
-    if CLAMP and GRAD > 0:
-        result = tl.where((y > -clamp) & (y < clamp), result, 0.0)
+            result = tl.where((y > -clamp) & (y < clamp), result, 0.0)
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=mask)
 
 
@@ -154,6 +147,22 @@ def activate(v, alpha, gain, clamp, ACT: tl.constexpr, CLAMP: tl.constexpr):
     if CLAMP:  # comparisons keep NaN, minimum and maximum would not
         clamp = tl.full([], clamp, v.dtype)
         result = tl.where(result > clamp, clamp, tl.where(result < -clamp, -clamp, result))
+    return result
+
+
+@triton.jit
+def differentiate(g, v, alpha, gain, clamp, ACT: tl.constexpr, READS_OUTPUT: tl.constexpr, CLAMP: tl.constexpr):
+    """Return g * gain * act'(v) inside the clamp, else 0, where v is the input of the activation or its result."""
+    alpha = tl.full([], alpha, v.dtype)
+    gain = tl.full([], gain, v.dtype)
+    clamp = tl.full([], clamp, v.dtype)
+    if READS_OUTPUT:  # of the sign of v * gain, a product that could underflow
+        result = g * gain * _first_derivative(tl.where(gain < 0, -v, v), alpha, ACT)
+    else:
+        result = g * gain * _first_derivative(v, alpha, ACT)
+    if CLAMP:
+        y = v if READS_OUTPUT else gain * _value(v, alpha, ACT)
+        result = tl.where((y > -clamp) & (y < clamp), result, 0.0)
     return result
 
 

@@ -37,6 +37,9 @@ _SCHEMAS = (
     "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
     " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
     " float gain, float clamp) -> ()",
+    "epilogue2d_backward(Tensor dy, Tensor? y, Tensor? x, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!)? dx,"
+    " Tensor(b!)? channel_sums, Tensor(c!)? pixel_sums, int tile, int act, float alpha, float gain, float clamp)"
+    " -> ()",
     "winograd3x3(Tensor x, Tensor? transformed, Tensor? squares, Tensor? weight, bool flip, float eps, int form,"
     " int mode, int padding, Tensor? pad_map, Tensor? in_scale, Tensor? in_shift, Tensor? scale, Tensor? shift,"
     " Tensor? slope, Tensor? noise, float alpha, float gain, float clamp, Tensor(a!) y) -> ()",

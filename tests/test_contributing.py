@@ -24,7 +24,7 @@ OPS = sorted({function.__module__.split(".")[2] for function, _ in PF.OPS.values
 ABSENT = {"csrc/modulated_conv2d.cuh", "csrc/modulated_conv2d.cu"}  # cuDNN is the convolution on CUDA
 # The kernel of conv2d is winograd3x3, or torch's own.
 ABSENT |= {f"csrc/conv2d{end}" for end in (".h", ".cpp", "_library.cpp", "_*", ".cuh", ".cu")}
-ABSENT |= {"kernels/conv2d.py", "tests/triton_interpreter_conv2d.py"}
+ABSENT |= {"kernels/conv2d.py", "kernels/conv2d*.py", "tests/triton_interpreter_conv2d.py"}
 WORDS = {"op": OPS, "backend": list(backend.BACKENDS), "family": list(integrations.FAMILIES)}
 SUFFIXES = (".py", ".h", ".hpp", ".cpp", ".cu", ".cuh")
 

@@ -93,7 +93,7 @@ def test_broken_folders(tmp_path):
         assert reasons.pop(name).startswith(f"{LIBRARY.name} does not load: ")
     for name in ("a broken link", "nowhere"):
         assert reasons.pop(name) == f"{LIBRARY.name} is not in this installation"
-    ops = "upfirdn2d, bias_act, modulated_weight, prologue2d, epilogue2d, winograd3x3"
+    ops = "upfirdn2d, bias_act, modulated_weight, prologue2d, epilogue2d, epilogue2d_backward, winograd3x3"
     ops += ", winograd3x3_gradient, winograd3x3_weight"
     assert reasons == {
         "no ops": f"{LIBRARY.name} lacks {ops}: it is of another version",
@@ -193,7 +193,11 @@ WHOLE = LIBRARY.read_bytes() if LIBRARY.exists() else b""
         (b"not a library", {}, "{} does not load: "),
         (b"", {}, "{} does not load: "),
         # The CPU library has its ops for CPU tensors only.
-        (WHOLE, {}, "{} lacks upfirdn2d, bias_act, prologue2d, epilogue2d: it is of another version"),
+        (
+            WHOLE,
+            {},
+            "{} lacks upfirdn2d, bias_act, prologue2d, epilogue2d, epilogue2d_backward: it is of another version",
+        ),
     ],
     ids=["absent", "not built", "other schemas", "truncated", "garbage", "empty", "without its ops"],
 )

@@ -9,6 +9,7 @@ from posgan_fast.ops import bias_act, epilogue2d, modulated_conv2d, prologue2d, 
 from posgan_fast.ops.bias_act import grad
 from posgan_fast.ops.common.records import Activation, Resample
 from posgan_fast.ops.conv2d import convolution
+from posgan_fast.ops.epilogue2d import backward
 
 RECORDS = {
     "bias_act": bias_act.Call,
@@ -17,6 +18,8 @@ RECORDS = {
     "bias_act_grad2": grad.Grad2Call,
     "epilogue2d": epilogue2d.Call,
     "epilogue2d_": epilogue2d.InPlaceCall,
+    "epilogue2d_backward": backward.Call,
+    "epilogue2d_product": backward.ProductCall,
     "modulated_conv2d": modulated_conv2d.Call,
     "prologue2d": prologue2d.Call,
     "upfirdn2d": upfirdn2d.Call,

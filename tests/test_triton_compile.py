@@ -18,7 +18,14 @@ import pytest
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
-from posgan_fast.kernels import bias_act, epilogue2d, modulated_conv2d, prologue2d, upfirdn2d
+from posgan_fast.kernels import (
+    bias_act,
+    epilogue2d,
+    epilogue2d_backward,
+    modulated_conv2d,
+    prologue2d,
+    upfirdn2d,
+)
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -27,6 +34,7 @@ MODULES = {
     "bias_act": bias_act,
     "prologue2d": prologue2d,
     "epilogue2d": epilogue2d,
+    "epilogue2d_backward": epilogue2d_backward,
     "modulated_conv2d": modulated_conv2d,
 }
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -129,6 +137,22 @@ def _epilogue2d_builds():
                 yield Build("epilogue2d", i, one, dtype, 90)
 
 
+def _epilogue2d_backward_builds():
+    for i, _, dtype, vec in _served(epilogue2d_backward.TABLE):
+        for channels_last in (False, True):
+            # every result, the slope read off the output; off the input; the sums of products alone
+            everything = (True, True, True, True)
+            training = ("lrelu", 1, channels_last, True, 0, False, *everything, True)
+            smooth = ("swish", 2, channels_last, True, epilogue2d.NOISE_PER_SAMPLE, True, *everything, True)
+            product = ("linear", 0, channels_last, False, 0, False, False, True, True, False, False)
+            archs = (90,) if dtype == "bf16" else ARCHS  # bf16 differs from fp16 by its conversions only
+            yield from (Build("epilogue2d_backward", i, (*training, vec, True), dtype, arch) for arch in archs)
+            if dtype != "bf16":
+                yield Build("epilogue2d_backward", i, (*smooth, vec, True), dtype, 90)
+                yield Build("epilogue2d_backward", i, (*smooth, 1, False), dtype, 90)
+                yield Build("epilogue2d_backward", i, (*product, vec, True), dtype, 90)
+
+
 def _modulated_conv2d_builds():
     for i, config, dtype, vec in _served(modulated_conv2d.TABLE):
         out_vec = vec if config.filters % vec == 0 else 1
@@ -148,6 +172,7 @@ BUILDS = [
     *_bias_act_builds(),
     *_prologue2d_builds(),
     *_epilogue2d_builds(),
+    *_epilogue2d_backward_builds(),
     *_modulated_conv2d_builds(),
 ]
 
@@ -260,6 +285,9 @@ def _optional(op: str, key: Any) -> dict[str, bool]:
         return dict(b=key.bias, ref=key.grad, dy=key.grad == 2)
     if op == "epilogue2d":
         return dict(scale=key.scale, noise=key.noise, b=key.bias)
+    if op == "epilogue2d_backward":
+        given = dict(y=key.reads == 1, x=key.reads == 2 or key.products, scale=key.scale, noise=key.noise, b=key.bias)
+        return given | dict(dx=key.dx, channel_sums=key.channels, pixel_sums=key.pixels)
     if op == "prologue2d":
         tables = dict.fromkeys(("columns", "rows"), key.encoding > 0)
         return dict(residual=key.residual, styles=key.styles, border=key.mode == "instance") | tables
@@ -271,8 +299,9 @@ def _optional(op: str, key: Any) -> dict[str, bool]:
 def _type(name: str, constants: dict[str, Any], dtype: str) -> str:
     if name in constants:
         return "constexpr"
-    if name in ("f", "scale", "dcoefs", "noise", "styles", "columns") or (name == "rows" and "HAS_X" in constants):
+    wide = ("f", "scale", "dcoefs", "noise", "styles", "columns", "channel_sums", "pixel_sums")
+    if name in wide or (name == "rows" and "HAS_X" in constants):
         return "*fp64" if dtype == "fp64" else "*fp32"
-    if name in ("x", "y", "b", "bias", "ref", "dy", "out", "residual", "border", "weight"):
+    if name in ("x", "y", "b", "bias", "ref", "dy", "dx", "out", "residual", "border", "weight"):
         return f"*{dtype}"
     return "fp64" if name in ("alpha", "gain", "clamp") else "i32"

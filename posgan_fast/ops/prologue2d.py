@@ -30,11 +30,13 @@ from torch.nn import functional as F
 from .. import backend as _backend
 from .common import checks, encodings, layout, ring
 from .common.op import Op, changed, restore, save, wanted_of
-from .common.records import Encoding
+from .common.records import Activation, Encoding
+from .epilogue2d.backward import Factors, gradients
 
 NAME = "prologue2d"
 MODES = ("zeros", "reflect", "instance")
 JOINS = ("add", "concat")
+_OWN_NAMES = {"x": "x", "scale": "styles"}  # of the gradients that epilogue2d shares
 
 
 def prologue2d(
@@ -238,21 +240,34 @@ def _setup_context(ctx, call, result):
 def _backward(ctx, dy, wanted):
     call, _ = restore(ctx)
     c, h, w = ctx.in_shape[1:]
-    acc, found = checks.arithmetic(dy.dtype), {}
+    found = {}
     if "border" in wanted:
         found["border"] = _border_gradient(dy, ctx.border_shape, h, w)
     left, _, top, _ = call.padding
     g = dy.narrow(2, top, h).narrow(3, left, w)  # [N, C', H, W]; a full slice is an alias, which vmap does not know
     if call.mode == "reflect" and any(call.padding):  # up to nine values to a sum
+        acc = checks.arithmetic(dy.dtype)
         g = torch.ops.aten.reflection_pad2d_backward(dy.to(acc), g.to(acc), list(call.padding))
-    if "styles" in wanted:
-        found["styles"] = (g.to(acc) * _encoded(call.x.to(acc), call.encoding)).sum((2, 3))
-    if "x" in wanted:
-        dx = g.narrow(1, 0, c)
-        found["x"] = (dx if call.styles is None else dx * call.styles[:, :c, None, None]).to(dy.dtype)
     if "residual" in wanted:
         found["residual"] = g.to(dy.dtype)
+    if call.styles is None:
+        found["x"] = g
+    elif wanted & {"x", "styles"}:
+        found |= _scaled_gradients(call, g, wanted)
+    if "x" in found:
+        found["x"] = found["x"].narrow(1, 0, c).to(dy.dtype)
     return found
+
+
+def _scaled_gradients(call, g, wanted):
+    """Return the gradients of the encoded input and of the styles that scale it."""
+    z = None if call.x is None else call.x.to(g.dtype)
+    if z is not None and call.columns is not None:
+        encoding = dict(columns=call.columns, rows=call.rows, concat=call.concat, height_first=call.height_first)
+        z = OP(Call(z, **encoding, backend=call.backend))
+    names = {name for name, own in _OWN_NAMES.items() if own in wanted}
+    found = gradients(g, None, z, Factors(call.styles), Activation(), names, call.backend)
+    return {_OWN_NAMES[name]: gradient for name, gradient in found.items()}
 
 
 def _border_gradient(dy, shape, h, w):

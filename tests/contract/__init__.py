@@ -10,6 +10,9 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{name}"
-        for name in ("common", "bias_act", "upfirdn2d", "epilogue2d", "prologue2d", "conv2d", "modulated_conv2d")
+        for name in (
+            *("common", "bias_act", "upfirdn2d", "epilogue2d", "epilogue2d_backward", "prologue2d", "conv2d"),
+            "modulated_conv2d",
+        )
     )
 )

@@ -19,54 +19,15 @@ FOLDER, GROUP = sys.argv[1:]
 sys.path[:0] = [FOLDER, str(Path(__file__).parent)]
 import harness  # noqa: E402
 import kernel_oracle as oracle  # noqa: E402
+from check_backward import WANTED, epilogue2d_backward  # noqa: E402
+from check_backward import run as run_backward  # noqa: E402
+from storage import STORAGE, compare, load, place, store  # noqa: E402
 
-STORAGE = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32, "float64": np.float64}
-# Relative L2 against float64. In half precision, the rounding of the output dominates.
-TOLERANCE = {"float16": 4e-4, "bfloat16": 3e-3, "float32": 4e-7, "float64": 1e-14}
 # threads, max_lanes, min_rows, max_rows, resident_threads
 SMALL = (16, 8, 3, 13, 64)  # several tiles, segments and stages
 TABLE = {"fir4": (128, 192, 16, 64, 1024), "narrow": (128, 32, 8, 32, 1024), "channels_last": (128, 16, 4, 64, 1024)}
 FIR = np.array([1.0, 3.0, 3.0, 1.0]) / 8
 FACTORS = (((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)))  # up, down
-
-
-def store(values, dtype):
-    """Float64 -> storage."""
-    if dtype != "bfloat16":
-        return values.astype(STORAGE[dtype])
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def load(values, dtype):
-    """Storage -> float64."""
-    if dtype != "bfloat16":
-        return values.astype(np.float64)
-    return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-def place(values, layout, offset=0, slack=0):
-    """Copy a [N, C, H, W] array into memory of a layout, with elements before its start and between its rows."""
-    n, c, h, w = values.shape
-    order = (0, 1, 2, 3) if layout == "nchw" else (0, 2, 3, 1)
-    shape = [values.shape[d] for d in order]
-    row = shape[3] * (1 if layout == "nchw" else shape[2]) + slack
-    size = n * row * h * (c if layout == "nchw" else 1)
-    memory = np.empty(offset + size, values.dtype)  # ends with the array, so that the sanitizer sees accesses past it
-    item = values.itemsize
-    strides = (c * h * row, h * row, row, 1) if layout == "nchw" else (h * row, 1, row, c)
-    view = np.lib.stride_tricks.as_strided(memory[offset:], (n, c, h, w), [s * item for s in strides])
-    view[...] = values
-    return view
-
-
-def compare(got, want, dtype, what):
-    got = load(got, dtype)
-    finite = np.isfinite(want)
-    assert np.array_equal(got[~finite], want[~finite], equal_nan=True), f"{what}: other infinities or NaN"
-    got, want = got[finite], want[finite]
-    error = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
-    assert error <= TOLERANCE[dtype], f"{what}: relative L2 {error:.2e}"
 
 
 def run_upfirdn2d(
@@ -344,12 +305,13 @@ def run_epilogue2d(rng, act, dtype, layout, shape, offset, scaled, noises, biase
     compare(y, want, dtype, f"epilogue2d {act} {dtype} {layout} {shape} {offset} {scaled} {noises} {biased} {clamp}")
 
 
-BARRIERS = {"fir4": 6, "separable": 2, "two_dimensional": 2}
+BARRIERS = {"fir4": 6, "separable": 2, "two_dimensional": 2, "epilogue2d_backward": 3}
 
 
 def barriers(rng, quick):
     """Leave out each barrier of each kernel in a process of its own. ThreadSanitizer must report every one, and nothing
-    where none is left out. Here fir4 has a barrier for each of five stages and one before it goes to other planes."""
+    where none is left out. Here fir4 has a barrier for each of five stages and one before it goes to other planes;
+    epilogue2d_backward has three for each batch of rows, of which the first is tried."""
     for kernel, count in BARRIERS.items():
         for index in range(-1, count):
             code, output = forked(lambda kernel=kernel, index=index: run_without_barrier(rng, kernel, index))
@@ -377,6 +339,8 @@ def run_without_barrier(rng, kernel, index):
         run_upfirdn2d(rng, "fir4", (1, 3, 36, 9), FIR, tiling=(8, 8, 40, 40, 8), **common)
     elif kernel == "separable":
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), FIR, up=(2, 1), **common)
+    elif kernel == "epilogue2d_backward":
+        run_backward(rng, ("lrelu", 0.2), "float32", "nhwc", ((1, 40, 2, 8), 0, 16, 32), True, 1, True, -1.0, WANTED[0])
     else:
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), np.outer(FIR, FIR), up=(2, 1), **common)
 
@@ -445,6 +409,7 @@ GROUPS = {
     "bias_act": bias_act_group,
     "prologue2d": prologue2d_group,
     "epilogue2d": epilogue2d_group,
+    "epilogue2d_backward": epilogue2d_backward,
     "far": far,
     "launch_tables": launch_tables,
     "barriers": barriers,

@@ -9,6 +9,7 @@
 
 #include "bias_act.cuh"
 #include "epilogue2d.cuh"
+#include "epilogue2d_backward.cuh"
 #include "prologue2d.cuh"
 #include "upfirdn2d.cuh"
 
@@ -203,6 +204,41 @@ void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::a
   });
 }
 
+// The images are dense [N, C, H, W]; noise is [1, 1, H, W] or [N, 1, H, W], channel_sums [1 or 2, N, tiles, C].
+void epilogue2d_backward(py::array dy, std::optional<py::array> y, std::optional<py::array> x,
+                         std::optional<py::array> scale, std::optional<py::array> noise, std::optional<py::array> b,
+                         std::optional<py::array> dx, std::optional<py::array> channel_sums,
+                         std::optional<py::array> pixel_sums, int64_t tile, bool channels_last, int act, double alpha,
+                         double gain, double clamp, const std::string& dtype, int threads) {
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    using A = acc_t<T>;
+    const auto data = [](std::optional<py::array>& a, auto element) -> decltype(element)* {
+      if (a && a->itemsize() != sizeof(element)) throw py::value_error("item size");
+      return a ? static_cast<decltype(element)*>(a->mutable_data()) : nullptr;
+    };
+    const int64_t n = dy.shape(0), c = dy.shape(1), pixels = dy.shape(2) * dy.shape(3);
+    const bool products = channel_sums && channel_sums->shape(0) == 2;
+    const Epilogue2dBackwardParams p{n,
+                                     c,
+                                     pixels,
+                                     noise && noise->shape(0) > 1 ? pixels : 0,
+                                     tile,
+                                     ceil_div(pixels, tile),
+                                     channels_last,
+                                     products,
+                                     alpha,
+                                     gain,
+                                     clamp};
+    std::optional<py::array> gradient = dy;
+    const Epilogue2dBackwardPointers<T> pointers = {
+        data(gradient, T{}),  data(y, T{}),     data(x, T{}),  data(b, T{}),
+        data(scale, A{}),     data(noise, A{}), data(dx, T{}), data(channel_sums, A{}),
+        data(pixel_sums, A{})};
+    run_epilogue2d_backward(pointers, p, Act(act), threads, [](const auto&... launch) { host_launch(launch...); });
+  });
+}
+
 // Returns sample, channel and pixel of element i.
 std::array<int64_t, 3> epilogue2d_coords_at(int64_t i, std::array<int64_t, 4> shape, bool channels_last,
                                             bool use_int32_index) {
@@ -230,6 +266,7 @@ PYBIND11_MODULE(harness, m) {
     return py::make_tuple(list(prologue2d_coords<false>(i, p, nchw)), list(prologue2d_coords<true>(i, p, nhwc)));
   });
   m.def("epilogue2d", &epilogue2d);
+  m.def("epilogue2d_backward", &epilogue2d_backward);
   m.def("epilogue2d_coords", &epilogue2d_coords_at);
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
   m.def("quotient", [](uint32_t n, int64_t d) { return FastDivmod::by(d).quotient(n); });

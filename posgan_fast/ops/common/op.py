@@ -121,6 +121,15 @@ def define_inplace(schema: str, record: Any, kernel: Callable[[Any], None]) -> C
     return lambda call: op(*call)
 
 
+def define_final(
+    schema: str, record: Any, *, fake: Callable[[Any], Any], kernel: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """Register an op that has no derivative, with any number of results; return a function that takes its record."""
+    name = _define(schema, record, fake, kernel)
+    op = getattr(torch.ops.posgan_fast, name).default
+    return lambda call: op(*call)
+
+
 def _define(schema: str, record: Any, fake: Callable[[Any], Any], kernel: Callable[[Any], Any]) -> str:
     """Define the schema with its fake and its kernel; return the op's name."""
     name = schema.partition("(")[0]

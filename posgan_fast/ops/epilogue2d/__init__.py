@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 import torch
 
-from .. import backend as _backend
-from . import bias_act, upfirdn2d
-from .bias_act import passes
-from .common import activations, checks, layout
-from .common.op import Op, changed, define_inplace, restore, save
-from .common.records import Activation, Resample
+from ... import backend as _backend
+from .. import bias_act, upfirdn2d
+from ..bias_act import passes
+from ..common import activations, checks, layout
+from ..common.op import Op, changed, define_inplace, restore, save
+from ..common.records import Activation, Resample
+from .backward import Factors, gradients
 
 NAME = "epilogue2d"
 
@@ -229,25 +230,23 @@ def _setup_context(ctx, call, result):
 
 
 def _backward(ctx, dy, wanted):
-    call, ref = restore(ctx)
-    f, scale, x = call.f, call.scale, call.x
-    if ctx.reads == "input":  # recompute what the activation read, except for the bias
-        ref = run(x, f, scale, call.noise, None, call.resample, Activation(), call.backend)
-    g = bias_act.gradient(dy, ref, call.b, 1, call.activation, call.backend)  # of z * scale + noise + b
-    found = {}
-    if "b" in wanted:
-        found["b"] = g.sum((0, 2, 3))
-    if "noise" in wanted:
-        d_noise = g.sum(1, keepdim=True, dtype=checks.arithmetic(g.dtype))
-        found["noise"] = d_noise.sum(0, keepdim=True) if ctx.shared_noise else d_noise
-    if wanted & {"x", "scale"}:
-        v = g  # [N, C, H, W]
-        if f is not None:
-            transposed = upfirdn2d.transposed(call.resample, f, ctx.in_size, ctx.out_size)
-            v = upfirdn2d.run(g, f, transposed, call.backend)
-        if "scale" in wanted:
-            found["scale"] = (v.to(scale.dtype) * x.to(scale.dtype)).sum((2, 3))
-        found["x"] = v if scale is None else (v * scale[:, :, None, None]).to(g.dtype)
+    call, y = restore(ctx)
+    x, f, factors, act = call.x, call.f, Factors(call.scale, call.noise, call.b), call.activation
+    known = dict(backend=call.backend, shared_noise=ctx.shared_noise)
+    if f is None:
+        return gradients(dy, y, x, factors, act, wanted, **known)
+    if ctx.reads == "input":  # resample again: the activation read the result
+        x = upfirdn2d.run(x, f, call.resample, call.backend)
+        found = gradients(dy, y, x, factors, act, wanted, **known)
+    else:  # g meets the transposed filter before it meets the scale, so that x need not be resampled again
+        passed_on = wanted - {"scale"} | ({"x"} if "scale" in wanted else set())
+        found = gradients(dy, y, None, factors._replace(scale=None), act, passed_on, **known)
+    if "x" not in found:
+        return found
+    transposed = upfirdn2d.transposed(call.resample, f, ctx.in_size, ctx.out_size)
+    found["x"] = v = upfirdn2d.run(found["x"], f, transposed, call.backend)
+    if ctx.reads != "input" and call.scale is not None:
+        found |= gradients(v, None, x, Factors(call.scale), Activation(), wanted & {"x", "scale"}, call.backend)
     return found
 
 
@@ -276,7 +275,7 @@ def _run_cuda(call: Call, y: torch.Tensor) -> None:
 
 
 def _run_triton(call, y):
-    from ..kernels import epilogue2d as kernel
+    from ...kernels import epilogue2d as kernel
 
     x = call.x if call.f is not None else _dense(call.x, y)
     kernel.epilogue2d(x, call.f, call.scale, call.noise, call.b, y, call.resample, call.activation)

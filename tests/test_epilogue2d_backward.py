@@ -1,0 +1,105 @@
+"""epilogue2d_backward on the host's backends: its contract, sizes of every path, bits, and the native op's checks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract.common import HOST, each_layout, each_of
+from contract.epilogue2d_backward import BackwardContract, check
+
+from posgan_fast import functional as PF
+from posgan_fast.ops.common.records import Activation
+from posgan_fast.ops.epilogue2d.backward import GRADIENTS, Factors, gradients
+
+backend = each_of(HOST)
+
+
+class TestContract(BackwardContract):
+    """The contract on the CPU."""
+
+
+@each_layout
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
+@pytest.mark.parametrize("shape", [(1, 40, 65, 67), (2, 3, 200, 3), (1, 2100, 2, 3), (1, 2, 90, 1000)], ids=str)
+def test_sizes_of_every_path(shape, act, layout):
+    """Pixels with more channels than a span, planes and tiles longer than one."""
+    check(shape, torch.float32, layout, act, "cpu")
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
+def test_no_pixels(shape):
+    x = torch.randn(shape)
+    n, c, h, w = shape
+    factors = Factors(torch.ones(n, c), torch.zeros(n, 1, h, w), torch.zeros(c))
+    found = gradients(x, x, x, factors, Activation("lrelu", 0.2), set(GRADIENTS), "cpu")
+    assert found["x"].shape == shape and not any(found[name].any() for name in GRADIENTS)
+
+
+def test_bits_do_not_depend_on_threads():
+    x, dy = (torch.randn(3, 24, 33, 35).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    factors = Factors(torch.rand(3, 24), torch.randn(3, 1, 33, 35), torch.randn(24))
+
+    def run():
+        return gradients(dy, x, x, factors, Activation("lrelu", 0.2), set(GRADIENTS), "cpu")
+
+    threads, several = torch.get_num_threads(), run()
+    torch.set_num_threads(1)
+    try:
+        alone = run()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(several[name], alone[name]) for name in GRADIENTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_training_takes_the_fused_pass_and_higher_orders_do_not(dtype, monkeypatch):
+    """The second derivative of the layer goes through differentiable ops and agrees with float64."""
+    x = torch.randn(2, 8, 6, 6, dtype=dtype, requires_grad=True)
+    scale, b = torch.rand(2, 8, requires_grad=True), torch.randn(8, dtype=dtype, requires_grad=True)
+
+    def second(x, scale, b, backend):
+        y = PF.epilogue2d(x, scale=scale, b=b, act="swish", backend=backend)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), (x, scale, b))
+
+    found = second(x, scale, b, "cpu")
+    exact = second(*(t.detach().double().requires_grad_() for t in (x, scale, b)), "reference")
+    bound = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5}[dtype]
+    for got, want in zip(found, exact, strict=True):
+        assert (got.double() - want).norm() <= bound * want.norm()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(y=torch.zeros(1, 2, 4, 6)),
+        dict(x=torch.zeros(1, 2, 4, 5).double()),
+        dict(dx=torch.zeros(1, 2, 5, 4).transpose(2, 3)),
+        dict(y=None),
+        dict(x=None),
+        dict(scale=torch.zeros(1, 3)),
+        dict(scale=torch.zeros(1, 2).double()),
+        dict(channel_sums=torch.zeros(2, 1, 1, 2)),
+        dict(pixel_sums=torch.zeros(1, 19)),
+        dict(tile=0),
+        dict(act=10),
+        dict(dy=torch.zeros(1, 2, 4, 10)[:, :, :, ::2]),
+    ],
+    ids=lambda change: ",".join(change),
+)
+def test_the_native_op_guards_its_memory(change):
+    PF.explain("epilogue2d", torch.zeros(1, 1, 1, 1))  # loads the library
+    call = dict(
+        dy=torch.zeros(1, 2, 4, 5), y=torch.zeros(1, 2, 4, 5), x=torch.zeros(1, 2, 4, 5), scale=torch.zeros(1, 2),
+        noise=torch.zeros(1, 1, 4, 5), b=torch.zeros(2), dx=torch.zeros(1, 2, 4, 5),
+        channel_sums=torch.zeros(2, 1, 2, 2), pixel_sums=torch.zeros(1, 20), tile=16, act=3,
+    )  # fmt: skip
+
+    def run(dy, y, x, scale, noise, b, dx, channel_sums, pixel_sums, tile, act):
+        torch.ops.posgan_fast_native.epilogue2d_backward(
+            dy, y, x, scale, noise, b, dx, channel_sums, pixel_sums, tile, act, 0.2, 1.0, -1.0
+        )
+
+    run(**call)
+    with pytest.raises(RuntimeError, match="epilogue2d_backward: "):
+        run(**call | change)
