@@ -1,0 +1,273 @@
+"""The traffic that ``python -m benchmarks.traffic`` counts: its rules on small calls, today's counts of the layers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from unittest import mock
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks import traffic, traffic_rates
+from benchmarks.traffic_calls import LAYERS, Ours, count_layer, count_network
+from benchmarks.traffic_counter import Counter, Kernel, Traffic, record
+from benchmarks.traffic_cuda import META, Launcher, autocast, meta_as_cuda
+from benchmarks.traffic_peer import NVlabs
+from posgan_fast import backend
+from posgan_fast import functional as PF
+from posgan_fast.ops.common import op
+
+# Bytes that move and kernels of a layer of 64 to 64 (toRGB: 3) channels, 128 pixels, N=4: in inference of one sample,
+# in inference, and forward and backward in training. Lower numbers replace these; greater ones need a reason.
+TODAY = {
+    ("plain", "float16"): ((14581190, 40), (52363868, 40), (53215836, 41), (415164436, 43)),
+    ("plain", "bfloat16"): ((13837828, 15), (51613444, 15), (52465412, 16), (414864132, 40)),
+    ("plain", "float32"): ((26420484, 13), (101944836, 13), (102796804, 14), (356217348, 32)),
+    ("up", "float16"): ((14122758, 41), (50529948, 41), (51381916, 42), (296556116, 44)),
+    ("up", "bfloat16"): ((13379396, 16), (49779524, 16), (50631492, 17), (296255812, 41)),
+    ("up", "float32"): ((25503556, 14), (98276932, 14), (99128900, 15), (291477060, 33)),
+    ("torgb", "float16"): ((6726424, 8), (26507032, 8), (26507032, 8), (187999390, 18)),
+    ("torgb", "bfloat16"): ((6726424, 8), (26507032, 8), (26507032, 8), (187999390, 18)),
+    ("torgb", "float32"): ((13312012, 6), (52851724, 6), (52851724, 6), (140813080, 13)),
+}
+
+
+def counted(call) -> Traffic:
+    with Counter() as counter:
+        call()
+    return counter.traffic
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, device=META, dtype=dtype)
+
+
+def bytes_of(found: Traffic) -> tuple[int, int, int]:
+    return found.read, found.written, found.launches
+
+
+def test_an_operator_reads_each_tensor_once_and_writes_its_result():
+    a, b = empty(8, 16), empty(8, 16)
+    assert bytes_of(counted(lambda: a + b)) == (1024, 512, 1)
+    assert bytes_of(counted(lambda: a * a)) == (512, 512, 1)
+    assert bytes_of(counted(lambda: a.sum(1))) == (512, 32, 1)
+    assert bytes_of(counted(lambda: torch.cat([a, b]))) == (1024, 1024, 1)
+    assert bytes_of(counted(lambda: a.half())) == (512, 256, 1)
+    assert bytes_of(counted(lambda: a.float())) == (0, 0, 0)
+    assert bytes_of(counted(lambda: torch.randn(8, 16, device=META))) == (0, 512, 1)
+
+
+def test_views_allocations_and_empty_tensors_cost_nothing():
+    a = empty(8, 16).requires_grad_()
+    views = lambda: (a.view(16, 8), a.t(), a[1:], a.expand(3, 8, 16), a.detach(), a.flatten(), a.unsqueeze(0))  # noqa: E731
+    assert bytes_of(counted(views)) == (0, 0, 0)
+    fresh = lambda: (torch.empty_like(a), a.new_empty(3), empty(0, 4) + 1, empty(0).clone())  # noqa: E731
+    assert bytes_of(counted(fresh)) == (0, 0, 0)
+
+
+def test_expanded_dimensions_hold_one_element():
+    a, b = empty(8, 16), empty(16)
+    assert bytes_of(counted(lambda: a + b)) == (512 + 64, 512, 1)
+    assert bytes_of(counted(lambda: b.expand(8, 16).contiguous())) == (64, 512, 1)
+
+
+def test_in_place_reads_where_the_old_values_count():
+    a, b = empty(8, 16), empty(8, 16)
+    assert bytes_of(counted(lambda: a.add_(b))) == (1024, 512, 1)
+    assert bytes_of(counted(lambda: a.copy_(b))) == (512, 512, 1)
+    assert bytes_of(counted(a.zero_)) == (0, 512, 1)
+    assert bytes_of(counted(lambda: torch.add(a, b, out=a))) == (1024, 512, 1)
+    assert bytes_of(counted(lambda: torch.add(b, b, out=a))) == (512, 512, 1)
+
+
+def test_scalars_of_the_host_cost_nothing():
+    a, scalar = empty(8, 16), torch.tensor(2.0)
+    assert bytes_of(counted(lambda: a * scalar)) == (512, 512, 1)
+    assert bytes_of(counted(lambda: scalar + torch.ones(100))) == (0, 0, 0)
+
+
+def test_padding_and_gradients_of_slices_are_two_kernels():
+    a = empty(8, 16)
+    assert bytes_of(counted(lambda: F.pad(a, (1, 1, 0, 0)))) == (512, 8 * 18 * 4 + 512, 2)
+    x = empty(8, 16).requires_grad_()
+    y = x[2:4]
+    assert bytes_of(counted(lambda: torch.autograd.grad(y, x, torch.empty_like(y)))) == (128, 512 + 128, 2)
+
+
+@pytest.mark.parametrize("mask", [(True, False, False), (False, True, False), (True, True, True)])
+def test_a_convolution_has_a_kernel_for_each_gradient(mask):
+    x, w = empty(2, 4, 8, 8), empty(6, 4, 3, 3)
+    found = counted(lambda: F.conv2d(x, w, padding=1))
+    sizes = (x, w, dy) = [t.numel() * 4 for t in (x, w, empty(2, 6, 8, 8))]
+    products = 2 * 2 * 6 * 64 * 4 * 9
+    assert bytes_of(found) == (x + w, dy, 1) and found.flops == products
+    arguments = [empty(2, 6, 8, 8), empty(2, 4, 8, 8), empty(6, 4, 3, 3), [6], [1, 1], [1, 1], [1, 1], False, [0, 0], 1]
+    found = counted(lambda: torch.ops.aten.convolution_backward(*arguments, list(mask)))
+    kernels = [("dx", dy + w, x, products), ("dw", dy + x, w, products), ("db", dy, 24, 0)]
+    expected = [
+        Kernel(f"convolution_backward {name}", *rest, "float32")
+        for wanted, (name, *rest) in zip(mask, kernels, strict=True)
+        if wanted
+    ]
+    assert found.kernels == expected and min(sizes) > 0
+
+
+def test_a_convolution_copies_operands_of_another_memory_format():
+    x, w = empty(2, 4, 8, 8).contiguous(memory_format=torch.channels_last), empty(6, 4, 3, 3)
+    found = counted(lambda: F.conv2d(x, w))
+    assert [kernel.name for kernel in found.kernels] == ["convolution contiguous", "convolution"]
+    assert found.kernels[0].moved == 2 * w.numel() * 4
+    with Counter():
+        assert F.conv2d(x, w).is_contiguous(memory_format=torch.channels_last)
+        assert F.conv2d(x.double(), w.double()).is_contiguous()  # cuDNN has no float64 in channels_last
+
+
+def test_an_op_of_ours_counts_as_its_native_kernels():
+    x, b = empty(2, 4, 8, 8), empty(4)
+    with meta_as_cuda():
+        found = counted(lambda: PF.bias_act(x, b, act="lrelu"))
+        strided = counted(lambda: PF.bias_act(x[..., ::2], b, act="lrelu"))
+    assert found.kernels == [Kernel("native bias_act", 2048 + 16, 2048, 0, "float32")]
+    assert [kernel.name for kernel in strided.kernels] == ["clone", "native bias_act"]
+
+
+def test_inference_writes_over_the_result_of_the_convolution():
+    x, w, styles = empty(2, 4, 8, 8), empty(4, 4, 3, 3), empty(2, 4)
+    with meta_as_cuda(), torch.no_grad():
+        found = counted(lambda: PF.modulated_conv2d(x, w, styles, padding=1, demodulate=False, act="lrelu"))
+    assert [kernel.name for kernel in found.kernels] == ["native prologue2d", "convolution", "native epilogue2d"]
+    assert found.moved == (2048 + 32 + 2048) + (2048 + 576 + 2048) + (2048 + 2048)
+
+
+def test_the_choice_of_backend_is_as_before_afterwards():
+    x = empty(1, 1, 2, 2)
+    with meta_as_cuda():
+        assert PF.explain("bias_act", x).backend == "cuda" and backend.cpu_can_run(x) is not None
+    assert backend.cuda_can_run(x) is not None and not op.is_watched()
+
+
+def test_autocast_gives_the_layer_its_dtype():
+    x, w, styles = empty(2, 4, 8, 8), empty(4, 4, 3, 3), empty(2, 4)
+    with meta_as_cuda(), torch.no_grad():
+        with autocast(torch.bfloat16):
+            assert PF.modulated_conv2d(x, w, styles).dtype == torch.bfloat16
+            assert PF.modulated_conv2d(x.double(), w, styles).dtype == torch.float64
+        assert PF.modulated_conv2d(x, w, styles).dtype == torch.float32
+
+
+def test_a_launcher_of_triton_is_one_kernel(monkeypatch):
+    def launch(x, weight, y):
+        raise AssertionError("ran")
+
+    module = types.ModuleType("launchers")
+    module.launch, module.arch_of = launch, lambda device: 0
+    monkeypatch.setitem(sys.modules, "launchers", module)
+    row = Launcher("launchers", "launch", ("y",), lambda arguments: arguments["y"].numel())
+    x, weight, y = empty(2, 4), empty(4), empty(2, 4)
+    with mock.patch("benchmarks.traffic_cuda.LAUNCHERS", (row,)), meta_as_cuda():
+        found = counted(lambda: module.launch(x, y=y, weight=weight))
+    assert found.kernels == [Kernel("triton launch", 48, 32, 8, "float32")]
+    assert module.launch is launch
+    record("nobody looks on", (x,), (y,))
+
+
+@pytest.mark.parametrize("dtype", traffic.DTYPES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_move_and_launch_no_more_than_they_do_today(name, dtype):
+    found = count_layer(Ours(), name, dtype, batch=4)
+    assert tuple((t.moved, t.launches) for t in found.phases.values()) == TODAY[name, dtype]
+    assert found.unit == 4 * (3 if name == "torgb" else 64) * 128**2 * (4 if dtype == "float32" else 2)
+
+
+def test_a_layer_moves_three_passes_forward():
+    """Prologue, convolution and epilogue read and write the features once each: 6 S, 5 in a layer that enlarges, whose
+    prologue and convolution read a quarter, but whose filter is a pass of its own."""
+    for name, low, high in (("plain", 6.0, 6.2), ("up", 5.75, 6.0)):
+        assert low < count_layer(Ours(), name, "float32", batch=4).in_units("forward") < high
+
+
+def test_backward_multiplies_twice_what_forward_does():
+    found = count_layer(Ours(), "plain", "bfloat16", batch=4).phases
+    convolution = 2 * 4 * 64 * 64 * 9 * 128**2
+    flops = {phase: sum(k.flops for k in t.kernels if "conv" in k.name) for phase, t in found.items()}
+    assert flops == {
+        "inference N=1": convolution // 4, "inference N=4": convolution,
+        "forward": convolution, "backward": 2 * convolution,
+    }  # fmt: skip
+
+
+def test_networks_are_counted_with_their_settings():
+    small = Ours({"channel_max": 16})
+    phases = {dtype: count_network(small, "generator64", dtype, 2).phases for dtype in ("bfloat16", "float32")}
+    for found in phases.values():
+        assert list(found) == ["inference N=1", "inference N=2", "forward", "backward"]
+        assert all(t.launches > 100 for t in found.values())
+    assert phases["bfloat16"]["forward"].moved < 0.7 * phases["float32"]["forward"].moved
+    step = count_network(small, "training256", "float32", 2).phases["step"]
+    assert step.launches > 1000 and {"native bias_act", "native upfirdn2d"} <= {k.name for k in step.kernels}
+
+
+def test_predictions_are_the_roofline():
+    gpu = traffic_rates.Gpu("sm_1", "G", 1e9, 4e9, 2e9, 1e9, "")
+    memory, half = Kernel("add", 500, 500, 0, "float32"), Kernel("convolution", 500, 500, 8000, "float16")
+    tf32, single = Kernel("convolution", 0, 10, 8000, "float32"), Kernel("mm", 0, 10, 8000, "float32")
+    times = [traffic_rates.graph_seconds(Traffic([k]), gpu) for k in (memory, half, tf32, single)]
+    assert times == pytest.approx([1e-6, 2e-6, 4e-6, 8e-6])
+    assert traffic_rates.eager_seconds(Traffic([memory] * 3), gpu) == pytest.approx(3 * traffic_rates.LAUNCH)
+    assert traffic_rates.eager_seconds(Traffic([single] * 3), gpu) == pytest.approx(24e-6)
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
+    file = tmp_path / "traffic.json"
+    arguments = ["--layer", "plain", "--dtype", "float32", "--batch", "2", "--channels", "8", "--size", "16"]
+    assert traffic.main([*arguments, "--ops", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "PREDICTIONS",
+        "layer plain, float32, ours",
+        "native epilogue2d",
+        "Predicted, not measured",
+        "data sheet",
+    ):
+        assert words in printed
+    content = json.loads(file.read_text())
+    assert content["schema"] == 1 and "commit" in content["provenance"] and content["rates"]["launch"] == 5e-6
+    (case,) = content["cases"]
+    assert list(case["phases"]) == ["inference N=1", "inference N=2", "forward", "backward"]
+    for phase in case["phases"].values():
+        assert phase["read"] + phase["written"] == sum(o["read"] + o["written"] for o in phase["ops"]) > 0
+        assert phase["launches"] == sum(o["launches"] for o in phase["ops"])
+        assert list(phase["predicted_seconds"]) == ["sm_80", "sm_90", "sm_100"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "round"], "invalid choice: 'round'"),
+        (["--network", "generator3"], "invalid choice: 'generator3'"),
+        (["--dtype", "float64"], "invalid choice: 'float64'"),
+        (["--peer", "nvlabs=/nowhere"], "expected a checkout with torch_utils"),
+        (["--peer", "acme=/nowhere"], "expected nvlabs=PATH"),
+        (["--batch", "0"], "--batch: expected at least 1, got 0"),
+        (["--size", "7"], "--size: expected an even number, got 7"),
+        (["--set", "channel_max=8"], "--set: expected an argument of all networks"),
+        (["--network", "training256", "--set", "head_sizes=8"], "--set: expected an argument of all networks"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        traffic.main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_nvlabs_layers_are_counted_with_their_plugins(peers):
+    by = NVlabs(peers["nvlabs"])
+    found = count_layer(by, "plain", "float32", batch=4)
+    assert 8 < found.in_units("forward") < 8.3 and found.phases["inference N=1"].launches == 12
+    assert [k.name for k in found.phases["forward"].kernels].count("plugin bias_act") == 1
+    assert by.refuses("layer", "bfloat16") and not by.refuses("layer", "float16")
+    enlarging = count_layer(by, "up", "float32", batch=4).phases
+    assert [k.name for t in enlarging.values() for k in t.kernels].count("plugin upfirdn2d") == 4
