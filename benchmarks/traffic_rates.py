@@ -33,11 +33,11 @@ class Gpu(NamedTuple):
 
 GPUS = (
     Gpu("sm_80", "A100 SXM 80 GB", 1.6e12, 312e12, 156e12, 19.5e12,
-        "copy: 0.8 of the 2.04 TB/s of NVIDIA's data sheet, as copies reach; the others: data sheet"),
+        "copy: assumed, 0.8 of the 2.04 TB/s of NVIDIA's data sheet; the others: data sheet"),
     Gpu("sm_90", "H100 SXM", 3.0e12, 989e12, 495e12, 67e12,
-        "copy: 0.9 of the 3.35 TB/s of the data sheet, as copies reach; the others: data sheet"),
+        "copy: assumed, 0.9 of the 3.35 TB/s of the data sheet; the others: data sheet"),
     Gpu("sm_100", "B200", 7.0e12, 2250e12, 1100e12, 75e12,
-        "copy: 0.9 of the 8 TB/s of the data sheet, assumed; the others: data sheet, half of its sparse rates"),
+        "copy: assumed, 0.9 of the 8 TB/s of the data sheet; the others: data sheet, half of its sparse rates"),
 )  # fmt: skip
 
 
