@@ -52,7 +52,7 @@ class TileGradient {
       : task_(task),
         p_(task.params),
         act_{A(p_.alpha), A(p_.gain), A(p_.clamp)},
-        reads_sum_(epilogue2d_reads_sum(kAct, p_.alpha, p_.clamp)) {}
+        reads_sum_(epilogue2d_reads_sum(kAct, p_.clamp, kReadsOutput)) {}
 
   void run(int64_t n, int64_t tile) {
     const int64_t first = tile * p_.tile, left = p_.pixels - first;
@@ -186,7 +186,7 @@ class TileGradient {
 
 template <typename T>
 void compute_tiles(const Epilogue2dBackwardTask& task, int64_t begin, int64_t end) {
-  dispatch_bias_act(task.act, 1, task.params.alpha, [&](auto act, auto, auto reads_output) {
+  dispatch_epilogue2d_backward(task.act, task.y != nullptr, [&](auto act, auto reads_output) {
     TileGradient<T, act, reads_output> gradient(task);
     for (int64_t i = begin; i < end; ++i) gradient.run(i / task.params.tiles, i % task.params.tiles);
   });

@@ -94,7 +94,7 @@ struct BackwardBlock {
     return v;
   }
 
-  PF_DEVICE bool reads_sum() const { return epilogue2d_reads_sum(kAct, p.alpha, p.clamp); }
+  PF_DEVICE bool reads_sum() const { return epilogue2d_reads_sum(kAct, p.clamp, kReadsOutput); }
 
   PF_DEVICE A* area(int k) const { return shared + k * (kBackwardRows * s.ty * pitch); }
 
@@ -253,7 +253,7 @@ void run_epilogue2d_backward(const Epilogue2dBackwardPointers<T>& t, const Epilo
   const Epilogue2dBackwardTiling s = epilogue2d_backward_tiling(t, p, threads);
   const int along = 2 * kBackwardRows * s.ty * (s.tx + (s.tx > 1)), down = s.ty * s.tx * kVectorSize<T>;
   const size_t bytes = size_t(along > down ? along : down) * sizeof(acc_t<T>);
-  dispatch_bias_act(act, 1, p.alpha, [&](auto constant, auto, auto reads_output) {
+  dispatch_epilogue2d_backward(act, t.y != nullptr, [&](auto constant, auto reads_output) {
     launch(dim3{unsigned(p.n * p.tiles), 1, 1}, dim3{unsigned(threads), 1, 1}, bytes,
            epilogue2d_backward_kernel<T, constant, reads_output>, t, p, s);
   });

@@ -1,6 +1,6 @@
 // Formulas and parameters of epilogue2d_backward, shared by the CPU and CUDA kernels. No torch.
 //
-//   g    = dy * gain * act'(v) * inside        v = x * scale + noise + b, or read off the result y
+//   g    = dy * gain * act'(v) * inside        v = x * scale + noise + b; relu and lrelu can read off the result y
 //   dx   = g * scale
 //   channel_sums[0, n, t, c] = sum of g over the pixels of tile t
 //   channel_sums[1, n, t, c] = sum of g * x over the same pixels
@@ -23,9 +23,21 @@ struct Epilogue2dBackwardParams {
   double alpha, gain, clamp;
 };
 
-// Whether the gradient of this activation reads v, which takes x, scale, noise and b.
-PF_HD bool epilogue2d_reads_sum(Act act, double alpha, double clamp) {
-  return !reads_output(act, alpha) && (act != Act::kLinear || clamp >= 0);
+// Whether the slope is read off v, which takes x, scale, noise and b. It is where y is not given.
+PF_HD bool epilogue2d_reads_sum(Act act, double clamp, bool has_y) {
+  return !has_y && (act != Act::kLinear || clamp >= 0);
+}
+
+// Calls body with act and whether the slope is read off y as std::integral_constants.
+template <typename Body>
+static inline void dispatch_epilogue2d_backward(Act act, bool has_y, const Body& body) {
+  dispatch_act(act, [&](auto constant) {
+    constexpr Act kAct = constant;
+    if constexpr (kAct == Act::kRelu || kAct == Act::kLrelu) {
+      if (has_y) return body(constant, std::true_type());
+    }
+    body(constant, std::false_type());
+  });
 }
 
 // g for one element. ref is y or v.

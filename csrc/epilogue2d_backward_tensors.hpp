@@ -35,8 +35,8 @@ struct Epilogue2dBackwardTensors {
     check("b", b, dy.scalar_type(), c);
     check("channel_sums", channel_sums, acc, (products ? 2 : 1) * n * tiles * c);
     check("pixel_sums", pixel_sums, acc, n * pixels);
-    STD_TORCH_CHECK(y || !reads_output(Act(act), alpha), "epilogue2d_backward: expected y for this act");
-    STD_TORCH_CHECK(x || !(products || epilogue2d_reads_sum(Act(act), alpha, clamp)),
+    STD_TORCH_CHECK(!y || reads_output(Act(act), alpha), "epilogue2d_backward: expected no y for this act");
+    STD_TORCH_CHECK(x || !(products || epilogue2d_reads_sum(Act(act), clamp, bool(y))),
                     "epilogue2d_backward: expected x for this act, or for the sums of products");
     return {n, c, pixels, shared_noise ? 0 : pixels, tile, tiles, !contiguous, products, alpha, gain, clamp};
   }

@@ -54,14 +54,14 @@ def epilogue2d_backward(
     """Write the gradient of the input to ``dx`` unless it is None. Return the sums over pixels [1 or 2, N, strips, C],
     of g and with ``products`` of g * x, and the sums over channels [strips, N, H * W]; None where they are not wanted.
 
-    Images are dense with equal strides. ``y`` is the result if the activation reads its slope from it, ``x`` the input
-    if it does not or if ``products`` are wanted; ``scale``, ``noise`` and ``b`` are contiguous.
+    Images are dense with equal strides. ``y`` is the result, for relu and lrelu to read their slope from; ``x`` the
+    input, if there is no ``y`` or if ``products`` are wanted. ``scale``, ``noise`` and ``b`` are contiguous.
     """
     act, alpha, gain, clamp = activation
     n, c, h, w = dy.shape
     channels_last = not dy.is_contiguous()
     rows, cols = (h * w, c) if channels_last else (c, h * w)
-    reads = _reads(activation)
+    reads = READS_OUTPUT if y is not None else READS_NOTHING if act == "linear" and clamp < 0 else READS_INPUT
     config = select(arch_of(dy.device), dy.element_size(), cols)
     tiles_x = cdiv(cols, config.block_cols)
     steps = min(MOST_STEPS, max(1, n * tiles_x * cdiv(rows, config.block_rows) // ENOUGH_PROGRAMS))
@@ -82,14 +82,6 @@ def epilogue2d_backward(
             float(alpha), float(gain), float(clamp), **constants(key, config), **config.options(),
         )  # fmt: skip
     return channel_sums, pixel_sums
-
-
-def _reads(activation: Activation) -> int:
-    """Tell which image the slope of an activation is read from."""
-    act, alpha, _, clamp = activation
-    if bias_act.slope_is_read_from_output(act, alpha):
-        return READS_OUTPUT
-    return READS_NOTHING if act == "linear" and clamp < 0 else READS_INPUT
 
 
 TABLE = bias_act.TABLE  # as many bytes per element and thread, up to the sums

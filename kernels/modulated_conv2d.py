@@ -5,7 +5,9 @@
 for kernels of 1 x 1 and 3 x 3 pixels in channels_last. The rows of the product are pixels, its columns filters, its
 depth taps times input channels. A program computes a tile of pixels of one sample, so styles and coefficients are
 vectors along the channels that the whole tile shares; a tile across samples would gather them for every pixel. The
-price is a ragged tile per sample. Tiles of 3 x 3 kernels are two-dimensional: their nine reads of a pixel meet in L1.
+price is a ragged tile per sample. Tiles of 3 x 3 kernels are two-dimensional: their nine reads of a pixel meet in a
+cache. Without a padding map, a small weight for each sample may hold the styles: then the main loop only loads and
+multiplies.
 
 The kernel serves the layers of the launch table. They are bound by memory traffic, and separate stages would move three
 times as much. For all other layers the vendor's convolution is faster.
@@ -49,7 +51,7 @@ def serves(x: torch.Tensor, weight: torch.Tensor, padding: int) -> bool:
 def modulated_conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
-    styles: torch.Tensor,
+    styles: torch.Tensor | None,
     border: torch.Tensor | None,
     dcoefs: torch.Tensor | None,
     noise: torch.Tensor | None,
@@ -60,7 +62,8 @@ def modulated_conv2d(
 ) -> None:
     """Write the result to ``y``, dense in channels_last, for a layer that the launch table lists. ``x`` has unit stride
     along the channels; ``weight`` [O, I, k, k] is dense in channels_last, correlated if ``flip`` and else convolved;
-    ``styles`` [N, I], ``dcoefs`` [N, O], ``noise`` [N or 1, 1, H, W] in float32 and ``bias`` [O] are contiguous;
+    ``styles`` [N, I], or None where ``weight`` [N * O, I, k, k] holds those of each sample, ``dcoefs`` [N, O],
+    ``noise`` [N or 1, 1, H, W] in float32 and ``bias`` [O] are contiguous;
     ``border`` [N, I, h, w] or [N, I, ring] has any strides.
 
     Raises:
@@ -69,7 +72,7 @@ def modulated_conv2d(
     if y.numel() == 0:
         return
     n, c, h, w = x.shape
-    o, _, side, _ = weight.shape
+    o, side = y.shape[1], weight.shape[2]
     config = select(arch_of(x.device), x.element_size(), side, c, o, n * h * w)
     if config is None:
         raise ValueError(f"x: expected a layer of the launch table, got {tuple(x.shape)} and {tuple(weight.shape)}")
@@ -81,8 +84,8 @@ def modulated_conv2d(
     vec, out_vec = vector_size(x, c, *strides), vector_size(x, o)
     act, alpha, gain, clamp = activation
     key = KernelKey(
-        act, side, border is not None, dcoefs is not None, noise_mode(noise), bias is not None, clamp >= 0,
-        vec, out_vec, use_int32_index,
+        act, side, styles is not None, border is not None, dcoefs is not None, noise_mode(noise), bias is not None,
+        clamp >= 0, vec, out_vec, use_int32_index,
     )  # fmt: skip
     tiles = cdiv(o, config.block_o), cdiv(w, config.block_w), cdiv(h, config.block_h)
     tap0, tap_step = (0, 1) if flip else (side * side - 1, -1)
@@ -138,6 +141,7 @@ class KernelKey(NamedTuple):
 
     act: str
     side: int
+    styles: bool  # else the weights hold them
     border: bool
     dcoefs: bool
     noise: int
@@ -172,8 +176,9 @@ def kernel(
     c, out_c, h, w, tiles_o, tiles_x, tiles_y, tap0, tap_step, x_n, x_h, x_w,
     border_n, border_c, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step,
     alpha: tl.float64, gain: tl.float64, clamp: tl.float64,
-    ACT: tl.constexpr, SIDE: tl.constexpr, BORDER: tl.constexpr, DCOEFS: tl.constexpr, NOISE: tl.constexpr,
-    BIAS: tl.constexpr, CLAMP: tl.constexpr, VEC: tl.constexpr, OUT_VEC: tl.constexpr, USE_INT32_INDEX: tl.constexpr,
+    ACT: tl.constexpr, SIDE: tl.constexpr, STYLES: tl.constexpr, BORDER: tl.constexpr, DCOEFS: tl.constexpr,
+    NOISE: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr, VEC: tl.constexpr, OUT_VEC: tl.constexpr,
+    USE_INT32_INDEX: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     index_t: tl.constexpr = tl.int32 if USE_INT32_INDEX else tl.int64
@@ -188,6 +193,8 @@ def kernel(
     channels, filters = c * VEC, out_c * OUT_VEC
     in_image, in_filters = (oy < h) & (ox < w), o < filters
 
+    if not STYLES:
+        weight += n * filters * (SIDE * SIDE) * channels
     acc = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_O], tl.float32)
     steps = tl.cdiv(channels, BLOCK_K)
     for step in range(SIDE * SIDE * steps):
@@ -197,15 +204,16 @@ def kernel(
         k = (step % steps) * BLOCK_K + tl.arange(0, BLOCK_K)
         in_channels = k < channels
         x_at = (n * x_n + i * x_h + j * x_w) * VEC + k[None, :]
-        z = tl.load(x + x_at, mask=inside & in_channels[None, :], other=0.0).to(tl.float32)
-        z *= tl.load(styles + n * channels + k, mask=in_channels, other=0.0)[None, :]
+        z = tl.load(x + x_at, mask=inside & in_channels[None, :], other=0.0)
+        if STYLES:
+            z = z.to(tl.float32) * tl.load(styles + n * channels + k, mask=in_channels, other=0.0)[None, :]
         if BORDER:
             at = border_offset(
                 i + 1, j + 1, h, top_at, top_step, bottom_at, bottom_step, left_at, left_step, right_at, right_step
             )
             outside = in_image & (inside == 0) & in_channels[None, :]
             border_at = n * border_n + k[None, :] * border_c + at
-            z = tl.where(inside, z, tl.load(border + border_at, mask=outside, other=0.0).to(tl.float32))
+            z = tl.where(inside, z, tl.load(border + border_at, mask=outside, other=0.0).to(z.dtype))
         weight_at = (o * (SIDE * SIDE) + tap0 + tap * tap_step) * channels + k[:, None]
         filter_tile = tl.load(weight + weight_at, mask=in_filters & in_channels[:, None], other=0.0)
         acc = tl.dot(z.to(x.dtype.element_ty), filter_tile, acc, input_precision="ieee")

@@ -32,6 +32,8 @@ _SCHEMAS = (
     " float gain, float clamp) -> ()",
     "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? dcoefs, Tensor(b!) out, Tensor(c!)? odd_rows,"
     " float eps, bool fold, bool transposed, bool flip) -> ()",
+    "modulated_factors(Tensor weight, Tensor styles, Tensor(a!) out, Tensor(b!)? dcoefs, Tensor(c!)? scaled_styles,"
+    " float eps, bool fold, bool transposed, bool flip) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
     "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
@@ -46,8 +48,11 @@ _SCHEMAS = (
     "winograd3x3_gradient(Tensor x, Tensor dy, int form, int padding, Tensor(a!) dw) -> ()",
     "winograd3x3_weight(Tensor weight, int form, bool flip, Tensor(a!) transformed, Tensor(b!)? squares) -> ()",
 )
-# The ops that a library lacks: on CUDA, torch's own operators prepare weights, and the vendor's convolve.
-_NOT_IN = {CPU: (), CUDA: ("modulated_weight", "winograd3x3", "winograd3x3_weight", "winograd3x3_gradient")}
+# The ops that a library lacks: each has its own way to prepare weights, and on CUDA the vendor convolves.
+_NOT_IN = {
+    CPU: ("modulated_factors",),
+    CUDA: ("modulated_weight", "winograd3x3", "winograd3x3_weight", "winograd3x3_gradient"),
+}
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 

@@ -43,7 +43,9 @@ def check_cases(variant: str, group: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("group", ["fir4", "any", "bias_act", "prologue2d", "epilogue2d", "epilogue2d_backward"])
+@pytest.mark.parametrize(
+    "group", ["fir4", "any", "bias_act", "prologue2d", "epilogue2d", "epilogue2d_backward", "modulated_factors"]
+)
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 def test_kernels_agree_with_float64(variant: str, group: str) -> None:
     check_cases(variant, f"{group}:quick" if variant == "tsan" else group)

@@ -157,13 +157,14 @@ def _modulated_conv2d_builds():
     for i, config, dtype, vec in _served(modulated_conv2d.TABLE):
         out_vec = vec if config.filters % vec == 0 else 1
         noise = epilogue2d.NOISE_PER_SAMPLE
-        for border in (False, True)[: 1 if config.side == 1 else 2]:
-            layer = ("lrelu", config.side, border, True, noise, True, True)
+        # weights that hold the styles; styles apart; and a padding map
+        for styles, border in ((False, False), (True, False), (True, True))[: 2 if config.side == 1 else 3]:
+            layer = ("lrelu", config.side, styles, border, True, noise, True, True)
             yield from (Build("modulated_conv2d", i, (*layer, vec, out_vec, True), dtype, arch) for arch in ARCHS)
             if dtype != "bf16":  # which differs from fp16 by its conversions only
                 yield Build("modulated_conv2d", i, (*layer, vec, out_vec, False), dtype, 90)
                 yield from (Build("modulated_conv2d", i, (*layer, 1, 1, True), dtype, arch) for arch in ARCHS)
-        bare = ("swish", config.side, False, False, epilogue2d.NO_NOISE, False, False, vec, out_vec, True)
+        bare = ("swish", config.side, True, False, False, epilogue2d.NO_NOISE, False, False, vec, out_vec, True)
         yield Build("modulated_conv2d", i, bare, dtype, 90)
 
 
@@ -292,7 +293,7 @@ def _optional(op: str, key: Any) -> dict[str, bool]:
         tables = dict.fromkeys(("columns", "rows"), key.encoding > 0)
         return dict(residual=key.residual, styles=key.styles, border=key.mode == "instance") | tables
     if op == "modulated_conv2d":
-        return dict(border=key.border, dcoefs=key.dcoefs, noise=key.noise, bias=key.bias)
+        return dict(styles=key.styles, border=key.border, dcoefs=key.dcoefs, noise=key.noise, bias=key.bias)
     return {}
 
 

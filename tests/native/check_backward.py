@@ -50,7 +50,8 @@ def run(rng, activation, dtype, layout, case, scaled, noises, biased, clamp, wan
     clamp = clamp if clamp < 0 else float(load(store(np.array([clamp]), dtype), dtype)[0])  # as callers round it
     y = store(oracle.bias_act(v, 0, 0, 0, 0, act, alpha, 1.3, clamp), dtype)
     g = oracle.bias_act(v, 0, load(dy, dtype), 0, 1, act, alpha, 1.3, clamp)
-    if act in ("relu", "lrelu") and alpha >= 0 and clamp >= 0:  # the kernel sees the clamp in the rounded result
+    reads_y = act in ("relu", "lrelu") and alpha >= 0 and quantities < 2  # else x is there to read
+    if reads_y and clamp >= 0:  # the kernel sees the clamp in the rounded result
         g = np.where(
             np.abs(load(y, dtype)) < clamp, oracle.bias_act(v, 0, load(dy, dtype), 0, 1, act, alpha, 1.3, -1.0), 0
         )
@@ -58,7 +59,7 @@ def run(rng, activation, dtype, layout, case, scaled, noises, biased, clamp, wan
     def fresh(*sizes):
         return np.full(sizes, np.nan, acc)
 
-    images = [place(t, layout, offset) for t in (dy, y, x)]
+    images = [None if t is None else place(t, layout, offset) for t in (dy, y if reads_y else None, x)]
     dx = place(store(np.full(shape, np.nan), dtype), layout, offset) if wants_dx else None
     channel_sums = fresh(quantities, n, -(-h * w // tile), c) if quantities else None
     pixel_sums = fresh(n, h * w) if pixels else None

@@ -21,6 +21,7 @@ import harness  # noqa: E402
 import kernel_oracle as oracle  # noqa: E402
 from check_backward import WANTED, epilogue2d_backward  # noqa: E402
 from check_backward import run as run_backward  # noqa: E402
+from check_factors import modulated_factors  # noqa: E402
 from storage import STORAGE, compare, load, place, store  # noqa: E402
 
 # threads, max_lanes, min_rows, max_rows, resident_threads
@@ -410,6 +411,7 @@ GROUPS = {
     "prologue2d": prologue2d_group,
     "epilogue2d": epilogue2d_group,
     "epilogue2d_backward": epilogue2d_backward,
+    "modulated_factors": modulated_factors,
     "far": far,
     "launch_tables": launch_tables,
     "barriers": barriers,

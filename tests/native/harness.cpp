@@ -10,6 +10,7 @@
 #include "bias_act.cuh"
 #include "epilogue2d.cuh"
 #include "epilogue2d_backward.cuh"
+#include "modulated_conv2d.cuh"
 #include "prologue2d.cuh"
 #include "upfirdn2d.cuh"
 
@@ -239,6 +240,36 @@ void epilogue2d_backward(py::array dy, std::optional<py::array> y, std::optional
   });
 }
 
+// weight is [O, I, taps]; out [O, I, taps] or with fold [N, O, I, taps] has any strides.
+void modulated_factors(py::array weight, py::array styles, py::array out, std::optional<py::array> dcoefs,
+                       std::optional<py::array> scaled_styles, double eps, bool fold, bool flip, bool in_range,
+                       const std::string& dtype, int threads) {
+  const auto stride = [&](int d) { return int64_t(out.strides(d)) / int64_t(out.itemsize()); };
+  const int first = fold ? 1 : 0;
+  const ModulatedFactorsParams p{styles.shape(0),
+                                 weight.shape(0),
+                                 weight.shape(1),
+                                 int(weight.shape(2)),
+                                 fold ? stride(0) : 0,
+                                 stride(first),
+                                 stride(first + 1),
+                                 stride(first + 2),
+                                 eps,
+                                 fold,
+                                 flip,
+                                 in_range};
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    using A = acc_t<T>;
+    if (weight.itemsize() != sizeof(A) || out.itemsize() != sizeof(T)) throw py::value_error("item size");
+    const auto data = [](std::optional<py::array>& a) { return a ? static_cast<A*>(a->mutable_data()) : nullptr; };
+    const ModulatedFactorsPointers<T> pointers = {
+        static_cast<const A*>(weight.data()), static_cast<const A*>(styles.data()), static_cast<T*>(out.mutable_data()),
+        data(dcoefs), data(scaled_styles)};
+    run_modulated_factors(pointers, p, threads, [](const auto&... launch) { host_launch(launch...); });
+  });
+}
+
 // Returns sample, channel and pixel of element i.
 std::array<int64_t, 3> epilogue2d_coords_at(int64_t i, std::array<int64_t, 4> shape, bool channels_last,
                                             bool use_int32_index) {
@@ -267,6 +298,7 @@ PYBIND11_MODULE(harness, m) {
   });
   m.def("epilogue2d", &epilogue2d);
   m.def("epilogue2d_backward", &epilogue2d_backward);
+  m.def("modulated_factors", &modulated_factors);
   m.def("epilogue2d_coords", &epilogue2d_coords_at);
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
   m.def("quotient", [](uint32_t n, int64_t d) { return FastDivmod::by(d).quotient(n); });

@@ -225,7 +225,9 @@ def _setup_context(ctx, call, result):
     if ctx.reads == "input":
         save(ctx, call, "x", "f", "scale", "noise", "b")
         return
-    kept = ("f",) if call.scale is None else ("x", "f", "scale")  # the gradient of the scale reads x
+    kept: tuple[str, ...] = ("f",)
+    if call.scale is not None:  # its gradient reads x, and then so does the slope, unless x was resampled
+        kept = ("x", "f", "scale", "noise", "b") if call.f is None else ("x", "f", "scale")
     save(ctx, call, *kept, result=result if ctx.reads == "output" else None)
 
 

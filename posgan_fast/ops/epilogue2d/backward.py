@@ -9,7 +9,8 @@ For ``y = clamp(gain * act(x * scale[n, c] + noise + b[c]), -clamp, +clamp)``::
     d_b     = sum over samples and pixels of g            [C]
 
 Images are in the dtype of ``dy``, factors and sums in the arithmetic type. Sums are added up in an order that depends
-on sizes alone. relu and lrelu read their slope from ``y``, the others from ``x``.
+on sizes alone. Slopes are read from ``x`` or, by relu and lrelu, from ``y``: where the gradient of the scale is
+wanted, ``x`` is there anyway, and ``y`` need not be read.
 
 The op itself has no derivative: where one may follow, :func:`gradients` composes the same gradients of differentiable
 ops. One of them is registered here, the sum over pixels of a product of images.
@@ -59,7 +60,7 @@ def gradients(
 ) -> dict[str, torch.Tensor]:
     """Return the gradients among :data:`GRADIENTS` that are wanted; the module's docstring has their formulas.
 
-    ``y`` is needed where the activation reads its slope from it, ``x`` where it does not, and for the scale.
+    ``y`` serves relu and lrelu in place of ``x``, ``noise`` and ``b``. ``x`` is needed for the scale.
     ``shared_noise`` says that all samples had the same noise, whose gradient is then [1, 1, H, W].
     """
     asked = [name in wanted for name in GRADIENTS]
@@ -97,6 +98,12 @@ class Call(NamedTuple):
         """The image whose memory format the others take."""
         return next(t for t in (self.y, self.x, self.dy) if t is not None)
 
+    @property
+    def reads(self) -> str | None:
+        """The image that the fused pass reads slopes from: "input", "output" or None."""
+        reads = activations.derivative_reads(self.act, self.alpha, self.clamp)
+        return "input" if reads == "output" and self.wanted[1] else reads
+
 
 class Sums(NamedTuple):
     """The sums of a pass: ``channels`` [1 or 2, N, tiles, C] of g and of g * x, ``pixels`` [tiles, N, H * W] of g."""
@@ -105,17 +112,17 @@ class Sums(NamedTuple):
     pixels: torch.Tensor | None
 
 
-def reference(call: Call, dx: torch.Tensor | None) -> Sums:
+def reference(call: Any, dx: torch.Tensor | None) -> Sums:
     """The definition in plain torch, in the arithmetic type of ``dy``."""
     acc = checks.arithmetic(call.dy.dtype)
-    reads = activations.derivative_reads(call.act, call.alpha, call.clamp)
     g, x = call.dy.to(acc), call.dy if call.x is None else call.x.to(acc)  # dy: nobody reads x
-    if reads is None:
+    if call.reads is None:
         g = g * call.gain
     else:
-        ref = call.y if reads == "output" else _activated(call, x)
-        assert ref is not None
-        g = passes.reference(passes.Pass(g, None, 1, call.activation, ref.to(acc), grad=1))
+        ref = call.y.to(acc) if call.reads == "output" else _activated(call, x)
+        if call.reads == "input" and activations.reads_output(call.act, call.alpha):
+            ref = call.gain * activations.value(call.act, ref, call.alpha)
+        g = passes.reference(passes.Pass(g, None, 1, call.activation, ref, grad=1))
     if dx is not None:
         dx.copy_(g if call.scale is None else g * call.scale[:, :, None, None])
     sums = [g.sum((2, 3))] + ([(g * x).sum((2, 3))] if call.wanted[1] else [])
@@ -225,8 +232,7 @@ def _kernel(call: Call) -> Gradients:
 def _prepared(call: Call) -> Call:
     """Bring the tensors into the dtypes and strides that kernels read, and drop those that nobody reads."""
     dtype, acc = call.dy.dtype, checks.arithmetic(call.dy.dtype)
-    reads = activations.derivative_reads(call.act, call.alpha, call.clamp)
-    wanted, wanted_format = call.wanted, layout.memory_format(call.leader)
+    reads, wanted, wanted_format = call.reads, call.wanted, layout.memory_format(call.leader)
 
     def image(t: torch.Tensor | None, is_read: bool = True) -> Any:
         return t.to(dtype).contiguous(memory_format=wanted_format) if is_read and t is not None else None

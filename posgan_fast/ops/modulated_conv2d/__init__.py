@@ -48,7 +48,7 @@ from ..common.op import (
     save,
     transforms_active,
 )
-from . import conv2d_resample, cpu, triton, winograd
+from . import conv2d_resample, cpu, cuda, triton, winograd
 from .call import Call, empty_output
 from .stages import run_stages
 
@@ -227,7 +227,7 @@ def _backward(ctx, dy, wanted):
 
 
 IMPLS = (
-    _backend.Impl("cuda", _backend.cuda_can_run, lambda call: run_stages(call, inplace=True)),
+    _backend.Impl("cuda", _backend.cuda_can_run, cuda.infer),
     _backend.Impl("cpu", _backend.cpu_can_run, cpu.infer),
     _backend.Impl("triton", _backend.triton_can_run, triton.infer),
     _backend.Impl("reference", _backend.reference_can_run, run_stages),

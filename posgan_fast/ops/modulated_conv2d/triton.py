@@ -11,24 +11,44 @@ from .call import Call, empty_output
 from .stages import cast, run_stages
 
 
-def infer(call: Call) -> torch.Tensor:
-    """Compute a call that asks for no derivative."""
+def serves(call: Call) -> bool:
+    """Tell whether the launch table of the kernel lists a call."""
     from ...kernels import modulated_conv2d as kernel
 
-    if call.up > 1 or call.down > 1 or not kernel.serves(call.x, call.weight, call.padding):
+    return call.up * call.down == 1 and kernel.serves(call.x, call.weight, call.padding)
+
+
+def infer(call: Call) -> torch.Tensor:
+    """Compute a call that asks for no derivative."""
+    if not serves(call):
         return run_stages(call, inplace=True)
-    x, y = call.x, empty_output(call)
-    factors, acc = coefs.factors(call, x.dtype), checks.arithmetic(x.dtype)
+    weight, styles, dcoefs, pad_map = coefs.factors(call, call.x.dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return run(call._replace(pad_map=pad_map), weight, styles, dcoefs, flip=call.flip_weight)
+
+
+def run(
+    call: Call,
+    weight: torch.Tensor,
+    styles: torch.Tensor | None,
+    dcoefs: torch.Tensor | None,
+    flip: bool = True,
+) -> torch.Tensor:
+    """Compute a call that :func:`serves` accepts, from factors in channels_last; without ``styles``, ``weight`` holds
+    them, [N * O, I, kh, kw]. ``flip`` correlates, as opposed to convolves."""
+    from ...kernels import modulated_conv2d as kernel
+
+    x, y, acc = call.x, empty_output(call), checks.arithmetic(call.x.dtype)
     kernel.modulated_conv2d(
         x,
-        factors.weight.contiguous(memory_format=torch.channels_last),
-        factors.styles.contiguous(),
-        cast(factors.pad_map, x.dtype),
-        layout.contiguous_as(acc, factors.dcoefs),
+        weight,
+        layout.contiguous_as(acc, styles),
+        cast(call.pad_map, x.dtype),
+        layout.contiguous_as(acc, dcoefs),
         layout.contiguous_as(acc, call.noise),
         layout.contiguous_as(x.dtype, call.bias),
         y,
-        call.flip_weight,
+        flip,
         passes.rounded(call, x.dtype),
     )
     return y

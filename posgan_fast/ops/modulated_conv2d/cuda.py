@@ -1,0 +1,77 @@
+"""Inference of the style layer on CUDA: one launch prepares its factors, the vendor convolves, and the epilogue writes
+over the result. Layers that the launch table of the fused Triton kernel lists are that kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ... import _native
+from .. import epilogue2d, prologue2d
+from ..common import checks, layout
+from . import conv2d_resample, triton
+from .call import Call
+from .stages import run_stages
+
+_MOST_FACTORS = 8192  # channels and samples whose sums the kernel keeps in shared memory
+
+
+def infer(call: Call) -> torch.Tensor:
+    """Compute a call that asks for no derivative."""
+    n, c = call.x.shape[:2]
+    if n == 0 or n + c > _MOST_FACTORS or _has_map_beside_scaled_factors(call):
+        return run_stages(call, inplace=True)
+    x, acc = call.x, checks.arithmetic(call.x.dtype)
+    call = call._replace(noise=layout.contiguous_as(acc, call.noise), bias=layout.contiguous_as(x.dtype, call.bias))
+    if _native.has_triton() and triton.serves(call):
+        fold = call.pad_map is None
+        return triton.run(call, *prepare(call, fold=fold, flip=not call.flip_weight))
+    fold = n == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
+    transposed = call.up > 1 and call.weight.shape[2:] != (1, 1)
+    # A transposed convolution convolves, a plain one correlates.
+    flip = call.flip_weight if call.up > 1 else not call.flip_weight
+    weight, styles, dcoefs = prepare(call, fold=fold, transposed=transposed, flip=flip)
+    if call.up > 1:
+        z = prologue2d.prologue2d(x, styles, backend="cuda")
+        y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, call.pad_map, call.f, "cuda")
+        return epilogue2d.run(y, call.f, dcoefs, call.noise, call.bias, resample, call.activation, "cuda")
+    y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, call.pad_map, call.f, "cuda")
+    return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, "cuda")
+
+
+def _has_map_beside_scaled_factors(call: Call) -> bool:
+    """Tell whether a padding map has to be scaled in step with factors that keep float16 in range."""
+    return call.pad_map is not None and call.demodulate and call.x.dtype == torch.float16
+
+
+class Prepared(NamedTuple):
+    """The weight in the dtype and strides of the convolution; styles [N, I], None where the weight holds them, and
+    demodulation coefficients [N, O], in the arithmetic type."""
+
+    weight: torch.Tensor
+    styles: torch.Tensor | None
+    dcoefs: torch.Tensor | None
+
+
+def prepare(call: Call, *, fold: bool, flip: bool, transposed: bool = False) -> Prepared:
+    """Prepare the factors of a call in one launch.
+
+    Args:
+        call: the call, with at least one sample.
+        fold: put the styles into the weight: [O, I, kh, kw] for one sample, [N * O, I, kh, kw] for several.
+        flip: reverse the stored kernel.
+        transposed: return the weight as [I, O, kh, kw].
+    """
+    x, acc = call.x, checks.arithmetic(call.x.dtype)
+    weight, styles = call.weight.to(acc).contiguous(), call.styles.to(acc).contiguous()
+    (n, i), (o, _, kh, kw) = styles.shape, weight.shape
+    shape = (i, o, kh, kw) if transposed else (o * n if fold else o, i, kh, kw)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format(x))
+    dcoefs = styles.new_empty((n, o)) if call.demodulate else None
+    scales = call.demodulate and x.dtype == torch.float16
+    scaled = torch.empty_like(styles) if scales and not fold else None
+    torch.ops.posgan_fast_native.modulated_factors(
+        weight, styles, out, dcoefs, scaled, call.eps, fold, transposed, flip
+    )
+    return Prepared(out, None if fold else styles if scaled is None else scaled, dcoefs)
