@@ -1,36 +1,88 @@
-// The native op epilogue2d of the CUDA library. The caller resamples by upfirdn2d before, into the same y.
-#include "cuda_launch.hpp"
-#include "epilogue2d.cuh"
+// The native op epilogue2d of the CUDA library. Resampling and epilogue are one kernel where a fir4 kernel serves the
+// call, else two, the second of which writes over the result of the first.
+#include "epilogue2d_fir4.cuh"
 #include "epilogue2d_tensors.hpp"
+#include "upfirdn2d_launch.hpp"
+#include "upfirdn2d_tensors.hpp"
 
 namespace posgan_fast {
 namespace {
 
-void epilogue2d(const Tensor& x, const std::optional<Tensor>& odd_rows, const std::optional<Tensor>& f,
-                const std::optional<Tensor>& scale, const std::optional<Tensor>& noise, const std::optional<Tensor>& b,
-                const Tensor& y, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, double, int64_t act,
-                double alpha, double gain, double clamp) {
-  STD_TORCH_CHECK(x.is_cuda(), "epilogue2d: expected x on a CUDA device");
-  STD_TORCH_CHECK(!odd_rows && !f, "epilogue2d: expected neither odd_rows nor f on CUDA");
-  check_like("epilogue2d", "y", y, x);
-  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && same_layout(x, y),
-                  "epilogue2d: expected x and y of shape [N, C, H, W] with equal sizes and strides");
-  if (y.numel() == 0) return;
-  const bool contiguous = y.is_contiguous();
-  STD_TORCH_CHECK(contiguous || is_channels_last(y), "epilogue2d: expected x and y dense, in NCHW or channels_last");
-  const Epilogue2dParams p = Epilogue2dTensors{x, scale, noise, b, y}.params(!contiguous, act, alpha, gain, clamp);
+struct Epilogue2dCall {
+  const CudaDeviceGuard& device;
+  const Epilogue2dTensors& tensors;
+  const Epilogue2dParams& params;
+  Act act;
 
-  const CudaDeviceGuard device(x.get_device_index());
+  // Without these, the op is its resampling.
+  bool changes_values() const {
+    const bool factors = tensors.scale || tensors.noise || tensors.b;
+    return factors || act != Act::kLinear || params.gain != 1 || params.clamp >= 0;
+  }
+
+  template <typename T>
+  Epilogue2dFactors<T> factors() const {
+    return {static_cast<const acc_t<T>*>(data_or_null(tensors.scale)),
+            static_cast<const acc_t<T>*>(data_or_null(tensors.noise)), static_cast<const T*>(data_or_null(tensors.b))};
+  }
+};
+
+// Finishes the values of x, which may be y.
+void finish(const Epilogue2dCall& call, const Tensor& x) {
+  const Tensor& y = call.tensors.y;
   dispatch_dtype("epilogue2d", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
-    using A = acc_t<T>;
-    const int threads = elementwise_threads(device.sm(), y.numel());
-    run_epilogue2d(static_cast<const T*>(x.const_data_ptr()), static_cast<const A*>(data_or_null(scale)),
-                   static_cast<const A*>(data_or_null(noise)), static_cast<const T*>(data_or_null(b)),
-                   static_cast<T*>(y.mutable_data_ptr()), p, Act(act), threads, [&](const auto&... launch) {
-                     device.launch_elementwise("epilogue2d", y.numel(), threads, launch...);
+    const auto [scale, noise, b] = call.factors<T>();
+    const int threads = elementwise_threads(call.device.sm(), y.numel());
+    run_epilogue2d(static_cast<const T*>(x.const_data_ptr()), scale, noise, b, static_cast<T*>(y.mutable_data_ptr()),
+                   call.params, call.act, threads, [&](const auto&... launch) {
+                     call.device.launch_elementwise("epilogue2d", y.numel(), threads, launch...);
                    });
   });
+}
+
+// Resamples x and finishes the values by one kernel; returns false if no kernel does both.
+bool resample_and_finish(const Epilogue2dCall& call, const Tensor& f, const Upfirdn2dParams& p) {
+  bool served = false;
+  dispatch_dtype("epilogue2d", call.tensors.x.scalar_type(), [&](auto scalar) {
+    using T = decltype(scalar);
+    const T* const x = static_cast<const T*>(call.tensors.x.const_data_ptr());
+    T* const y = static_cast<T*>(call.tensors.y.mutable_data_ptr());
+    const Epilogue2dFactors<T> factors = call.factors<T>();
+    const Upfirdn2dKernel kernel = choose_kernel(x, y, p);
+    served = fir4_finishes(kernel, call.act, factors);
+    if (!served) return;
+    run_fir4_epilogue2d(x, static_cast<const acc_t<T>*>(f.const_data_ptr()), factors, y, p, call.params, call.act,
+                        kernel, upfirdn2d_tiling(call.device.sm(), kernel, p), kMaxGridY,
+                        [&](const auto&... launch) { call.device.launch(launch...); });
+  });
+  return served;
+}
+
+void epilogue2d(const Tensor& x, const std::optional<Tensor>& odd_rows, const std::optional<Tensor>& f,
+                const std::optional<Tensor>& scale, const std::optional<Tensor>& noise, const std::optional<Tensor>& b,
+                const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy, int64_t padx0, int64_t pady0,
+                bool flip, double filter_gain, int64_t act, double alpha, double gain, double clamp) {
+  STD_TORCH_CHECK(x.is_cuda(), "epilogue2d: expected x on a CUDA device");
+  STD_TORCH_CHECK(!odd_rows, "epilogue2d: expected no odd_rows on CUDA");
+  const Upfirdn2dTensors resampled("epilogue2d", x, y);
+  if (y.numel() == 0) return;
+  const bool contiguous = y.is_contiguous();
+  STD_TORCH_CHECK(contiguous || is_channels_last(y), "epilogue2d: expected y dense, in NCHW or channels_last");
+  const Epilogue2dTensors tensors{x, scale, noise, b, y};
+  const Epilogue2dParams params = tensors.params(!contiguous, act, alpha, gain, clamp);
+  const CudaDeviceGuard device(x.get_device_index());
+  const Epilogue2dCall call{device, tensors, params, Act(act)};
+  if (!f) {
+    STD_TORCH_CHECK(same_layout(x, y), "epilogue2d: expected x and y with equal sizes and strides where f is None");
+    return finish(call, x);
+  }
+  STD_TORCH_CHECK(x.const_data_ptr() != y.const_data_ptr(), "epilogue2d: expected another y than x where f is given");
+  Upfirdn2dParams p = resampled.params(!contiguous);
+  resampled.set_filter(p, *f, upx, upy, downx, downy, padx0, pady0, flip, filter_gain);
+  if (call.changes_values() && resample_and_finish(call, *f, p)) return;
+  launch_upfirdn2d(device, x, *f, y, p);
+  if (call.changes_values()) finish(call, y);
 }
 
 }  // namespace

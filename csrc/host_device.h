@@ -93,7 +93,7 @@ template <int kBytes>
 struct WordsOf;
 template <>
 struct WordsOf<4> {
-  using type = uint1;
+  using type = uint32_t;
 };
 template <>
 struct WordsOf<8> {

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "upfirdn2d.h"
-#include "upfirdn2d_fir4.cuh"
+#include "upfirdn2d_fir4_channels_last.cuh"
 
 namespace posgan_fast {
 
@@ -288,7 +288,7 @@ inline int fir_inner_threads(int64_t columns, const Upfirdn2dTiling& t) {
 template <typename W, int kUp>
 int fir_segment(int64_t rows, int64_t columns, int threads, const Upfirdn2dTiling& t) {
   constexpr int64_t kStart = 8, kTries = 16;
-  const int64_t resident = t.resident_threads / threads;
+  const int64_t resident = t.resident_threads > threads ? t.resident_threads / threads : 1;
   const int64_t fewest = ceil_div(rows, t.max_rows), most = ceil_div(rows, t.min_rows);
   int64_t best_time = INT64_MAX, best_stages = 1;
   for (int64_t segments = fewest; segments <= most && segments < fewest + kTries; ++segments) {
@@ -303,9 +303,9 @@ int fir_segment(int64_t rows, int64_t columns, int threads, const Upfirdn2dTilin
 inline dim3 grid_of(int64_t x, int64_t y, int64_t max_y) { return {unsigned(x), unsigned(y < max_y ? y : max_y), 1}; }
 
 // The functions below call launch(grid, block, shared_bytes, kernel, arguments...).
-template <typename T, int kUp, int kDown, typename Launch>
-void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Upfirdn2dTiling& t,
-              int64_t max_grid_y, const Launch& launch) {
+template <typename T, int kUp, int kDown, typename Epilogue, typename Launch>
+void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Epilogue& epilogue,
+              const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
   using W = SlidingWindow<kUp, kDown, false>;
   constexpr int kCols = kFirCols<T, kUp, kDown>;
   FirConfig s{};
@@ -320,13 +320,12 @@ void run_fir4(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, con
   s.segment = fir_segment<W, kUp>(rows, s.tiles_x * deep, threads, t);
   s.row_vectors = int(ceil_div(W::span(s.inner_threads * kCols) + kVectorSize<T> - 1, kVectorSize<T>));
   launch(grid_of(s.tiles_x * ceil_div(rows, s.segment), deep, max_grid_y), dim3{unsigned(threads), 1, 1},
-         size_t(planes_per_block) * kFirStages * W::kStageIn * s.row_vectors * 16, upfirdn2d_fir4<T, kUp, kDown>, x, f,
-         y, p, s);
+         size_t(planes_per_block) * kFirStages * W::kStageIn * s.row_vectors * 16, upfirdn2d_fir4<T, kUp, kDown, Epilogue>, x, f, y, p, s, epilogue);
 }
 
-template <typename T, int kUp, int kDown, typename Launch>
-void run_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Upfirdn2dTiling& t,
-                            int64_t max_grid_y, const Launch& launch) {
+template <typename T, int kUp, int kDown, typename Epilogue, typename Launch>
+void run_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Epilogue& epilogue,
+                            const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
   using W = SlidingWindow<kUp, kDown, true>;
   FirConfig s{};
   s.shift_x = W::shift(p.x);
@@ -338,16 +337,30 @@ void run_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, const Upfirdn2d
   s.tiles_x = int(ceil_div(columns, t.threads / s.inner_threads));
   s.segment = fir_segment<W, kUp>(rows, int64_t(s.tiles_x) * s.channel_groups * p.n, t.threads, t);
   launch(grid_of(int64_t(s.tiles_x) * s.channel_groups * ceil_div(rows, s.segment), p.n, max_grid_y),
-         dim3{unsigned(t.threads), 1, 1}, size_t(0), upfirdn2d_fir4_channels_last<T, kUp, kDown>, x, f, y, p, s);
+         dim3{unsigned(t.threads), 1, 1}, size_t(0), upfirdn2d_fir4_channels_last<T, kUp, kDown, Epilogue>, x, f, y, p,
+         s, epilogue);
 }
 
-template <typename T, int kUp, int kDown, typename Launch>
-void run_fir4_either(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, Upfirdn2dKernel kernel,
-                     const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
+template <typename T, int kUp, int kDown, typename Epilogue, typename Launch>
+void run_fir4_either(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Epilogue& epilogue,
+                     Upfirdn2dKernel kernel, const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
   if (kernel == Upfirdn2dKernel::kFir4) {
-    run_fir4<T, kUp, kDown>(x, f, y, p, t, max_grid_y, launch);
+    run_fir4<T, kUp, kDown>(x, f, y, p, epilogue, t, max_grid_y, launch);
   } else {
-    run_fir4_channels_last<T, kUp, kDown>(x, f, y, p, t, max_grid_y, launch);
+    run_fir4_channels_last<T, kUp, kDown>(x, f, y, p, epilogue, t, max_grid_y, launch);
+  }
+}
+
+// Runs fir4 or fir4_channels_last.
+template <typename T, typename Epilogue, typename Launch>
+void run_fir4_kernels(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p, const Epilogue& epilogue,
+                      Upfirdn2dKernel kernel, const Upfirdn2dTiling& t, int64_t max_grid_y, const Launch& launch) {
+  if (p.x.up == 2) {
+    run_fir4_either<T, 2, 1>(x, f, y, p, epilogue, kernel, t, max_grid_y, launch);
+  } else if (p.x.down == 2) {
+    run_fir4_either<T, 1, 2>(x, f, y, p, epilogue, kernel, t, max_grid_y, launch);
+  } else {
+    run_fir4_either<T, 1, 1>(x, f, y, p, epilogue, kernel, t, max_grid_y, launch);
   }
 }
 
@@ -371,13 +384,7 @@ void run_upfirdn2d(const T* x, const acc_t<T>* f, T* y, const Upfirdn2dParams& p
     return;
   }
   if constexpr (sizeof(T) < sizeof(double)) {
-    if (p.x.up == 2) {
-      run_fir4_either<T, 2, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
-    } else if (p.x.down == 2) {
-      run_fir4_either<T, 1, 2>(x, f, y, p, kernel, t, max_grid_y, launch);
-    } else {
-      run_fir4_either<T, 1, 1>(x, f, y, p, kernel, t, max_grid_y, launch);
-    }
+    run_fir4_kernels(x, f, y, p, NoEpilogue{}, kernel, t, max_grid_y, launch);
   }
 }
 

@@ -1,5 +1,9 @@
 // The fir4 kernels of upfirdn2d, for StyleGAN2's filters: 4 x 4 taps, (up, down) of both axes (1, 1), (2, 1) or (1, 2).
-// upfirdn2d.cuh chooses and launches them. No torch; compiles for the host too (host_device.h).
+// This file has what they share and the kernel for dense rows; upfirdn2d.cuh chooses and launches them. No torch;
+// compiles for the host too (host_device.h).
+//
+// The kernels take an Epilogue, which finishes each value right before it is stored: NoEpilogue, or that of epilogue2d
+// (epilogue2d_fir4.cuh).
 #pragma once
 
 #include <type_traits>
@@ -117,6 +121,29 @@ PF_DEVICE void add_row(int r, const FirTaps<A>& fir, const A (&in)[W::span(kCols
   }
 }
 
+// The indices of a range that exist.
+struct Range {
+  int begin, count;
+  PF_DEVICE bool contains(int i) const { return unsigned(i - begin) < unsigned(count); }
+};
+
+// Reads the noise of the outputs that row r of a stage completes, before their sums, so that the loads have time.
+template <typename W, typename Epilogue, typename At, typename A, int kCols>
+PF_DEVICE void read_noise(const Epilogue& epilogue, At at, int r, int first_out, int ox, const Range& rows,
+                          const Range& columns, A (&noise)[W::kAccRows][kCols]) {
+#pragma unroll
+  for (int o = 1 - W::kAccRows; o < W::kStageOut; ++o) {
+    if (!W::last(r, o)) continue;
+#pragma unroll
+    for (int col = 0; col < kCols; ++col) {
+      if (rows.contains(first_out + o) && columns.contains(ox + col)) {
+        noise[W::acc_row(o)][col] = epilogue.noise(at, col);
+      }
+    }
+    at.next_row(columns.count);
+  }
+}
+
 // The outputs of a fir4 thread side by side: both phases when upsampling, and two of half precision, which fill a bank
 // of shared memory.
 template <typename T, int kUp, int kDown>
@@ -134,21 +161,37 @@ struct FirConfig {
   int shift_x, shift_y;
 };
 
-constexpr int kFirStages = 3;  // one is read while two arrive
-
-// The indices of a range that exist.
-struct Range {
-  int begin, count;
-  PF_DEVICE bool contains(int i) const { return unsigned(i - begin) < unsigned(count); }
+// Stores the filtered values as they are. An epilogue that finishes them has these functions as well.
+struct NoEpilogue {
+  // The factors of kCount neighbouring channels, and a pixel, which moves down the image.
+  template <int kCount>
+  struct At {
+    PF_DEVICE void next_row(int64_t) {}
+  };
+  template <int kCount>
+  PF_DEVICE At<kCount> begin(int64_t /*n*/, int64_t /*c*/, int64_t /*channels*/, int64_t /*pixel*/) const {
+    return {};
+  }
+  // The noise `columns` beside the pixel. It is asked for well before finish() so that its load has time.
+  template <int kCount>
+  PF_DEVICE float noise(const At<kCount>&, int /*columns*/) const {
+    return 0;
+  }
+  template <int kCount, typename A>
+  PF_DEVICE A finish(const At<kCount>&, int /*channel*/, A /*noise*/, A v) const {
+    return v;
+  }
 };
+
+constexpr int kFirStages = 3;  // one is read while two arrive
 
 // Every block slides down a segment of one plane, or of several narrow ones. Input rows are copied to a ring buffer in
 // shared memory, 16 bytes at a time, whatever their alignment: a copied row starts at the aligned address at or before
 // its first element, and readers add the difference. A thread filters each row horizontally in registers and adds it to
 // the outputs that it contributes to.
-template <typename T, int kUp, int kDown>
-__global__ void __launch_bounds__(kMaxThreads, 3)
-    upfirdn2d_fir4(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirConfig s) {
+template <typename T, int kUp, int kDown, typename Epilogue>
+__global__ void __launch_bounds__(kMaxThreads, std::is_same_v<Epilogue, NoEpilogue> ? 3 : 2)
+    upfirdn2d_fir4(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirConfig s, Epilogue epilogue) {
   using A = acc_t<T>;
   using W = SlidingWindow<kUp, kDown, false>;
   constexpr int kCols = kFirCols<T, kUp, kDown>;
@@ -226,6 +269,8 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
 
     A acc[W::kAccRows][kCols] = {};
     T* to = y + (n * p.out_stride_n + c * p.out_stride_c + int64_t(out_y0 + 1 - W::kAccRows) * out_stride + ox);
+    auto at =
+        epilogue.template begin<1>(active ? n : 0, active ? c : 0, p.c, int64_t(out_y0 + 1 - W::kAccRows) * out_w + ox);
     const bool paired = kCols == 2 && out_columns.contains(ox) && out_columns.contains(ox + 1) &&
                         (reinterpret_cast<uintptr_t>(to) / sizeof(T) | unsigned(out_stride)) % 2 == 0;
 
@@ -238,12 +283,18 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
         A in_row[kSpan];
 #pragma unroll
         for (int i = 0; i < kSpan; ++i) in_row[i] = to_acc(row[i]);
+        A noise[W::kAccRows][kCols] = {};
+        read_noise<W>(epilogue, at, r, stage * W::kStageOut, ox, out_rows, out_columns, noise);
         add_row<W, kUp, kDown, factored.value, kCols>(r, fir, in_row, acc);
 #pragma unroll
         for (int o = 1 - W::kAccRows; o < W::kStageOut; ++o) {
           if (!W::last(r, o)) continue;
           if (out_rows.contains(stage * W::kStageOut + o)) {
-            const A(&value)[kCols] = acc[W::acc_row(o)];
+            A value[kCols];
+#pragma unroll
+            for (int col = 0; col < kCols; ++col) {
+              value[col] = epilogue.finish(at, 0, noise[W::acc_row(o)][col], acc[W::acc_row(o)][col]);
+            }
             if constexpr (kCols == 2) {
               if (paired) store_vector(to, from_acc<T, 2>(value));
             }
@@ -253,6 +304,7 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
             }
           }
           to += out_stride;
+          at.next_row(out_w);
         }
       }
     };
@@ -275,94 +327,6 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
       }
     }
     if (first + int(gridDim.y) * planes_per_block < planes) __syncthreads();  // the next planes reuse the ring
-  }
-}
-
-// A thread slides down a segment of neighbouring columns of four channels. Its neighbours read the same pixels, which
-// the L1 cache holds, so there is no shared memory and no barrier.
-template <typename T, int kUp, int kDown>
-__global__ void __launch_bounds__(kMaxThreads, 2)
-    upfirdn2d_fir4_channels_last(const T* x, const acc_t<T>* f, T* y, Upfirdn2dParams p, FirConfig s) {
-  using A = acc_t<T>;
-  using W = SlidingWindow<kUp, kDown, true>;
-  constexpr int kCols = kFirColsChannelsLast<kDown>;
-  constexpr int kSpan = W::span(kCols);
-
-  const int pixel = int(threadIdx.x) / s.inner_threads;
-  const int inner_thread = int(threadIdx.x) - pixel * s.inner_threads;
-  const int pixels = int(blockDim.x) / s.inner_threads;
-  const int tile = int(blockIdx.x) / s.channel_groups;
-  const int channel_group = int(blockIdx.x) - tile * s.channel_groups;
-  const int segment = tile / s.tiles_x;
-  const int tile_x = tile - segment * s.tiles_x;
-
-  const int channel = (channel_group * s.inner_threads + inner_thread) * kFirChannels;
-  const int ox = (tile_x * pixels + pixel) * kCols - s.shift_x;
-  const int out_y0 = segment * s.segment - s.shift_y;
-  const int ix = (ox * kDown - p.x.pad0) / kUp;  // exact
-  const int in_y0 = (out_y0 * kDown - p.y.pad0) / kUp;
-  const int out_w = int(p.x.out), out_h = int(p.y.out);
-  const int rows_out = out_h - out_y0 < s.segment ? out_h - out_y0 : s.segment;
-  const int rows_in = W::span(rows_out);
-  const int in_stride = int(p.in_stride_w), out_stride = int(p.out_stride_w);
-  const Range in_rows{0, int(p.y.in)}, in_columns{0, int(p.x.in)};
-  const Range out_rows{out_y0 < 0 ? -out_y0 : 0, rows_out - (out_y0 < 0 ? -out_y0 : 0)};
-  const Range out_columns{0, out_w};
-  if (pixel >= pixels || channel >= p.c || ox >= out_w) return;
-
-  FirTaps<A> fir;
-  fir.read(f, p.separable, p.flip, A(p.gain));
-
-  for (int64_t n = blockIdx.y; n < p.n; n += gridDim.y) {
-    int64_t from = n * p.in_stride_n + in_y0 * p.in_stride_h + ix * p.in_stride_w + channel;
-    int64_t at = n * p.out_stride_n + (out_y0 + 1 - W::kAccRows) * p.out_stride_h + ox * p.out_stride_w + channel;
-    A acc[kFirChannels][W::kAccRows][kCols] = {};
-
-    const auto add_stage = [&](int stage, auto factored) {
-#pragma unroll
-      for (int r = 0; r < W::kStageIn; ++r) {
-        const int row = stage * W::kStageIn + r;
-        const bool exists = row < rows_in && in_rows.contains(in_y0 + row);
-        A in[kSpan][kFirChannels];
-#pragma unroll
-        for (int i = 0; i < kSpan; ++i) {
-          AlignedVector<T, kFirChannels> vector = zero_vector<T, kFirChannels>();
-          if (exists && in_columns.contains(ix + i)) {
-            vector = load_vector<kFirChannels>(x + (from + i * in_stride));
-          }
-          to_acc(vector, in[i]);
-        }
-        from += p.in_stride_h;
-#pragma unroll
-        for (int e = 0; e < kFirChannels; ++e) {
-          A in_row[kSpan];
-#pragma unroll
-          for (int i = 0; i < kSpan; ++i) in_row[i] = in[i][e];
-          add_row<W, kUp, kDown, factored.value, kCols>(r, fir, in_row, acc[e]);
-        }
-#pragma unroll
-        for (int o = 1 - W::kAccRows; o < W::kStageOut; ++o) {
-          if (!W::last(r, o)) continue;
-          if (out_rows.contains(stage * W::kStageOut + o)) {
-#pragma unroll
-            for (int col = 0; col < kCols; ++col) {
-              if (!out_columns.contains(ox + col)) continue;
-              A value[kFirChannels];
-#pragma unroll
-              for (int e = 0; e < kFirChannels; ++e) value[e] = acc[e][W::acc_row(o)][col];
-              store_vector(y + (at + col * out_stride), from_acc<T, kFirChannels>(value));
-            }
-          }
-          at += p.out_stride_h;
-        }
-      }
-    };
-
-    if (fir.factored) {
-      for (int stage = 0; stage * W::kStageIn < rows_in; ++stage) add_stage(stage, std::true_type{});
-    } else {
-      for (int stage = 0; stage * W::kStageIn < rows_in; ++stage) add_stage(stage, std::false_type{});
-    }
   }
 }
 

@@ -42,10 +42,11 @@ def check_cases(variant: str, group: str) -> None:
     assert f"{group.partition(':')[0]}: passed" in result.stdout
 
 
+GROUPS = ("fir4", "any", "bias_act", "prologue2d", "epilogue2d", "epilogue2d_fir4", "epilogue2d_backward")
+
+
 @needs_compiler
-@pytest.mark.parametrize(
-    "group", ["fir4", "any", "bias_act", "prologue2d", "epilogue2d", "epilogue2d_backward", "modulated_factors"]
-)
+@pytest.mark.parametrize("group", [*GROUPS, "modulated_factors"])
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 def test_kernels_agree_with_float64(variant: str, group: str) -> None:
     check_cases(variant, f"{group}:quick" if variant == "tsan" else group)

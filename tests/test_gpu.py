@@ -112,6 +112,30 @@ def test_epilogue2d_within_the_table(resampling, dtype, layout, backend):
             assert torch.equal(x, actual)
 
 
+@each_layout
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "resampling",
+    [dict(up=2, padding=[2, 1, 2, 1], filter_gain=4.0), dict(down=2, padding=1), dict(padding=[2, 1, 1, 2])],
+    ids=str,
+)
+def test_epilogue2d_behind_a_filter_rounds_once_on_cuda(resampling, dtype, layout):
+    """Resampling and epilogue are one kernel, whose values stay in float32 until they are stored."""
+    x, f = _like((2, 20, 37, 34), dtype, layout, 0).to(DEVICE), torch.tensor([1.0, 3.0, 3.0, 1.0], device=DEVICE) / 8
+    size = PF.upfirdn2d(x, f, **{k: v for k, v in resampling.items() if k != "filter_gain"}).shape[2:]
+    scale, b = _like((2, 20), torch.float32, layout, 1), _like((20,), dtype, layout, 2)
+    for shared, *given in itertools.product((False, True), repeat=4):
+        noise = _like((1 if shared else 2, 1, *size), torch.float32, torch.contiguous_format, 3)
+        parts = {"scale": scale, "noise": noise, "b": b}
+        parts = {k: t.to(DEVICE) for (k, t), wanted in zip(parts.items(), given, strict=True) if wanted}
+        for act in ("linear", "relu", "lrelu"):
+            call = dict(**resampling, **parts, act=act, clamp=2.0)
+            y = PF.epilogue2d(x, f, **call, backend="cuda").double()
+            expected = PF.epilogue2d(x.double(), f, **call, backend="reference")
+            bound = (torch.finfo(dtype).eps / 2 + 1e-6) * expected.abs() + 1e-5
+            assert ((y - expected).abs() <= bound).all(), (act, given)
+
+
 @each_dtype
 @pytest.mark.parametrize("offset", [1, 2, 3, 5])
 def test_misaligned_views(offset, dtype, backend):

@@ -8,11 +8,10 @@
 #include <string>
 
 #include "bias_act.cuh"
-#include "epilogue2d.cuh"
 #include "epilogue2d_backward.cuh"
+#include "epilogue2d_fir4.cuh"
 #include "modulated_conv2d.cuh"
 #include "prologue2d.cuh"
-#include "upfirdn2d.cuh"
 
 namespace py = pybind11;
 using namespace posgan_fast;
@@ -270,6 +269,37 @@ void modulated_factors(py::array weight, py::array styles, py::array out, std::o
   });
 }
 
+// Runs the fir4 kernel that finishes its values; the tensors are those of upfirdn2d and epilogue2d. Returns the name of
+// the kernel, an empty one if none does both.
+std::string epilogue2d_fir4(py::array x, py::array f, std::optional<py::array> scale, std::optional<py::array> noise,
+                            std::optional<py::array> b, py::array y, std::pair<int, int> up, std::pair<int, int> down,
+                            std::pair<int, int> pad0, bool flip, double filter_gain, int act, double alpha, double gain,
+                            double clamp, const std::string& dtype, std::array<int, 5> tiling, int64_t max_grid_y) {
+  Upfirdn2dParams p = params(x.attr("shape"), y.attr("shape"), f.attr("shape"), up, down, pad0, flip, filter_gain);
+  set_strides(p, x, y);
+  const int64_t pixels = p.y.out * p.x.out, noise_stride = noise && noise->shape(0) > 1 ? pixels : 0;
+  const Epilogue2dParams e{p.n, p.c, p.y.out, p.x.out, noise_stride, p.channels_last, alpha, gain, clamp};
+  std::string ran;
+  with_dtype(dtype, [&](auto scalar) {
+    using T = decltype(scalar);
+    const auto data = [](const std::optional<py::array>& a, auto element) -> const decltype(element)* {
+      if (a && a->itemsize() != sizeof(element)) throw py::value_error("item size");
+      return a ? static_cast<const decltype(element)*>(a->data()) : nullptr;
+    };
+    const acc_t<T> wide = 0;
+    const T* const from = data(x, T{});
+    T* const to = static_cast<T*>(y.mutable_data());
+    const Epilogue2dFactors<T> factors = {data(scale, wide), data(noise, wide), data(b, T{})};
+    const Upfirdn2dKernel kernel = choose_kernel(from, to, p);
+    if (!fir4_finishes(kernel, Act(act), factors)) return;
+    ran = kKernelNames[int(kernel)];
+    const Upfirdn2dTiling t{tiling[0], tiling[1], tiling[2], tiling[3], tiling[4]};
+    run_fir4_epilogue2d(from, data(f, wide), factors, to, p, e, Act(act), kernel, t, max_grid_y,
+                        [](const auto&... launch) { host_launch(launch...); });
+  });
+  return ran;
+}
+
 // Returns sample, channel and pixel of element i.
 std::array<int64_t, 3> epilogue2d_coords_at(int64_t i, std::array<int64_t, 4> shape, bool channels_last,
                                             bool use_int32_index) {
@@ -299,6 +329,7 @@ PYBIND11_MODULE(harness, m) {
   m.def("epilogue2d", &epilogue2d);
   m.def("epilogue2d_backward", &epilogue2d_backward);
   m.def("modulated_factors", &modulated_factors);
+  m.def("epilogue2d_fir4", &epilogue2d_fir4);
   m.def("epilogue2d_coords", &epilogue2d_coords_at);
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });
   m.def("quotient", [](uint32_t n, int64_t d) { return FastDivmod::by(d).quotient(n); });

@@ -33,7 +33,7 @@ def activation(act, v, alpha):
         return v, one, zero
     if act in ("relu", "lrelu"):
         slope = np.where(v > 0, 1.0, alpha if act == "lrelu" else 0.0)
-        return v * slope, slope, zero
+        return (np.where(v < 0, 0.0, v) if act == "relu" else v * slope), slope, zero
     if act == "tanh":
         t = np.tanh(v)
         return t, np.cosh(v) ** -2.0, -2 * t * np.cosh(v) ** -2.0

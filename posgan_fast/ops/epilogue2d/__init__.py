@@ -8,8 +8,9 @@ Parts that are not given are left out::
 Shapes: ``x`` [N, C, H, W]; ``f`` as in :mod:`posgan_fast.ops.upfirdn2d`; ``scale`` [N, C] (the demodulation
 coefficients); ``noise`` [N, 1, H', W'] or [1, 1, H', W'], its strength included; ``b`` [C]; result [N, C, H', W'] in
 the dtype and memory format of ``x``. Activations, ``alpha``, ``gain`` and ``clamp``: :mod:`posgan_fast.ops.bias_act`.
-Dtypes: float16 and bfloat16 compute in float32 (CUDA and Triton round the resampled image in between); ``scale`` is
-float32 beside them (float64 beside float64). Under autocast the op runs in the dtype of ``x``.
+Dtypes: float16 and bfloat16 compute in float32 (Triton, and CUDA where no kernel of its own does both, round the
+resampled image in between); ``scale`` is float32 beside them (float64 beside float64). Under autocast the op runs in
+the dtype of ``x``.
 Derivatives: as bias_act, in ``x``, ``scale``, ``noise`` and ``b``; none in ``f``.
 
 Source: the synthesis layer of StyleGAN2 (NVlabs stylegan2-ada); the op is that layer from its FIR filter on.
@@ -262,18 +263,8 @@ def _run_cpu(call, y):
 
 
 def _run_cuda(call: Call, y: torch.Tensor) -> None:
-    """Resample with one kernel; let the other write over the result."""
-    if call.f is None:
-        _run_cpu(call._replace(x=_dense(call.x, y)), y)
-        return
-    upfirdn2d.run_native(call.x, call.f, call.resample, y)
-    if call.scale is call.noise is call.b is None and call.activation == Activation():
-        return
-    up, down, padding, flip_filter, filter_gain = Resample()
-    _run_cpu(
-        call._replace(x=y, f=None, up=up, down=down, padding=padding, flip_filter=flip_filter, filter_gain=filter_gain),
-        y,
-    )
+    """Run the native op, which without a filter takes ``x`` with the strides of ``y`` only."""
+    _run_cpu(call if call.f is not None else call._replace(x=_dense(call.x, y)), y)
 
 
 def _run_triton(call, y):
