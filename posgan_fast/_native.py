@@ -17,7 +17,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -123,6 +123,35 @@ def instruction_set() -> str:
         return "unknown"
     function.restype = ctypes.c_char_p
     return function().decode()
+
+
+class CudaTableRow(NamedTuple):
+    """A row of a launch table of the CUDA library."""
+
+    kernel: str
+    sm: int  # from this compute capability times 10 on
+    size: int  # from this output width (upfirdn2d) or number of elements (elementwise) on
+    numbers: tuple[int, ...]  # as ``POSGAN_FAST_CUDA_TABLE`` takes them (``csrc/launch_overrides.h``)
+
+
+def cuda_table() -> list[CudaTableRow]:
+    """The launch tables of the loaded CUDA library, most specific row last; empty without one."""
+    if not load(CUDA).loaded:
+        return []
+    function = ctypes.CDLL(str(LIB_DIR / f"libposgan_fast_{CUDA}.so")).posgan_fast_cuda_table
+    function.restype = ctypes.c_char_p
+    return parse_cuda_table(function().decode())
+
+
+def parse_cuda_table(text: str) -> list[CudaTableRow]:
+    rows = (line.split() for line in text.splitlines())
+    return [CudaTableRow(k, int(sm), int(size), tuple(map(int, n.split(",")))) for k, sm, size, n in rows]
+
+
+def reread_cuda_table() -> None:
+    """Let the next launch of a CUDA kernel read ``POSGAN_FAST_CUDA_TABLE`` again."""
+    if load(CUDA).loaded:
+        ctypes.CDLL(str(LIB_DIR / f"libposgan_fast_{CUDA}.so")).posgan_fast_reread_cuda_table()
 
 
 def cuda_runtime() -> tuple[int, int] | None:

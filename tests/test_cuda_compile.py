@@ -153,6 +153,11 @@ def test_the_library_links_and_registers_without_a_cuda_build_of_torch(tmp_path:
     check = (
         "import sys, torch; from posgan_fast import _native;"
         "_native._define_schemas(); torch.ops.load_library(sys.argv[1]);"
-        "assert not _native._missing_ops('cuda')"
+        "assert not _native._missing_ops('cuda');"
+        "from pathlib import Path; path = Path(sys.argv[1]); _native.LIB_DIR = path.parent;"
+        "_native.load = lambda library: _native.Status(True);"
+        "kernels = {row.kernel for row in _native.cuda_table()};"
+        "assert kernels == {'fir4', 'fir4_channels_last', 'tiled', 'direct', 'elementwise'}, kernels;"
+        "_native.reread_cuda_table()"
     )
     subprocess.run([sys.executable, "-c", check, str(library)], check=True, cwd=ROOT)

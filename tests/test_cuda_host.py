@@ -74,6 +74,11 @@ def test_the_launch_tables_fit_the_device() -> None:
     check_cases("asan", "launch_tables")
 
 
+@needs_compiler
+def test_a_variable_replaces_rows_of_the_launch_tables() -> None:
+    check_cases("asan", "launch_overrides")
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_two_upfirdn2d_oracles_agree(flip: bool) -> None:
     rng = np.random.default_rng(0)

@@ -472,6 +472,62 @@ def launch_tables(rng, quick):
     for table in (harness.upfirdn2d_table(), harness.elementwise_table()):
         assert all(row[-1].strip() for row in table), table
         assert [row[0] for row in table] == sorted(row[0] for row in table), "the most specific row comes last"
+    lines = [line.split(" ") for line in harness.describe_launch_tables().splitlines()]
+    rows = [(k, sm, w, n if k.startswith("fir4") else n[:1]) for sm, k, w, n, _ in harness.upfirdn2d_table()]
+    rows += [("elementwise", sm, numel, [n]) for sm, numel, n, _ in harness.elementwise_table()]
+    assert [(k, int(sm), int(size), [int(n) for n in ns.split(",")]) for k, sm, size, ns in lines] == rows
+    for kernel, _, _, numbers in lines:  # a row of a table is a valid override
+        harness.parse_launch_overrides(f"{kernel}={numbers}")
+
+
+def launch_overrides(rng, quick):
+    """POSGAN_FAST_CUDA_TABLE stands for the rows of a kernel; whatever it accepts launches, or an error names it."""
+    expected = {
+        "": {}, ";": {}, " fir4 = 256, 32,1 ,2,256; ": {0: [256, 32, 1, 2, 256]},
+        "fir4_channels_last=128,16,4,64,67584;elementwise=256": {1: [128, 16, 4, 64, 67584], 4: [256]},
+        "tiled=64;direct=32;tiled=96": {2: [96], 3: [32]},
+    }  # fmt: skip
+    for text, rows in expected.items():
+        assert harness.parse_launch_overrides(text) == [rows.get(i, []) for i in range(5)], text
+    for text, word in (
+        ("fir=128", "KERNEL one of"), ("fir4", "KERNEL=NUMBERS"), ("fir4=128=1", "KERNEL=NUMBERS"), ("128", "KERNEL"),
+        ("fir4=128", "fir4=threads,max_inner_threads"), ("elementwise=64,1", "elementwise=threads"),
+        ("elementwise=", "whole numbers"), ("elementwise=-64", "whole numbers"), ("elementwise=0x40", "whole numbers"),
+        ("elementwise=4294967360", "whole numbers"), ("elementwise=6.4e1", "whole numbers"),
+        ("elementwise=0", "multiple of 32"), ("elementwise=100", "multiple of 32"), ("elementwise=288", "32 to 256"),
+        ("fir4=128,33,1,2,256", "max_inner_threads"), ("fir4=128,256,1,2,256", "up to 224"),
+        ("fir4_channels_last=32,64,1,2,256", "up to threads"), ("fir4_channels_last=32,0,1,2,256", "at least 1"),
+        ("fir4=128,32,0,2,256", "min_rows"), ("fir4=128,32,3,2,256", "min_rows"), ("fir4=128,32,1,65537,256", "65536"),
+        ("fir4=128,32,1,2,0", "resident_threads"),
+    ):  # fmt: skip
+        try:
+            harness.parse_launch_overrides("tiled=64;" + text)
+        except RuntimeError as error:
+            assert str(error).startswith("POSGAN_FAST_CUDA_TABLE: expected ") and word in str(error), (text, error)
+            assert str(error).endswith(f", got '{text}'"), (text, error)
+        else:
+            raise AssertionError(f"{text}: no error")
+
+    def plan(text, side, channels_last, dtype, factors):
+        os.environ["POSGAN_FAST_CUDA_TABLE"] = text
+        harness.reread_launch_overrides()
+        up, down = factors
+        x, y = ((2, 32, s, s) for s in (side * down[0], side * up[0]))
+        return harness.upfirdn2d_plan(x, y, (4, 4), up, down, channels_last, dtype, 90)
+
+    for numbers in ((256, 32, 1, 1, 256), (32, 224, 64, 65536, 999999999), (64, 64, 3, 5, 256), (224, 192, 8, 8, 1000)):
+        for side, dtype, factors in itertools.product((1, 7, 100, 1000), ("float16", "float32"), FACTORS):
+            text = "fir4=" + ",".join(map(str, numbers))
+            _, grid, block, shared = plan(text, side, False, dtype, factors)
+            assert math.prod(block) <= 256 and math.prod(block) % 32 == 0 and shared <= 48 * 1024, (text, side, block)
+            text = "fir4_channels_last=" + ",".join(map(str, (numbers[0], min(numbers[:2]), *numbers[2:])))
+            _, grid, block, shared = plan(text, side, True, dtype, factors)
+            assert block == (numbers[0], 1, 1) and shared == 0 and min(grid) > 0, (text, side, block, grid)
+    before = harness.elementwise_threads(90, 2**24)
+    plan("elementwise=96", 8, False, "float32", FACTORS[0])
+    assert harness.elementwise_threads(90, 2**24) == 96
+    plan("", 8, False, "float32", FACTORS[0])
+    assert harness.elementwise_threads(90, 2**24) == before
 
 
 GROUPS = {
@@ -485,6 +541,7 @@ GROUPS = {
     "epilogue2d_fir4": epilogue2d_fir4,
     "far": far,
     "launch_tables": launch_tables,
+    "launch_overrides": launch_overrides,
     "barriers": barriers,
     "overrun": overrun,
 }

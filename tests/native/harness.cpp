@@ -10,6 +10,7 @@
 #include "bias_act.cuh"
 #include "epilogue2d_backward.cuh"
 #include "epilogue2d_fir4.cuh"
+#include "launch_tables.cuh"
 #include "modulated_conv2d.cuh"
 #include "prologue2d.cuh"
 
@@ -39,7 +40,7 @@ auto launch_elementwise(int threads) {
   };
 }
 
-constexpr const char* kKernelNames[] = {"fir4", "fir4_channels_last", "tiled", "direct"};
+constexpr auto kKernelNames = kLaunchKernelNames;  // of Upfirdn2dKernel
 
 Upfirdn2dParams params(const py::tuple& x_shape, const py::tuple& y_shape, py::tuple taps, std::pair<int, int> up,
                        std::pair<int, int> down, std::pair<int, int> pad0, bool flip, double gain) {
@@ -342,10 +343,16 @@ PYBIND11_MODULE(harness, m) {
     const BiasCoords at = bias_coords(i, p, s);
     return std::make_pair(at.channel, at.left);
   });
+  m.def("parse_launch_overrides", [](const std::string& text) { return parse_launch_overrides(text).rows; });
+  m.def("reread_launch_overrides", &reread_launch_overrides);
+  m.def("describe_launch_tables", &describe_launch_tables);
+  m.def("elementwise_threads", &elementwise_threads);
   m.def("upfirdn2d_table", [] {
     py::list rows;
     for (const Upfirdn2dTableRow& r : kUpfirdn2dTable) {
-      rows.append(py::make_tuple(r.sm, kKernelNames[int(r.kernel)], r.width, r.tiling.threads, r.measured));
+      const Upfirdn2dTiling& t = r.tiling;
+      const std::array<int, 5> numbers = {t.threads, t.max_inner_threads, t.min_rows, t.max_rows, t.resident_threads};
+      rows.append(py::make_tuple(r.sm, kKernelNames[int(r.kernel)], r.width, numbers, r.measured));
     }
     return rows;
   });
