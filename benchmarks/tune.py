@@ -1,129 +1,164 @@
-"""python -m benchmarks.tune FILE SECONDS: measure every row of the Triton launch tables of upfirdn2d and bias_act.
+"""python -m benchmarks.tune FILE SECONDS: measure rows for the launch tables of both GPU backends.
 
-Each case runs with every row of its table that could serve it, whatever size the row is meant for, and with 2, 4 and
-8 warps. For every row that serves a case today, the program prints the best replacement over the cases that the row
-serves, ready to be reviewed and entered. The CUDA kernels choose their tiles in C++ and have no rows to try.
+Each call runs with every row of its Triton table that could serve it, whatever size the row is meant for, and with 2, 4
+and 8 warps; the CUDA kernels run with other blocks and segments, which ``POSGAN_FAST_CUDA_TABLE`` gives them. For every
+row that serves a call today, the program prints the best replacement over the calls that the row serves, ready to be
+reviewed and entered. Calls for which no time is left are dropped, the least important ones first.
+
+``--dry-run`` makes the small ones of these calls on the CPU, where there is no row to try.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest import mock
 
-import cases
 import torch
 
-from posgan_fast import functional as PF
+from posgan_fast import _native
 
-from . import harness
+from . import harness, tune_calls, tune_rows
 from .report import geometric_mean
 
-WARPS = (2, 4, 8)
-RESOLUTIONS = (1024, 256, 64, 32)
 EFFORT = harness.Effort(rounds=7, least=3, seconds=1.0, sample=0.002)
+Record = dict[str, Any]
 
 
-def main(path: Path, seconds: float) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser.add_argument("file", type=Path, help="where the result goes")
+    parser.add_argument("seconds", type=float, help="no measurement begins later than that")
+    parser.add_argument("--dry-run", action="store_true", help="make the small calls on the CPU")
+    args = parser.parse_args(argv)
+    if args.dry_run:
+        return dry_run(args.file)
     device = torch.device("cuda")
-    records, cut = [], 0
-    begin = time.perf_counter()
-    for case, dtype, layout in _plan():
-        if time.perf_counter() - begin > seconds:
-            cut += 1
-        else:
-            records.append(measure(case, dtype, layout, device))
+    records, failed, cut = measure_all(list(tune_calls.plan()), device, args.seconds)
     info = harness.provenance(device)
-    note = f"{info['gpu']['name']}, {info['date'][:10]}"
-    arch = int(info["gpu"]["capability"].replace(".", ""))
-    best = best_rows(records, arch, note)
+    best = best_rows(records, info["gpu"], info["date"][:10])
     for line in best:
-        print(f"{line['op']}: {line['row']}  # {line['faster']:.2f}x {line['today']} over {line['cases']} cases")
-    harness.write_json(path, {"provenance": info, "cut": cut, "best": best, "records": records})
+        print(f"{line['table']}: {line['text']}  // {line['faster']:.2f}x {line['today']} over {line['calls']} calls")
+    result = {"provenance": info, "cut": cut, "failed": failed, "best": best, "records": records}
+    harness.write_json(args.file, result)
+    return 1 if failed else 0
+
+
+def dry_run(path: Path) -> int:
+    """Make each call of the smallest resolution once, in every dtype and memory format, by the CPU's own backend."""
+    made = []
+    for call, name in tune_calls.plan(1, tune_calls.RESOLUTIONS[-1:]):
+        x, run = call.prepare(torch.device("cpu"))
+        y = run(x, None)
+        assert tuple(y.shape) == call.out_shape, f"{call.name}: {tuple(y.shape)}"
+        made.append(f"{name} {call.op} {call.name} {call.dtype} {call.layout}")
+    harness.write_json(path, {"dry_run": True, "calls": made, "planned": len(list(tune_calls.plan()))})
     return 0
 
 
-def measure(case: cases.Case, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> dict[str, Any]:
-    """Measure the seconds per call of a case for every candidate row; results are keyed by the row's text."""
-    module = importlib.import_module(f"posgan_fast.kernels.{case.op}")
-    x, extra = (t if t is None else t.to(device) for t in case.tensors(dtype, layout))
-    assert x is not None
+def measure_all(
+    planned: Sequence[tuple[tune_calls.Call, str]], device: torch.device, seconds: float
+) -> tuple[list[Record], list[str], int]:
+    """Measure call after call; return the records, the failures, and how many calls were left when time was up."""
+    begin = time.perf_counter()
+    records: list[Record] = []
+    failed: list[str] = []
+    for i, (call, name) in enumerate(planned):
+        if time.perf_counter() - begin > seconds:
+            return records, failed, len(planned) - i
+        try:
+            record = measure(call, name, device)
+        except Exception as error:  # the other calls are still worth their time
+            failed.append(f"{name} {call.op} {call.name}, {call.dtype}, {call.layout}: {harness.reason(error)}")
+            print(failed[-1], flush=True)
+            continue
+        if record is not None:
+            records.append(record)
+    return records, failed, 0
 
-    def run(x: torch.Tensor) -> Any:
-        return getattr(PF, case.op)(x, extra, **case.arguments, backend="triton")
 
-    today, rows = candidates(module, lambda: run(x))
-    traffic = cases.elements_moved(case) * x.element_size()
-    result = harness.Measurement(
-        case.op, case.name, case.shape, case.resolution, str(dtype), str(layout), traffic, str(today), False
-    )
-    calls = {str(row): _forced(module, row, run) for row in [today, *rows]}
+def measure(call: tune_calls.Call, name: str, device: torch.device) -> Record | None:
+    """Measure the seconds of a call for every row that a backend could take; None where it has no row to try."""
+    impls = {impl.backend: impl for impl in importlib.import_module(f"posgan_fast.ops.{call.op}").IMPLS}
+    x, run = call.prepare(device)
+    if impls[name].can_run(x) is not None:
+        return None
     with torch.inference_mode():
-        harness.measure(result, calls, x, EFFORT)
+        try:
+            found = (_cuda if name == "cuda" else _triton)(call, lambda x: run(x, name), x)
+            if found is None:
+                return None
+            table, today, rows, calls = found
+            result = harness.Measurement(
+                call.op, call.name, call.shape, call.resolution, str(call.dtype), str(call.layout), call.traffic,
+                today, False,
+            )  # fmt: skip
+            harness.measure(result, calls, x, EFFORT)
+        finally:
+            tune_rows.set_cuda_table(None)
     return {
-        "op": case.op, "case": case.name, "dtype": result.dtype, "layout": result.layout, "today": str(today),
-        "seconds": {name: t.median for name, t in result.timings.items()}, "refused": result.refused,
-        "rows": {str(row): row._asdict() for row in [today, *rows]},
+        "backend": name, "table": table, "op": call.op, "case": call.name, "dtype": result.dtype,
+        "layout": result.layout, "today": today, "seconds": {n: t.median for n, t in result.timings.items()},
+        "refused": result.refused, "rows": {row: value._asdict() for row, value in rows.items()},
     }  # fmt: skip
 
 
-def candidates(module: ModuleType, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
-    """Return the row that serves a call today, and all rows that could serve it, each with every number of warps."""
-    select = module.select
-    with mock.patch.object(module, "select", wraps=select) as spy:
-        run()
-    arguments = spy.call_args.args
-
-    def serves(row: Any) -> bool:
-        alone = (row._replace(arch=None, limit=2**63),)
-        try:
-            with mock.patch.object(module, "TABLE", alone):
-                return bool(select.__wrapped__(*arguments))  # the cache of select holds answers of the whole table
-        except LookupError:
-            return False
-
-    rows = [row._replace(num_warps=w) for row in module.TABLE if serves(row) for w in WARPS]
-    return select(*arguments), list(dict.fromkeys(rows))
+# The table, the name of today's row, the rows and the calls by name.
+Found = tuple[str, str, dict[str, Any], dict[str, harness.Call]]
 
 
-def best_rows(records: Iterable[dict[str, Any]], arch: int, note: str) -> list[dict[str, Any]]:
-    """Find for every row chosen today the candidate with the best geometric mean over the cases that the row serves."""
-    chosen: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+def _triton(call: tune_calls.Call, run: harness.Call, x: torch.Tensor) -> Found | None:
+    module = importlib.import_module(f"posgan_fast.kernels.{call.op}")
+    today, candidates = tune_rows.triton_candidates(module, lambda: run(x))
+    if today is None:
+        return None
+    rows = {str(row): row for row in [today, *candidates]}
+    return call.op, str(today), rows, {n: tune_rows.triton_forced(module, row, run) for n, row in rows.items()}
+
+
+def _cuda(call: tune_calls.Call, run: harness.Call, x: torch.Tensor) -> Found | None:
+    major, minor = torch.cuda.get_device_capability(x.device)
+    kernel, size = call.cuda_kernel
+    today, candidates = tune_rows.cuda_candidates(_native.cuda_table(), kernel, 10 * major + minor, size)
+    if today is None:
+        return None
+    rows = {str(row): row for row in [today, *candidates]}
+    return kernel, str(today), rows, {n: tune_rows.cuda_forced(row, run) for n, row in rows.items()}
+
+
+def best_rows(records: Iterable[Record], gpu: dict[str, Any], date: str) -> list[dict[str, Any]]:
+    """Find for every row chosen today the candidate with the best geometric mean over the calls that the row serves."""
+    chosen: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
-        chosen[record["op"], record["today"]].append(record)
+        chosen[record["backend"], record["table"], record["today"]].append(record)
     found = []
-    for (op, today), members in chosen.items():
+    for (name, table, today), members in chosen.items():
         names = set.intersection(*(set(m["rows"]) & set(m["seconds"]) for m in members))
         gains = {n: geometric_mean(m["seconds"][today] / m["seconds"][n] for m in members) for n in names}
-        name = max(gains, key=lambda n: gains[n])
-        tile = members[0]["rows"][name]
-        row = {**tile, "arch": arch, "limit": members[0]["rows"][today]["limit"], "measured": note}
-        found.append({"op": op, "today": today, "row": row, "faster": gains[name], "cases": len(members)})
+        best = max(gains, key=lambda n: gains[n])
+        row, text = _entry(name, members[0]["rows"][best], members[0]["rows"][today], gpu, f"{gpu['name']}, {date}")
+        found.append({
+            "backend": name, "table": table, "today": today, "row": row, "text": text, "faster": gains[best],
+            "calls": len(members),
+        })  # fmt: skip
     return found
 
 
-def _plan() -> Iterator[tuple[cases.Case, torch.dtype, torch.memory_format]]:
-    for resolution in RESOLUTIONS:
-        for op in cases.CASES:
-            for case in (c for c in cases.CASES[op] if c.resolution == resolution):
-                for dtype in (torch.float16, torch.float32):
-                    for layout in (torch.contiguous_format, torch.channels_last):
-                        yield cases.with_batch(case, 8), dtype, layout
-
-
-def _forced(module: ModuleType, row: Any, run: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
-    def call(x: torch.Tensor) -> Any:
-        with mock.patch.object(module, "select", lambda *args, **kwargs: row):
-            return run(x)
-
-    return call
+def _entry(name: str, row: Record, today: Record, gpu: dict[str, Any], note: str) -> tuple[Record, str]:
+    """The row with the sizes that today's serves, for this GPU, and its text in the sources."""
+    arch = int(gpu["capability"].replace(".", ""))
+    if name == "cuda":
+        given = _native.CudaTableRow(**row)
+        return row | {"sm": arch}, tune_rows.cuda_text(given, arch, gpu["multiprocessors"], note)
+    bounds = {bound: today[bound] for bound in tune_rows.BOUNDS if bound in today}
+    row = {**row, "arch": arch, **bounds, "measured": note}
+    return row, tune_rows.triton_text(row)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2])))
+    sys.exit(main())

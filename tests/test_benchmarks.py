@@ -8,7 +8,6 @@ import subprocess
 import sys
 import types
 import warnings
-from collections import namedtuple
 
 import cases
 import pytest
@@ -27,7 +26,6 @@ from benchmarks import (
     peers,
     registry,
     report,
-    tune,
 )
 from posgan_fast import functional as PF
 
@@ -314,32 +312,6 @@ def test_the_sanitized_program_covers_every_op(monkeypatch, capsys):
     monkeypatch.setattr(cases, "SMALL", {op: small[:2] for op, small in cases.SMALL.items()})
     assert exercise.main("cpu") == 0
     assert capsys.readouterr().out == "exercised 96 calls on cpu\n"
-
-
-def test_tuning_tries_the_rows_of_the_table():
-    Row = namedtuple("Row", "arch kind limit num_warps measured")
-    table = (Row(None, "a", 8, 4, ""), Row(None, "a", 2**63, 4, ""), Row(None, "b", 8, 4, ""))
-
-    module = types.SimpleNamespace(TABLE=table)
-
-    @functools.cache  # the kernels' own function is cached too
-    def select(kind, size):
-        serving = [row for row in module.TABLE if row.kind == kind and size <= row.limit]
-        return serving[0]  # LookupError if there is none, as the kernels' own
-
-    module.select = select
-    today, rows = tune.candidates(module, lambda: module.select("a", 5))
-    assert today == table[0]
-    assert rows == [table[i]._replace(num_warps=w) for i in (0, 1) for w in tune.WARPS]
-
-    def record(seconds):
-        known = {str(row): row._asdict() for row in rows}
-        return {"op": "op", "today": str(today), "rows": known, "seconds": dict(zip(known, seconds, strict=True))}
-
-    # the rows: the current one with 2, 4 and 8 warps, then the other
-    (best,) = tune.best_rows([record([2, 2, 2, 1, 2, 8]), record([2, 2, 2, 1.5, 2, 0.1])], 90, "a device")
-    assert best["row"] == {"arch": 90, "kind": "a", "limit": 8, "num_warps": 8, "measured": "a device"}
-    assert best["cases"] == 2 and best["faster"] == pytest.approx((2 / 8 * 2 / 0.1) ** 0.5)
 
 
 def _row(name, resolution, others):

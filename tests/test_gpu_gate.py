@@ -33,7 +33,7 @@ def plans(tmp_path, monkeypatch):
 
 def test_the_gate_has_the_same_steps_dry_and_wet(plans):
     wet, dry = plans
-    on_gpu = {"build-cuda", "tune", *STEPS[2]}
+    on_gpu = {"build-cuda", *STEPS[2]}
     assert {name for name, step in dry.items() if step.skip == "no CUDA device"} == on_gpu
     assert not any(step.skip for step in wet.values())
     commands = {name: step.commands(100.0) for name, step in wet.items()}
@@ -42,6 +42,8 @@ def test_the_gate_has_the_same_steps_dry_and_wet(plans):
         assert commands[name][0][commands[name][0].index("--peer") + 1].startswith(mark)
     assert "--quick" not in commands["benchmarks"][0] and "--quick" in dry["benchmarks"].commands(100.0)[0]
     assert "--collect-only" in dry["tests"].commands(100.0)[0]
+    assert "--dry-run" not in commands["tune"][0] and "--dry-run" in dry["tune"].commands(100.0)[0]
+    assert commands["tune"][0][-1] == "90"
 
 
 def test_each_library_is_built_by_itself_and_with_time(plans):
@@ -63,7 +65,7 @@ def test_what_depends_on_what(plans):
         "memcheck-cuda": ("build-cuda",), "racecheck-cuda": ("build-cuda",), "networks": ("build-cuda",),
     }  # fmt: skip
     assert {name: step.needs for name, step in dry.items() if step.needs and not step.skip} == {
-        "networks": ("build-cpu",), "benchmarks": ("build-cpu",),
+        "networks": ("build-cpu",), "benchmarks": ("build-cpu",), "tune": ("build-cpu",),
     }  # fmt: skip
     must = ("build-cuda", "tests", "memcheck-cuda")  # one after another; their neighbours run beside them
     assert sum(wet[name].limit for name in must) <= gpu_gate.TOTAL
