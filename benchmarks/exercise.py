@@ -63,7 +63,13 @@ def _layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backen
         torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
         z = PF.prologue2d(x, padding=2, mode="reflect", encode="spe", join="concat", channels=8, backend=backend)
         torch.autograd.grad(z.sum(), x)
-    return 8
+    filter, resamplings = PF.setup_filter([1, 3, 3, 1], device=device), ((1, 1, 11), (2, 1, 20), (1, 2, 6))
+    with torch.no_grad():
+        for up, down, side in resamplings:
+            parts = dict(scale=randn(2, 20), noise=randn(2, 1, side, side), b=randn(20), act="relu", clamp=1.0)
+            given = dict(f=filter, up=up, down=down, padding=[2, 3, 2, 3], **parts)
+            PF.epilogue2d(x, **given, backend=backend)
+    return 8 + len(resamplings)
 
 
 if __name__ == "__main__":
