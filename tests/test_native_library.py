@@ -217,6 +217,13 @@ def test_a_remedy_of_the_build_is_handed_on(fresh):
     assert _native.instruction_set() == "unknown"
 
 
+def test_launch_tables_without_a_cuda_library(fresh):
+    assert _native.cuda_table() == []
+    _native.reread_cuda_table()
+    rows = _native.parse_cuda_table("fir4 90 33 128,192,16,64,101376\nelementwise 0 0 64\n")
+    assert rows == [("fir4", 90, 33, (128, 192, 16, 64, 101376)), ("elementwise", 0, 0, (64,))]
+
+
 def test_a_library_that_is_a_folder(fresh):
     (fresh / LIBRARY.name).mkdir()
     assert _native.load("cpu").reason.startswith(f"{LIBRARY.name} does not load: ")
