@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..ops.common import checks
+from .precision import Precision
 from .report import LoadReport
 from .stylegan2_discriminator import Discriminator
 from .stylegan2_mapping import Mapping, check_blocks, mapping_arguments, widths
@@ -39,7 +40,12 @@ class Generator(torch.nn.Module):
         up_after_conv: None upsamples with a transposed convolution and the filter, True with bilinear interpolation
             after the convolution, False with bilinear interpolation ahead of it. With ``no_pad`` None means False.
         interp_pad: pixels that the interpolation adds to twice the size: 4 with ``no_pad``, else 0; None: this value.
-        conv_clamp: bound of the convolutions' results; None: no bound.
+        conv_clamp: bound of the convolutions' results; None: no bound. NVlabs' is 256 beside half precision.
+        num_fp16_res: number of the highest resolutions whose features are in half precision, as in NVlabs' code; that
+            of 4 x 4 pixels is never one of them. Parameters, styles, demodulation and images stay in float32. float64
+            stays too, and under autocast its dtype is that of every block. A number of 1 or more also converts the
+            features of the other blocks to float32.
+        half_dtype: torch.float16 or torch.bfloat16, or the name. On CPUs float16 is slower than float32.
         layout, div_half_dim: arguments of :func:`posgan_fast.functional.sinusoidal_encoding2d`.
         img_channels: number of channels of the images.
         activation: nonlinearity of the convolutions.
@@ -95,6 +101,8 @@ class Generator(torch.nn.Module):
         up_after_conv: bool | None = None,
         interp_pad: int | None = None,
         conv_clamp: float | None = None,
+        num_fp16_res: int = 0,
+        half_dtype: torch.dtype | str = torch.float16,
         layout: str = "mmgen",
         div_half_dim: bool = False,
         img_channels: int = 3,
@@ -109,7 +117,11 @@ class Generator(torch.nn.Module):
         up_after_conv = _check_upsampling(no_pad, up_after_conv, interp_pad)
         self.z_dim, self.c_dim = (checks.integer(v, k, minimum=0) for v, k in ((z_dim, "z_dim"), (c_dim, "c_dim")))
         self.w_dim, self.img_channels = checks.integer(w_dim, "w_dim", minimum=1), img_channels
-        config = BlockConfig(self.w_dim, img_channels, architecture, no_pad, up_after_conv, conv_clamp, activation)
+        precision = Precision.checked(num_fp16_res, half_dtype)
+        self.num_fp16_res, self.half_dtype = precision
+        config = BlockConfig(
+            self.w_dim, img_channels, architecture, no_pad, up_after_conv, conv_clamp, activation, precision
+        )
         first = HeadConfig(head, head_size, interp_head, layout, div_half_dim).checked()
         channels = widths(size, channel_multiplier, channel_max)
         self.size = max(channels)
@@ -130,19 +142,23 @@ class Generator(torch.nn.Module):
         noise_mode: str | None = None,
         noises: Maps = None,
         scale: int | tuple[int, int] = 0,
+        force_fp32: bool = False,
     ) -> torch.Tensor:
-        """Make images [N, img_channels, height, width].
+        """Make images [N, img_channels, height, width] in float32, or in float64 if the network is.
 
         Args:
             z, c: latents [N, z_dim] and labels [N, c_dim].
             truncation_psi, truncation_cutoff, skip_w_avg_update: arguments of :meth:`Mapping.forward`.
-            pad_maps, noise_mode, noises, scale: arguments of :meth:`Synthesis.forward`.
+            pad_maps, noise_mode, noises, scale, force_fp32: arguments of :meth:`Synthesis.forward`.
         """
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff, skip_w_avg_update=skip_w_avg_update)
-        return self.synthesis(ws, pad_maps=pad_maps, noise_mode=noise_mode, noises=noises, scale=scale)
+        return self.synthesis(
+            ws, pad_maps=pad_maps, noise_mode=noise_mode, noises=noises, scale=scale, force_fp32=force_fp32
+        )
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, img_size={self.img_size}, num_ws={self.num_ws}"
+        half = Precision(self.num_fp16_res, self.half_dtype).described()
+        return f"size={self.size}, img_size={self.img_size}, num_ws={self.num_ws}{half}"
 
 
 def _check_upsampling(no_pad: Any, up_after_conv: Any, interp_pad: Any) -> Any:

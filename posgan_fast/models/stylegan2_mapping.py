@@ -11,6 +11,7 @@ from .. import nn
 from ..ops.common import checks
 from ..ops.common.activations import ACTIVATIONS
 from ..ops.common.op import transforms_active
+from .precision import to_full_precision
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 
@@ -153,11 +154,6 @@ def mapping_arguments(layers: Any, lr_multiplier: Any, activation: str, mapping_
     if mapping_activation is not None:
         activation = checks.choice(mapping_activation, "mapping_activation", tuple(ACTIVATIONS))
     return dict(num_layers=layers, lr_multiplier=lr_multiplier, activation=activation)
-
-
-def to_full_precision(x: torch.Tensor) -> torch.Tensor:
-    """Convert half precision to float32; other dtypes stay."""
-    return x.to(checks.arithmetic(x.dtype))
 
 
 def check_latent(value: Any, name: str, size: int, like: torch.Tensor, beside: torch.Tensor | None = None) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .. import functional as PF
 from .. import nn
 from ..ops.common import checks, encodings, layout
-from .stylegan2_mapping import to_full_precision
+from .precision import Precision, as_in_block, to_full_precision
 
 HEADS = ("constant", "csg", "spe")
 Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
@@ -46,6 +46,7 @@ class BlockConfig(NamedTuple):
     up_after_conv: bool | None
     conv_clamp: float | None
     activation: str
+    precision: Precision
 
 
 class Synthesis(torch.nn.Module):
@@ -63,11 +64,12 @@ class Synthesis(torch.nn.Module):
         self.w_dim, self.resolutions = blocks.w_dim, list(channels)
         self.num_convs = 2 * len(self.resolutions) - 1
         self.num_ws = self.num_convs + 1
-        self.b4 = HeadBlock(channels[4], head, blocks)
+        last = self.resolutions[-1]
+        self.b4 = HeadBlock(channels[4], head, blocks, blocks.precision.of_block(4, last))
         for r in self.resolutions[1:]:
             size = (head.head_size[0] * r // 4, head.head_size[1] * r // 4)
-            is_last = r == self.resolutions[-1]
-            self.add_module(f"b{r}", Block(channels[r // 2], channels[r], size, is_last, blocks))
+            dtype = blocks.precision.of_block(r, last)
+            self.add_module(f"b{r}", Block(channels[r // 2], channels[r], size, r == last, blocks, dtype))
 
     def forward(
         self,
@@ -76,6 +78,7 @@ class Synthesis(torch.nn.Module):
         noise_mode: str | None = None,
         noises: Maps = None,
         scale: int | tuple[int, int] = 0,
+        force_fp32: bool = False,
     ) -> torch.Tensor:
         """Make images [N, img_channels, height, width] in float32, or in float64 if the network is.
 
@@ -92,6 +95,7 @@ class Synthesis(torch.nn.Module):
                 [1 or N, 1, height, width] in the sizes that :meth:`noise_sizes` tells. Where an entry is None, or the
                 list is short, ``noise_mode`` decides.
             scale: pixels, or [rows, columns], added to the head.
+            force_fp32: True runs every block in float32, whatever ``num_fp16_res`` is; autocast goes before it.
 
         Raises:
             TypeError: an argument, or an entry of a list, of the wrong type.
@@ -107,11 +111,12 @@ class Synthesis(torch.nn.Module):
             _check_maps([head_map, *maps], self.pad_map_sizes(scale), ws)
         if noises is not None:
             _check_noises(given, self.noise_sizes(scale), ws)
-        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale))
+        checks.flag(force_fp32, "force_fp32")
+        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale), force_fp32)
         for i, r in enumerate(self.resolutions[1:]):
             first, end = 2 * i + 1, 2 * i + 3  # the block's convolutions; toRGB shares its latent with the next block
             latents, pads, noise = ws[:, first : end + 1], maps[first:end], given[first:end]
-            x, image = getattr(self, f"b{r}")(x, image, latents, pads, noise_mode, noise)
+            x, image = getattr(self, f"b{r}")(x, image, latents, pads, noise_mode, noise, force_fp32)
         return image
 
     def noise_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int]]:
@@ -146,8 +151,9 @@ class HeadBlock(torch.nn.Module):
 
     resample_filter: torch.Tensor
 
-    def __init__(self, channels: int, head: HeadConfig, config: BlockConfig) -> None:
+    def __init__(self, channels: int, head: HeadConfig, config: BlockConfig, dtype: torch.dtype | None) -> None:
         super().__init__()
+        self.dtype = dtype  # of the features; None: that of the parameters
         self.head, self.in_channels = head.head, 2 if head.head == "csg" else channels
         border = 2 if config.no_pad else 0
         self.base_size = (head.head_size[0] + border, head.head_size[1] + border)
@@ -162,10 +168,12 @@ class HeadBlock(torch.nn.Module):
         self.torgb = _to_rgb(channels, config) if config.architecture == "skip" else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
-    def forward(self, ws, features, pad_map, noise_mode, noise, scale):
+    def forward(self, ws, features, pad_map, noise_mode, noise, scale, force_fp32=False):
         """Return features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
+        dtype = torch.float32 if force_fp32 else self.dtype
         # Convolutions and epilogues run fastest in channels_last, and every later layer keeps it.
-        x = layout.in_format(self._features(ws.shape[0], scale, features), torch.channels_last)
+        x = as_in_block(self._features(ws.shape[0], scale, features), dtype, self.conv1.weight)
+        x = layout.in_format(x, torch.channels_last)
         x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         return x, None if self.torgb is None else to_full_precision(self.torgb(x, ws[:, 1]))
 
@@ -202,9 +210,16 @@ class Block(torch.nn.Module):
     resample_filter: torch.Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, size: tuple[int, int], is_last: bool, config: BlockConfig
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        is_last: bool,
+        config: BlockConfig,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        self.dtype = dtype  # of the features; None: that of the block before
         border = 2 if config.no_pad else 0
         upsampled = (size[0] + border, size[1] + border)
         upsampling: dict[str, Any] = dict(up=2, up_after_conv=config.up_after_conv, interp_pad=2 * border)
@@ -216,8 +231,9 @@ class Block(torch.nn.Module):
         self.skip = nn.EqualConv2d(in_channels, out_channels, 1, bias=False, up=2) if residual else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
-    def forward(self, x, image, ws, pad_maps, noise_mode, noises):
+    def forward(self, x, image, ws, pad_maps, noise_mode, noises, force_fp32=False):
         """Turn features [N, I, h, w] and the previous image into [N, O, 2 * h, 2 * w] and an image or None."""
+        x = as_in_block(x, torch.float32 if force_fp32 else self.dtype, self.conv1.weight)
         skip = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
         gain = 1.0 if skip is None else math.sqrt(0.5)
         x = self.conv0(x, ws[:, 0], pad_map=pad_maps[0], noise_mode=noise_mode, noise=noises[0])
