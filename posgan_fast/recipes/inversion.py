@@ -209,7 +209,8 @@ class _Search:
 
     def losses(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and the mean squared error of each picture."""
-        made = self.generator.synthesis(self.ws, pad_maps=self.maps, noise_mode="const")
+        # In float32, or as autocast says: gradients of a mean over pixels are too small for float16.
+        made = self.generator.synthesis(self.ws, pad_maps=self.maps, noise_mode="const", force_fp32=True)
         side = min(made.shape[2], self.images.shape[2])
         made, target = fitted(made, side), fitted(self.images, side)
         error = (made - target).square().mean((1, 2, 3))

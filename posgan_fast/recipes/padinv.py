@@ -216,7 +216,7 @@ class PadInv(Recipe):
         """
         with self.autocast():
             ws, pad_maps = self.fast_encoder(images)
-            made = self.fast_synthesis(ws[:, : self.G.num_ws], pad_maps=pad_maps, noise_mode="const")
+            made = self.fast_synthesis(ws[:, : self.G.num_ws], pad_maps=pad_maps, noise_mode="const", force_fp32=True)
         made = fitted(made.float(), self.side)
         return ws.float(), made.flip(1) if self.bgr else made
 
@@ -447,7 +447,7 @@ def _load_discriminator(path: str, name: str) -> Discriminator | None:
         data = read_checkpoint(path)
         if is_run(data):  # of which only MS-PIE's has a StyleGAN2
             data = data["models"].get("discriminator", {}) if data["recipe"] == "mspie" else {}
-        return load_discriminator(data) if holds(data, "discriminator") else None
+        return load_discriminator(data, num_fp16_res=0) if holds(data, "discriminator") else None
     except CheckpointError as error:
         raise type(error)(f"{name}: {error}") from None
 
