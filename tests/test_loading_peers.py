@@ -146,6 +146,29 @@ def test_nvlabs(peers, tmp_path, images, architecture, c_dim):
     close(load_discriminator(tmp_path / "network.pkl")(images, labels if c_dim else None), scores)
 
 
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+def test_nvlabs_in_half_precision(peers, tmp_path, images, architecture):
+    """stylegan2-ada runs its float16 on the CPU too; stylegan3 takes float32 there."""
+    path = peers["nvlabs"]
+    with checkout(path):
+        networks = nvlabs(path)
+        facts = {"channel_base": 1024, "channel_max": 32, "conv_clamp": 256, "architecture": architecture}
+        facts["num_fp16_res"] = 2
+        synthesis = {"synthesis_kwargs": facts} if networks.__name__ == "training.networks" else facts
+        generator = scrambled(networks.Generator(24, 0, 16, SIZE, 3, mapping_kwargs={"num_layers": 3}, **synthesis))
+        discriminator = scrambled(networks.Discriminator(0, SIZE, 3, **facts))
+        (tmp_path / "network.pkl").write_bytes(pickle.dumps({"G_ema": generator, "D": discriminator}))
+        z, none = torch.randn(2, 24), torch.zeros(4, 0)
+        image, full = (generator(z, none[:2], noise_mode="const", force_fp32=force) for force in (False, True))
+        scores, full_scores = (discriminator(images, none, force_fp32=force) for force in (False, True))
+    G, D = load_generator(tmp_path / "network.pkl"), load_discriminator(tmp_path / "network.pkl")
+    assert G.num_fp16_res == D.num_fp16_res == 2 and G.synthesis.b16.dtype == D.b16.dtype == torch.float16
+    for ours, theirs in ((G(z), image), (D(images), scores)):
+        assert (ours - theirs).norm() <= 3e-3 * theirs.norm()
+    close(G(z, force_fp32=True), full)
+    close(load_discriminator(tmp_path / "network.pkl", num_fp16_res=0)(images), full_scores)
+
+
 def test_rosinality(peers, tmp_path, z, images):
     with checkout(peers["rosinality"]):
         model = importlib.import_module("model")

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from ..models import Generator, mspie
+from ..models.precision import HALF_DTYPES
 from ..ops.common import checks
 from . import losses, ranks
 from .adversarial import Adversarial
@@ -51,6 +52,9 @@ class MSPIESettings(Settings):
         choices=("uniform", "paper"),
     )
     path_scale: str = option("base", "scale of the path length, 0 as released or current", choices=("base", "current"))
+    num_fp16_res: int = option(0, "highest resolutions in half precision, as in NVlabs' code, which has 4")
+    half_dtype: str = option("float16", "their dtype; precision goes before it", choices=tuple(HALF_DTYPES))
+    conv_clamp: int = option(0, "bound of the convolutions' results, 256 in NVlabs' half precision; 0: none")
     layout: str = option("mmgen", "formulas of the encoding", choices=("mmgen", "paper"))
     average: float = option(0.5 ** (32 / 10_000), "share of the averaged generator that stays at an iteration")
     batch: int = option(0, "images of a process and iteration; 0: those of the configuration")
@@ -75,7 +79,8 @@ class MSPIESettings(Settings):
 
     def networks(self) -> dict[str, Any]:
         """Return the arguments of the configuration's networks that the settings replace."""
-        return {"size": self.size, "channel_max": self.channel_max}
+        half = {"num_fp16_res": self.num_fp16_res, "half_dtype": self.half_dtype}
+        return {"size": self.size, "channel_max": self.channel_max, "conv_clamp": self.conv_clamp or None, **half}
 
 
 class MSPIE(Adversarial):
@@ -93,6 +98,8 @@ class MSPIE(Adversarial):
         self.side = max(self.sides)
         super().__init__(settings, device)
         self.path_mean = torch.zeros((), device=device)
+        if settings.num_fp16_res and settings.half_dtype == "float16":
+            self.scaler = torch.amp.GradScaler(device.type)
         self.fast_synthesis = torch.compile(self.G.synthesis) if settings.compile else self.G.synthesis
 
     def networks(self) -> tuple[torch.nn.Module, torch.nn.Module]:
