@@ -60,6 +60,41 @@ def test_discriminator(dtype, device):
     _assert_close(actual, expected, dtype)
 
 
+@pytest.mark.parametrize(
+    "device, half",
+    [
+        ("cpu", torch.bfloat16),
+        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.float16, marks=pytest.mark.gpu),
+    ],
+)
+def test_blocks_in_half_precision(device, half):
+    """Images, scores and gradients are near those of float32, and finite where features saturate."""
+    options = dict(channel_max=32, num_fp16_res=2, conv_clamp=256, half_dtype=half)
+    generator = _varied(Generator(SIZE, z_dim=32, w_dim=32, mapping_layers=2, **options)).to(device)
+    discriminator = _varied(Discriminator(SIZE, **options)).to(device)
+    z, maps = _generator_inputs(generator, device)
+    direction = _randn((BATCH, 3, SIZE, SIZE), 3, device)
+
+    def run(force_fp32):
+        image = generator(z, pad_maps=maps, noise_mode="const", force_fp32=force_fp32)
+        real = image.detach().requires_grad_()
+        scores = discriminator(real, force_fp32=force_fp32)
+        (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+        made = [p for name, p in generator.named_parameters() if name != "synthesis.b4.const"]
+        judged = torch.autograd.grad(scores.sum() + slope.square().sum(), list(discriminator.parameters()))
+        return image, scores, _pooled(torch.autograd.grad((image * direction).sum(), made)), _pooled(judged)
+
+    values, gradients = BOUNDS[half]
+    for i, (actual, expected) in enumerate(zip(run(False), run(True), strict=True)):
+        actual, expected = (torch.cat([t.flatten() for t in x]) if i > 1 else x for x in (actual, expected))
+        assert actual.dtype == torch.float32 and actual.isfinite().all()
+        assert 0 < (actual - expected).norm() <= (gradients if i > 1 else values) * expected.norm()
+    with torch.no_grad():
+        generator.synthesis.b32.conv1.bias.fill_(1e6)
+        assert generator(z).isfinite().all()
+
+
 @pytest.mark.gpu
 @each_dtype
 def test_replay_of_a_cuda_graph(dtype):

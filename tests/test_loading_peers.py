@@ -148,7 +148,7 @@ def test_nvlabs(peers, tmp_path, images, architecture, c_dim):
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet"])
 def test_nvlabs_in_half_precision(peers, tmp_path, images, architecture):
-    """stylegan2-ada runs its float16 on the CPU too; stylegan3 takes float32 there."""
+    """On the CPU, stylegan2-ada runs in float16, and stylegan3 in float32 as here."""
     path = peers["nvlabs"]
     with checkout(path):
         networks = nvlabs(path)

@@ -127,7 +127,7 @@ def test_a_network_pickle(tmp_path, marker):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in generator().items())
     assert model.report.settings["conv_clamp"] == 256 and not model.report.assumed
     assert model.report.settings["num_fp16_res"] == model.num_fp16_res == 1
-    assert "blocks of side 32 run in float16, as there" in str(model.report)
+    assert "blocks of side 32 run in float16 off the CPU, as there" in str(model.report)
     assert model.synthesis.b4.const.is_contiguous() and model.report.left.keys() >= {"D", "G", "augment_pipe"}
     judge = load_discriminator(path)
     assert all(torch.equal(judge.state_dict()[name], value) for name, value in discriminator().items())

@@ -41,8 +41,8 @@ def load_generator(source: Source, family: str | None = None, *, ema: bool = Tru
         overrides: arguments of ``Generator`` that replace inferred ones and those that NVlabs' pickles store.
             ``report.assumed`` lists the arguments that no tensor tells. A state dictionary of this library whose head
             is "spe" needs ``head="spe"``, since that head has no tensors. A pickle of NVlabs' training stores
-            ``num_fp16_res`` too, usually 4, and the network runs so on every device; ``num_fp16_res=0`` loads it for
-            float32, which is many times as fast on CPUs without arithmetic in float16.
+            ``num_fp16_res`` too, usually 4, and the network runs so off the CPU; ``num_fp16_res=0`` loads it for
+            float32 everywhere.
 
     Raises:
         UnsafeFileError: the file asks for code.
@@ -206,7 +206,7 @@ def _half_precision(module: PickledModule, generator: bool) -> tuple[dict[str, i
     if number is None or stored != half:
         number = len(half)
     sides = ", ".join(map(str, half))
-    note = f"blocks of side {sides} run in float16, as there; num_fp16_res=0 runs them in float32, faster on most CPUs"
+    note = f"blocks of side {sides} run in float16 off the CPU, as there, and with num_fp16_res=0 in float32"
     return {"num_fp16_res": number}, [note] if half else []
 
 

@@ -47,10 +47,11 @@ def as_in_block(x: torch.Tensor, dtype: torch.dtype | None, weight: torch.Tensor
     """Return features in the ``dtype`` of the block that has ``weight``.
 
     float64 stays, in the features and in the network. Under autocast features stay too, because it decides for each op.
+    On the CPU float32 takes the place of float16, in which no CPU is fast.
     """
     if dtype is None or torch.float64 in (x.dtype, weight.dtype) or autocast.is_enabled(x):
         return x
-    return x.to(dtype)
+    return x.to(torch.float32 if dtype == torch.float16 and x.device.type == "cpu" else dtype)
 
 
 def to_full_precision(x: torch.Tensor) -> torch.Tensor:
