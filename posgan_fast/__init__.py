@@ -20,6 +20,11 @@ Example:
     >>> before = posgan_fast.set_algorithm("direct")  # no 3x3 convolution by Winograd's algorithm
     >>> posgan_fast.set_algorithm(before)
     'direct'
+    >>> try:
+    ...     run = posgan_fast.graphed(torch.nn.Softplus().eval(), x)  # one launch for a network on a GPU
+    ... except ValueError:
+    ...     print("a tensor on the CPU")
+    a tensor on the CPU
     >>> report = posgan_fast.patch()  # from here on, StyleGAN2 code that was or is imported runs on these ops
     >>> posgan_fast.unpatch()
 """
@@ -29,9 +34,11 @@ from ._allocator import tune_allocator
 from .algorithm import set_algorithm
 from .backend import BackendError, use_backend
 from .functional import explain
+from .graphed import graphed
 from .integrations import patch, unpatch
 
 __all__ = [
-    "BackendError", "explain", "functional", "patch", "set_algorithm", "tune_allocator", "unpatch", "use_backend",
+    "BackendError", "explain", "functional", "graphed", "patch", "set_algorithm", "tune_allocator", "unpatch",
+    "use_backend",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -21,7 +21,7 @@ def _public(module: Any) -> dict[str, Any]:
     return {name: value for name, value in objects.items() if inspect.isclass(value) or inspect.isroutine(value)}
 
 
-PUBLIC = {
+PUBLIC = {"posgan_fast.graphed": posgan_fast.graphed} | {
     f"{module.__name__}.{name}": value
     for module in (functional, nn, models, models.mspie)
     for name, value in _public(module).items()

@@ -1,6 +1,6 @@
 """Whole networks, a generator with padding maps and a discriminator, in three dtypes, against float64 on the device.
 
-Values, gradients of everything, R1, and on a GPU the replay of a CUDA graph. The CPU runs what needs no GPU.
+Values, gradients of everything, R1, and on a GPU the replay of CUDA graphs. The CPU runs what needs no GPU.
 """
 
 from __future__ import annotations
@@ -127,6 +127,65 @@ def test_replay_of_a_cuda_graph(dtype):
             assert replayed.isfinite().all()
             error = (replayed.double() - called.double()).norm() / called.double().norm()
             assert error <= BOUNDS[dtype][0]  # algorithms chosen in a capture may be others
+
+
+@pytest.mark.gpu
+@each_dtype
+def test_graphed(dtype):
+    """One image as the network itself makes it, and each time a new one; weights count that are written in place."""
+    device = "cuda"
+    options = dict(num_fp16_res=2, conv_clamp=256, half_dtype=dtype) if dtype != torch.float32 else {}
+    network = _varied(Generator(SIZE, z_dim=32, w_dim=32, mapping_layers=2, channel_max=32, **options)).to(device)
+
+    def same(z, image):
+        expected = network(z)
+        return (image - expected).norm() <= BOUNDS[dtype][0] * expected.norm()  # algorithms of a capture may be others
+
+    run = posgan_fast.graphed(network, 1)
+    inputs = [_randn((1, 32), seed, device) for seed in (5, 6)]
+    images = [run(z) for z in inputs]
+    assert all(image.isfinite().all() and same(z, image) for z, image in zip(inputs, images, strict=True))
+    assert torch.equal(run(inputs[0], copy=False), images[0]) and not torch.equal(*images)
+    with torch.no_grad():
+        network.synthesis.b32.torgb.bias.add_(1)
+    assert same(inputs[0], run(inputs[0])) and not torch.equal(run(inputs[0]), images[0])
+    old = run(inputs[0])
+    network.synthesis.b32.torgb.bias.data = torch.zeros(3, device=device)
+    fillers = [torch.full((3,), 1e6, device=device) for _ in range(1000)]  # one would lie where the bias was
+    assert torch.equal(run(inputs[0]), old) and len(fillers) == 1000
+
+
+@pytest.mark.gpu
+def test_graphed_noise():
+    network = _varied(Generator(SIZE, z_dim=32, w_dim=32, mapping_layers=2, channel_max=32)).to("cuda")
+    z = _randn((1, 32), 5, "cuda")
+    run = posgan_fast.graphed(network, z, noise_mode="random")
+    torch.manual_seed(0)
+    first, second = run(z), run(z)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(run(z), first)
+
+
+@pytest.mark.gpu
+def test_graphed_refuses_what_a_graph_cannot_hold():
+    """Streams, random numbers and later captures work as before."""
+    x = torch.randn(4, device="cuda")
+    stream = torch.cuda.current_stream()
+    for network in (lambda x: x * x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.ones(4).to("cuda")):
+        with pytest.raises(RuntimeError, match="^network: expected one that only queues work on the GPU"):
+            posgan_fast.graphed(network, x)
+        assert torch.cuda.current_stream() == stream and torch.cuda.get_sync_debug_mode() == 0
+        assert torch.randn(4, device="cuda").isfinite().all()
+    with pytest.raises(ValueError, match=r"got network\.weight on cpu, batch\[0\] on cuda:0$"):
+        posgan_fast.graphed(torch.nn.Linear(4, 4).eval(), x)
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=side):
+        y = x + 1
+        with pytest.raises(RuntimeError, match="^network: expected no capture under way"):
+            posgan_fast.graphed(torch.relu, x)
+    graph.replay()
+    assert torch.equal(y, x + 1) and torch.equal(posgan_fast.graphed(torch.relu, x)(x), x.relu())
 
 
 def _both(run, network, dtype, device, *inputs):

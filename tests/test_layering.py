@@ -17,6 +17,7 @@ ALLOWED = {
     "functional": {"ops", "backend"},
     "nn": {"functional", "ops", "backend"},
     "models": {"nn", "functional", "ops"},
+    "graphed": {"models", "ops"},
     "integrations": {"models", "nn", "functional", "ops", "backend"},
     "experiments": {"recipes", "models", "nn", "functional", "ops"},
     "recipes": {"models", "nn", "functional", "ops"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "demo": {"experiments", "integrations", "functional", "backend", "_native"},
     "doctor": {"functional", "ops", "backend", "_native"},
     "__main__": {"cli"},
-    "__init__": {"algorithm", "functional", "backend", "integrations", "_allocator"},
+    "__init__": {"algorithm", "functional", "graphed", "backend", "integrations", "_allocator"},
 }
 
 
