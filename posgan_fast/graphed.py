@@ -97,7 +97,8 @@ class Graphed:
             self._inputs = tuple(value.detach().clone() for value in batch)
             run = functools.partial(network, *self._inputs, **arguments)
             self._graph, self._result = _captured(run, device, warmups)
-        self._read = run, tuple(_state(network).values())  # the memory that the graph reads
+        given = [leaf.detach() for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+        self._read = run, (*_state(network).values(), *given)  # the memory that the graph reads
 
     def __call__(self, *batch: torch.Tensor, copy: bool = True) -> Any:
         """Run the graph on tensors like the examples, as :func:`graphed` describes."""

@@ -215,6 +215,16 @@ def test_weights(cuda):
     near(run(z), other(z))
 
 
+def test_a_list_of_tensors_that_changes(cuda):
+    """A tensor that leaves the caller's list stays in the graph."""
+    parts = [randn(2), randn(2, seed=3)]
+    run = posgan_fast.graphed(lambda x, parts: x + parts[0] + parts[1], randn(2), parts=parts)
+    expected, address = run(torch.ones(2)), parts[0].data_ptr()
+    parts[0] = torch.zeros(2)
+    assert torch.equal(run(torch.ones(2)), expected)
+    assert address in {kept.data_ptr() for kept in run._read[1]}
+
+
 @pytest.mark.parametrize("c_dim", [0, 3])
 def test_a_number_of_samples(cuda, c_dim):
     G = generator(16, c_dim=c_dim)
