@@ -1,8 +1,10 @@
-// The CUDA kernel that prepares the factors of modulated_conv2d in one launch, and its launch configuration. No torch;
-// compiles for the host too (host_device.h).
+// The CUDA kernel that prepares in one launch what the convolution and the epilogue of modulated_conv2d read, and its
+// launch configuration. No torch; compiles for the host too (host_device.h).
 //
 //   dcoefs[n, o] = rsqrt(sum over i, k of (weight[o, i, k] * styles[n, i])^2 + eps)
 //   out          = weight, or with fold weight * styles[n] for each sample, in the dtype and strides of the convolution
+//   cast_bias    = bias in the same dtype
+//   scaled_noise = noise * strength
 //
 // float16 stays in range by constants, which dcoefs undoes: the weight of filter o is divided by
 // f = max over i, k of |weight[o, i, k]| * sqrt(I * taps), the styles of sample n by s = max over i of |styles[n, i]|.
@@ -15,6 +17,8 @@ namespace posgan_fast {
 struct ModulatedFactorsParams {
   int64_t samples, filters, channels;
   int taps;
+  int64_t style_sample;  // stride of styles from sample to sample, elements
+  int64_t noise;         // elements of it
   int64_t out_sample, out_filter, out_channel,
       out_tap;  // strides of out, elements; out_tap of a kernel's taps in order
   double eps;
@@ -25,12 +29,14 @@ struct ModulatedFactorsParams {
 
 template <typename T>
 struct ModulatedFactorsPointers {
-  const acc_t<T>*weight, *styles;  // [O, I, taps], [N, I]
-  T* out;
-  acc_t<T>*dcoefs, *scaled_styles;  // [N, O], [N, I]; null where there is none
+  const acc_t<T>*weight, *styles;          // [O, I, taps], [N, I]
+  const acc_t<T>*bias, *noise, *strength;  // [O], any size, one element; null where there is none
+  T *out, *cast_bias;
+  acc_t<T>*dcoefs, *scaled_styles, *scaled_noise;  // [N, O], [N, I]; null where there is none
 };
 
-constexpr int kFactorsLanes = 32;  // threads that share a sample
+constexpr int kFactorsLanes = 32;    // threads that share a sample
+constexpr int kNoiseOfBlock = 4096;  // elements
 
 // What is no divisor - zero, infinity, NaN - becomes 1.
 template <typename A>
@@ -93,7 +99,7 @@ struct FactorsBlock {
   PF_DEVICE void finish_sample(int64_t n, int lane, A filter_divisor) const {
     A sum = 0, largest = 0;
     for (int64_t i = lane; n < p.samples && i < p.channels; i += kFactorsLanes) {
-      const A s = t.styles[n * p.channels + i];
+      const A s = styles_of(n)[i];
       sum += s * s * squares[i];
       largest = larger(largest, magnitude(s));
     }
@@ -113,7 +119,7 @@ struct FactorsBlock {
   // Writes the filter in the order of memory of its format, times the styles of a sample if there is one.
   PF_DEVICE void write_filter(int64_t n, bool styled, A filter_divisor) const {
     const bool channels_first = p.out_channel < p.out_tap;
-    const A* const styles = t.styles + n * p.channels;
+    const A* const styles = styles_of(n);
     T* const out = t.out + n * p.out_sample + o * p.out_filter;
     for (int64_t e = thread; e < p.channels * p.taps; e += threads) {
       const int64_t i = channels_first ? e % p.channels : e / p.taps;
@@ -125,18 +131,30 @@ struct FactorsBlock {
 
   PF_DEVICE void write_styles() const {
     for (int64_t i = thread; i < p.samples * p.channels; i += threads) {
-      t.scaled_styles[i] = t.styles[i] / divisors[i / p.channels];
+      const int64_t n = i / p.channels;
+      t.scaled_styles[i] = styles_of(n)[i - n * p.channels] / divisors[n];
     }
   }
 
  private:
+  PF_DEVICE const A* styles_of(int64_t n) const { return t.styles + n * p.style_sample; }
   static PF_DEVICE A larger(A a, A b) { return b > a ? b : a; }
   static PF_DEVICE A magnitude(A v) { return v < 0 ? -v : v; }
 };
 
 template <typename T>
+PF_DEVICE void scale_noise(const ModulatedFactorsPointers<T>& t, const ModulatedFactorsParams& p, int64_t block) {
+  const acc_t<T> strength = *t.strength;
+  const int64_t first = block * kNoiseOfBlock, left = p.noise - first;
+  const int64_t end = first + (left < kNoiseOfBlock ? left : kNoiseOfBlock);
+  for (int64_t i = first + int(threadIdx.x); i < end; i += int(blockDim.x)) t.scaled_noise[i] = t.noise[i] * strength;
+}
+
+// The blocks behind those of the filters scale the noise.
+template <typename T>
 __global__ void __launch_bounds__(256)
     modulated_factors_kernel(ModulatedFactorsPointers<T> t, ModulatedFactorsParams p) {
+  if (blockIdx.x >= p.filters) return scale_noise(t, p, int64_t(blockIdx.x) - p.filters);
   PF_DYNAMIC_SHARED(raw);
   const FactorsBlock<T> block(t, p, reinterpret_cast<acc_t<T>*>(raw));
   const int group = block.thread / kFactorsLanes, groups = block.threads / kFactorsLanes;
@@ -146,13 +164,14 @@ __global__ void __launch_bounds__(256)
   }
   for (int64_t n = 0; n < (p.fold ? p.samples : 1); ++n) block.write_filter(n, p.fold, filter_divisor);
   if (t.scaled_styles != nullptr && block.o == 0) block.write_styles();
+  if (t.cast_bias != nullptr && block.thread == 0) from_acc(t.cast_bias + block.o, t.bias[block.o]);
 }
 
 // Calls launch(grid, block, shared_bytes, kernel, arguments...). `threads` is a multiple of kFactorsLanes.
 template <typename T, typename Launch>
 void run_modulated_factors(const ModulatedFactorsPointers<T>& t, const ModulatedFactorsParams& p, int threads,
                            const Launch& launch) {
-  launch(dim3{unsigned(p.filters), 1, 1}, dim3{unsigned(threads), 1, 1},
+  launch(dim3{unsigned(p.filters + ceil_div(p.noise, kNoiseOfBlock)), 1, 1}, dim3{unsigned(threads), 1, 1},
          size_t(p.channels + p.samples + 2 * threads) * sizeof(acc_t<T>), modulated_factors_kernel<T>, t, p);
 }
 

@@ -32,8 +32,9 @@ _SCHEMAS = (
     " float gain, float clamp) -> ()",
     "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? dcoefs, Tensor(b!) out, Tensor(c!)? odd_rows,"
     " float eps, bool fold, bool transposed, bool flip) -> ()",
-    "modulated_factors(Tensor weight, Tensor styles, Tensor(a!) out, Tensor(b!)? dcoefs, Tensor(c!)? scaled_styles,"
-    " float eps, bool fold, bool transposed, bool flip) -> ()",
+    "modulated_factors(Tensor weight, Tensor styles, Tensor? bias, Tensor? noise, Tensor? strength, Tensor(a!) out,"
+    " Tensor(b!)? cast_bias, Tensor(c!)? dcoefs, Tensor(d!)? scaled_styles, Tensor(e!)? scaled_noise, float eps,"
+    " bool fold, bool transposed, bool flip) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
     "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"

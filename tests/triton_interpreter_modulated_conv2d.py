@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 import torch
@@ -119,6 +120,21 @@ def test_a_bad_map_is_refused():
     x, *rest, border = tensors(MAP, dtype=torch.float16)
     with pytest.raises(ValueError, match="pad_map: expected at least 7 x 9 pixels"):
         run(MAP, x.contiguous(memory_format=torch.channels_last), *rest, border[:, :, :6, :9], backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layer", [PLAIN, MAP, ONE_PIXEL, TO_RGB], ids=lambda layer: layer.name)
+@pytest.mark.parametrize("n,flip", [(1, True), (3, False)])
+def test_the_cuda_backend_takes_the_kernel(n, flip, layer, dtype, calls, monkeypatch):
+    """Without a padding map, a weight for each sample holds the styles."""
+    cuda_on_cpu.stand_in(monkeypatch, with_triton=True)
+    layer = replace(layer, flip_weight=flip)
+    x, *rest = tensors(layer, n, 12, 3, 6, 9, dtype)
+    y = run(layer, x.contiguous(memory_format=torch.channels_last), *rest, backend="cuda")
+    INTERPRETER.assert_close(y, answer(layer, x, *rest), "modulated_conv2d", dtype)
+    if not (layer.border and dtype == torch.float16):  # whose map has to be scaled in step with its factors
+        (call,) = calls
+        assert (call[2] is None) == (not layer.border) and call[1].shape[0] == (3 if layer.border else 3 * n)
 
 
 def test_the_stages_run_where_derivatives_are_asked_for(calls):

@@ -16,6 +16,7 @@ from .precision import Precision, as_in_block, to_full_precision
 
 HEADS = ("constant", "csg", "spe")
 Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
+Styles = dict[torch.nn.Module, torch.Tensor]
 
 
 class HeadConfig(NamedTuple):
@@ -112,12 +113,23 @@ class Synthesis(torch.nn.Module):
         if noises is not None:
             _check_noises(given, self.noise_sizes(scale), ws)
         checks.flag(force_fp32, "force_fp32")
-        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale), force_fp32)
+        styles = self._joint_styles(ws)
+        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale), force_fp32, styles)
         for i, r in enumerate(self.resolutions[1:]):
             first, end = 2 * i + 1, 2 * i + 3  # the block's convolutions; toRGB shares its latent with the next block
             latents, pads, noise = ws[:, first : end + 1], maps[first:end], given[first:end]
-            x, image = getattr(self, f"b{r}")(x, image, latents, pads, noise_mode, noise, force_fp32)
+            x, image = getattr(self, f"b{r}")(x, image, latents, pads, noise_mode, noise, force_fp32, styles)
         return image
+
+    def _joint_styles(self, ws: torch.Tensor) -> Styles:
+        layers: list[Any] = []
+        places: list[int] = []
+        for i, r in enumerate(self.resolutions):
+            block, first = getattr(self, f"b{r}"), max(2 * i - 1, 0)
+            convolutions = [block.conv1] if r == 4 else [block.conv0, block.conv1]
+            layers += convolutions + ([] if block.torgb is None else [block.torgb])
+            places += range(first, first + len(convolutions) + (block.torgb is not None))
+        return nn.style.joint_styles(layers, ws, places)
 
     def noise_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int]]:
         """Height and width of each convolution's noise."""
@@ -168,14 +180,16 @@ class HeadBlock(torch.nn.Module):
         self.torgb = _to_rgb(channels, config) if config.architecture == "skip" else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
-    def forward(self, ws, features, pad_map, noise_mode, noise, scale, force_fp32=False):
+    def forward(self, ws, features, pad_map, noise_mode, noise, scale, force_fp32=False, styles=None):
         """Return features [N, C, h, w] and the image [N, img_channels, h, w] or None."""
         dtype = torch.float32 if force_fp32 else self.dtype
         # Convolutions and epilogues run fastest in channels_last, and every later layer keeps it.
         x = as_in_block(self._features(ws.shape[0], scale, features), dtype, self.conv1.weight)
         x = layout.in_format(x, torch.channels_last)
-        x = self.conv1(x, ws[:, 0], pad_map=pad_map, noise_mode=noise_mode, noise=noise)
-        return x, None if self.torgb is None else to_full_precision(self.torgb(x, ws[:, 1]))
+        x = self.conv1(x, ws[:, 0], styles=_of(self.conv1, styles), pad_map=pad_map, noise_mode=noise_mode, noise=noise)
+        if self.torgb is None:
+            return x, None
+        return x, to_full_precision(self.torgb(x, ws[:, 1], styles=_of(self.torgb, styles)))
 
     def size(self, scale: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the head."""
@@ -231,20 +245,27 @@ class Block(torch.nn.Module):
         self.skip = nn.EqualConv2d(in_channels, out_channels, 1, bias=False, up=2) if residual else None
         self.register_buffer("resample_filter", PF.setup_filter(nn.TAPS))
 
-    def forward(self, x, image, ws, pad_maps, noise_mode, noises, force_fp32=False):
+    def forward(self, x, image, ws, pad_maps, noise_mode, noises, force_fp32=False, styles=None):
         """Turn features [N, I, h, w] and the previous image into [N, O, 2 * h, 2 * w] and an image or None."""
         x = as_in_block(x, torch.float32 if force_fp32 else self.dtype, self.conv1.weight)
         skip = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
         gain = 1.0 if skip is None else math.sqrt(0.5)
-        x = self.conv0(x, ws[:, 0], pad_map=pad_maps[0], noise_mode=noise_mode, noise=noises[0])
-        x = self.conv1(x, ws[:, 1], pad_map=pad_maps[1], noise_mode=noise_mode, noise=noises[1], gain=gain)
+        for i, (layer, factor) in enumerate(((self.conv0, 1.0), (self.conv1, gain))):
+            x = layer(
+                x, ws[:, i], styles=_of(layer, styles), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i],
+                gain=factor,
+            )  # fmt: skip
         x = x if skip is None else skip + x
         if image is not None:
             image = PF.upsample2d(image, self.resample_filter)
         if self.torgb is not None:
-            y = to_full_precision(self.torgb(x, ws[:, 2]))
-            image = y if image is None else image + y
+            y = self.torgb(x, ws[:, 2], styles=_of(self.torgb, styles))
+            image = to_full_precision(y) if image is None else image + y  # the sum has the wider dtype
         return x, image
+
+
+def _of(layer: torch.nn.Module, styles: Styles | None) -> torch.Tensor | None:
+    return styles[layer] if styles else None
 
 
 def _style_conv(

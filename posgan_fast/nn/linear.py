@@ -62,16 +62,20 @@ class EqualLinear(Convertible):
         self.weight = torch.nn.Parameter(weight)
         self.bias = bias_parameter(bias, out_features, bias_init, device, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [..., in_features] to [..., out_features]."""
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        """Map [..., in_features] to [..., out_features], times ``gain`` where there is no activation."""
         if checks.tensor(x, "x").shape[-1:] != (self.in_features,):
             raise ValueError(f"x: expected shape [..., {self.in_features}], got {tuple(x.shape)}")
         checks.same_device(x, "x", self.weight, like="weight")
+        if gain != 1 and self.act != "linear":
+            raise ValueError(f"gain: expected 1 in a layer with an activation, got {gain}")
         with autocast.disabled(x):
-            weight, x = self.weight.to(x.dtype), x * self.weight_gain  # x has fewer elements than the weight
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            if bias is not None and self.lr_multiplier != 1:
-                bias = bias * self.lr_multiplier
+            weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+            if x.ndim == 2 and bias is not None and self.act == "linear":  # one kernel
+                return torch.addmm(bias, x, weight.t(), beta=gain * self.lr_multiplier, alpha=gain * self.weight_gain)
+            x = x * (gain * self.weight_gain)  # has fewer elements than the weight
+            if bias is not None and gain * self.lr_multiplier != 1:
+                bias = bias * (gain * self.lr_multiplier)
             if self.act == "linear":
                 return F.linear(x, weight, bias)
             return PF.bias_act(F.linear(x, weight), bias, -1, self.act)

@@ -129,6 +129,10 @@ class ModulatedConv2d(Convertible):
         )
 
 
+_FEW_LATENTS = 64
+_CHEAP_LAUNCHES = ("cpu",)  # devices
+
+
 class StyleConv(Convertible):
     """A whole layer of the generator: affine, modulated convolution, noise, bias, activation.
 
@@ -161,6 +165,7 @@ class StyleConv(Convertible):
     """
 
     _foreign = STYLE_CONV
+    style_gain = 1.0
     resample_filter: torch.Tensor | None
     noise_const: torch.Tensor
 
@@ -209,6 +214,7 @@ class StyleConv(Convertible):
         x: torch.Tensor,
         w: torch.Tensor,
         *,
+        styles: torch.Tensor | None = None,
         pad_map: torch.Tensor | None = None,
         noise_mode: str | None = None,
         noise: torch.Tensor | None = None,
@@ -219,6 +225,7 @@ class StyleConv(Convertible):
         Args:
             x: features.
             w: latent [N, w_dim].
+            styles: what :func:`joint_styles` computed from ``w``; None: the layer computes them.
             pad_map: map or ring that replaces the zero padding, as in
                 :func:`posgan_fast.functional.modulated_conv2d`.
             noise_mode: "const" takes ``noise_const``, repeated from the top left where the result is larger than in
@@ -228,10 +235,12 @@ class StyleConv(Convertible):
         """
         checks.features(x, "x", self.weight.shape[1], self.weight)
         noise = self._noise(x, noise_mode, noise)
-        styles = _styles(self.affine, w, "w", x)
+        strength = None if noise is None else self.noise_strength
+        styles = _styles(self.affine, w, "w", x) if styles is None else styles
         epilogue = epilogue_arguments(self.act, self.clamp, gain)
         if self.up_after_conv:
             y = PF.modulated_conv2d(x, self.weight, styles, padding=self.padding, pad_map=pad_map, eps=self.eps)
+            noise = noise if noise is None or strength is None else noise * strength
             return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **epilogue)
         up = self.up
         if self.up_after_conv is False:
@@ -246,6 +255,7 @@ class StyleConv(Convertible):
             resample_filter=self.resample_filter,
             flip_weight=up == 1,
             noise=noise,
+            noise_strength=strength,
             bias=self.bias,
             eps=self.eps,
             **epilogue,
@@ -294,7 +304,7 @@ class StyleConv(Convertible):
         return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
     def _noise(self, x: torch.Tensor, mode: str | None, noise: torch.Tensor | None) -> torch.Tensor | None:
-        """Return noise times its strength, [N or 1, 1, H', W'], or None."""
+        """Return noise [N or 1, 1, H', W'], or None."""
         mode = self.noise_mode if mode is None else checks.choice(mode, "noise_mode", NOISE_MODES)
         if mode is None:
             mode = "random" if self.training else "const"
@@ -321,7 +331,7 @@ class StyleConv(Convertible):
                     noise = noise.repeat(-(-h // rows), -(-w // columns))[:h, :w]
         if checks.tensor(noise, "noise").ndim == 2:
             noise = noise[None, None]
-        return noise * strength
+        return noise
 
 
 class ToRGB(Convertible):
@@ -367,22 +377,30 @@ class ToRGB(Convertible):
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1, device=device, dtype=dtype)
         self.register_buffer("resample_filter", filter_buffer(resample_filter, False, device), persistent=False)
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        skip: torch.Tensor | None = None,
+        *,
+        styles: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Turn ``x`` [N, I, H, W] into an image [N, O, H, W] in the dtype of ``x``, or of autocast.
 
         Args:
             x: features.
             w: latent [N, w_dim].
             skip: image [N, O, H / 2, W / 2] to upsample and add; the result then has the wider dtype of the two.
+            styles: what :func:`joint_styles` computed from ``w``; None: the layer computes them.
         """
         checks.features(x, "x", self.weight.shape[1], self.weight)
-        styles = _styles(self.affine, w, "w", x)
+        styles = _styles(self.affine, w, "w", x, self.style_gain) if styles is None else styles
         if skip is not None:
             self._check_skip(skip, x)
         y = PF.modulated_conv2d(
             x,
             self.weight,
-            styles * self.style_gain,
+            styles,
             padding=self.weight.shape[2] // 2,
             demodulate=False,
             bias=self.bias,
@@ -405,8 +423,48 @@ class ToRGB(Convertible):
         checks.same_device(skip, "skip", x)
 
 
-def _styles(affine: EqualLinear, w: Any, name: str, x: torch.Tensor) -> torch.Tensor:  # => [N, I]
-    """Compute the styles from the latent ``w`` [N, w_dim] of the features ``x``."""
+def _styles(affine: EqualLinear, w: Any, name: str, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+    """Compute the styles [N, I], times ``gain``, from the latent ``w`` [N, w_dim] of the features ``x``."""
     checks.tensor(w, name, shape=(x.shape[0], affine.in_features))
     checks.same_device(w, name, x)
-    return affine(w)
+    return affine(w, gain)
+
+
+def joint_styles(
+    layers: Sequence[StyleConv | ToRGB], ws: torch.Tensor, places: Sequence[int]
+) -> dict[torch.nn.Module, torch.Tensor]:
+    """Compute the styles of several layers by a product for each of their gains, instead of one for each layer.
+
+    Every latent meets every weight, which is worth it where launches cost more than arithmetic: where no derivative is
+    recorded, off the CPU, and for few latents. Elsewhere no styles are computed.
+
+    Args:
+        layers: the layers, with affine layers of one shape of latent.
+        ws: latents [N, L, w_dim].
+        places: the layers' positions along L.
+
+    Returns:
+        The styles [N, I] by layer, as rows with gaps; or an empty dict.
+    """
+    n, count = ws.shape[:2]
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if recorded or ws.device.type in _CHEAP_LAUNCHES or n * count > _FEW_LATENTS:
+        return {}
+    groups: dict[float, list[int]] = {}
+    for i, layer in enumerate(layers):
+        groups.setdefault(layer.style_gain, []).append(i)
+    rows = ws.flatten(0, 1)
+    found: dict[torch.nn.Module, torch.Tensor] = {}
+    for gain, members in groups.items():
+        affines = [layers[i].affine for i in members]
+        if any(affine.bias is None or affine.weight.dtype != ws.dtype for affine in affines):
+            return {}
+        weight, bias = _joined([a.weight for a in affines]), _joined([a.bias for a in affines])
+        styles = torch.addmm(bias, rows, weight.t(), beta=gain, alpha=gain * affines[0].weight_gain)
+        parts = styles.unflatten(0, (n, count)).split([a.out_features for a in affines], 2)
+        found |= {layers[i]: part[:, places[i]] for i, part in zip(members, parts, strict=True)}
+    return found
+
+
+def _joined(tensors: list[Any]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

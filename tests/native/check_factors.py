@@ -8,7 +8,7 @@ import harness
 import numpy as np
 from storage import STORAGE, compare, load, store
 
-SIZES = ((3, 5, 7, 9), (1, 2, 1, 1), (11, 3, 40, 1), (2, 4, 3, 4))  # N, O, I, taps
+SIZES = ((3, 5, 7, 9), (1, 13, 1, 1), (11, 3, 40, 1), (2, 4, 3, 4))  # N, O, I, taps
 
 
 def modulated_factors(rng, quick):
@@ -33,8 +33,18 @@ def run(rng, dtype, size, fold, demodulate, flip, layout, scale):
     out = memory if layout == "nchw" else np.moveaxis(memory, -1, -2)
     dcoefs = np.full((n, o), np.nan, acc) if demodulate else None
     scaled = np.full((n, i), np.nan, acc) if in_range and not fold else None
+    strided = np.concatenate([styles, np.full_like(styles, np.nan)], 1)[:, :i]  # rows with gaps
+    bias, noise, strength = (rng.standard_normal(shape).astype(acc) for shape in (o, (1, 1, 71, 61 * n), ()))
+    cast_bias, scaled_noise = store(np.full(o, np.nan), dtype), np.full(noise.shape, np.nan, acc)
+    extra = (bias, noise, strength) if fold else (None, None, None)
+    written = (cast_bias, scaled_noise) if fold else (None, None)
     with np.errstate(divide="ignore"):
-        harness.modulated_factors(weight, styles, out, dcoefs, scaled, eps, fold, flip, in_range, dtype, 64)
+        harness.modulated_factors(
+            weight, strided, *extra, out, written[0], dcoefs, scaled, written[1], eps, fold, flip, in_range, dtype, 64
+        )
+        if fold:
+            assert np.array_equal(cast_bias, store(bias.astype(np.float64), dtype))
+            assert np.array_equal(scaled_noise, noise * strength)
         check(weight, styles, out, dcoefs, scaled, eps, fold, flip, in_range, dtype, f"{dtype} {size} {fold} {layout}")
 
 

@@ -240,16 +240,21 @@ void epilogue2d_backward(py::array dy, std::optional<py::array> y, std::optional
   });
 }
 
-// weight is [O, I, taps]; out [O, I, taps] or with fold [N, O, I, taps] has any strides.
-void modulated_factors(py::array weight, py::array styles, py::array out, std::optional<py::array> dcoefs,
-                       std::optional<py::array> scaled_styles, double eps, bool fold, bool flip, bool in_range,
-                       const std::string& dtype, int threads) {
+// weight is [O, I, taps], styles [N, I] with any stride between samples; out [O, I, taps] or with fold [N, O, I, taps]
+// has any strides.
+void modulated_factors(py::array weight, py::array styles, std::optional<py::array> bias,
+                       std::optional<py::array> noise, std::optional<py::array> strength, py::array out,
+                       std::optional<py::array> cast_bias, std::optional<py::array> dcoefs,
+                       std::optional<py::array> scaled_styles, std::optional<py::array> scaled_noise, double eps,
+                       bool fold, bool flip, bool in_range, const std::string& dtype, int threads) {
   const auto stride = [&](int d) { return int64_t(out.strides(d)) / int64_t(out.itemsize()); };
   const int first = fold ? 1 : 0;
   const ModulatedFactorsParams p{styles.shape(0),
                                  weight.shape(0),
                                  weight.shape(1),
                                  int(weight.shape(2)),
+                                 int64_t(styles.strides(0)) / int64_t(styles.itemsize()),
+                                 noise ? int64_t(noise->size()) : 0,
                                  fold ? stride(0) : 0,
                                  stride(first),
                                  stride(first + 1),
@@ -262,10 +267,21 @@ void modulated_factors(py::array weight, py::array styles, py::array out, std::o
     using T = decltype(scalar);
     using A = acc_t<T>;
     if (weight.itemsize() != sizeof(A) || out.itemsize() != sizeof(T)) throw py::value_error("item size");
-    const auto data = [](std::optional<py::array>& a) { return a ? static_cast<A*>(a->mutable_data()) : nullptr; };
-    const ModulatedFactorsPointers<T> pointers = {
-        static_cast<const A*>(weight.data()), static_cast<const A*>(styles.data()), static_cast<T*>(out.mutable_data()),
-        data(dcoefs), data(scaled_styles)};
+    const auto data = [](std::optional<py::array>& a, auto element) -> decltype(element)* {
+      if (a && a->itemsize() != sizeof(element)) throw py::value_error("item size");
+      return a ? static_cast<decltype(element)*>(a->mutable_data()) : nullptr;
+    };
+    const A wide = 0;
+    const ModulatedFactorsPointers<T> pointers = {static_cast<const A*>(weight.data()),
+                                                  static_cast<const A*>(styles.data()),
+                                                  data(bias, wide),
+                                                  data(noise, wide),
+                                                  data(strength, wide),
+                                                  static_cast<T*>(out.mutable_data()),
+                                                  data(cast_bias, T{}),
+                                                  data(dcoefs, wide),
+                                                  data(scaled_styles, wide),
+                                                  data(scaled_noise, wide)};
     run_modulated_factors(pointers, p, threads, [](const auto&... launch) { host_launch(launch...); });
   });
 }

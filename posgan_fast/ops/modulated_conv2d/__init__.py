@@ -68,6 +68,7 @@ def modulated_conv2d(
     demodulate: bool = True,
     flip_weight: bool = True,
     noise: torch.Tensor | None = None,
+    noise_strength: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     act: str = "linear",
     alpha: float | None = None,
@@ -90,7 +91,8 @@ def modulated_conv2d(
         resample_filter: filter for ``up`` and ``down`` from :func:`setup_filter`; None: the identity.
         demodulate: normalise by the expected magnitude of the output.
         flip_weight: True correlates as torch does, False convolves.
-        noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], its strength included.
+        noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'].
+        noise_strength: tensor of one element that multiplies the noise; None: the noise includes its strength.
         bias, act, alpha, gain, clamp: as in :func:`bias_act`.
         eps: added under the root of the coefficients.
         backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
@@ -109,8 +111,8 @@ def modulated_conv2d(
         torch.Size([2, 4, 16, 16])
     """
     call = Call(
-        x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise, bias, act,
-        alpha, gain, clamp, backend,  # type: ignore[arg-type]
+        x, weight, styles, up, down, padding, pad_map, resample_filter, demodulate, flip_weight, eps, noise,
+        noise_strength, bias, act, alpha, gain, clamp, backend,  # type: ignore[arg-type]
     )  # fmt: skip
     return autocast.run(check(call), _run)
 
@@ -140,13 +142,16 @@ def check(call: Call) -> Call:
         surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
         ring.check(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
     noise = None if noise is None else _checked_noise(noise, x, size)
+    if call.noise_strength is not None:
+        _check_strength(call.noise_strength, noise, x)
     if call.bias is not None:
         checks.tensor(call.bias, "bias", shape=(weight.shape[0],))
         checks.same_device(call.bias, "bias", x)
     _, _, activation = bias_act.check(x, None, 1, call.activation)
     eps = checks.real(call.eps, "eps", minimum=0)
     complete = Call(
-        x, weight, styles, up, down, padding, pad_map, f, call.demodulate, call.flip_weight, eps, noise, call.bias,
+        x, weight, styles, up, down, padding, pad_map, f, call.demodulate, call.flip_weight, eps, noise,
+        call.noise_strength, call.bias,
         *activation, _backend.AUTO,
     )  # fmt: skip
     backend = _backend.resolve(
@@ -186,6 +191,15 @@ def _checked_noise(noise: Any, x: torch.Tensor, size: tuple[int, int]) -> torch.
     if tuple(noise.shape) not in shapes:
         raise ValueError(f"noise: expected shape {size}, {(1, 1, *size)} or {(n, 1, *size)}, got {tuple(noise.shape)}")
     return noise.reshape(-1, 1, *size)
+
+
+def _check_strength(strength: Any, noise: torch.Tensor | None, x: torch.Tensor) -> None:
+    if noise is None:
+        raise ValueError("noise_strength: expected None without noise, got a value")
+    checks.tensor(strength, "noise_strength")
+    checks.same_device(strength, "noise_strength", x)
+    if strength.numel() != 1:
+        raise ValueError(f"noise_strength: expected one element, got shape {tuple(strength.shape)}")
 
 
 def _run(call: Call) -> torch.Tensor:
@@ -250,8 +264,8 @@ def _decomposition(call):
 
 OP = Op(
     "modulated_conv2d(Tensor x, Tensor weight, Tensor styles, int up, int down, int padding, Tensor? pad_map,"
-    " Tensor? f, bool demodulate, bool flip_weight, float eps, Tensor? noise, Tensor? bias, str act, float alpha,"
-    " float gain, float clamp, str backend) -> Tensor",
+    " Tensor? f, bool demodulate, bool flip_weight, float eps, Tensor? noise, Tensor? noise_strength, Tensor? bias,"
+    " str act, float alpha, float gain, float clamp, str backend) -> Tensor",
     Call,
     fake=empty_output,
     kernel=_kernel,

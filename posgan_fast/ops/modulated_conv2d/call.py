@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..common import layout
+from ..common import checks, layout
 from ..common.records import Activation
 from . import conv2d_resample
 
@@ -26,6 +26,7 @@ class Call(NamedTuple):
     flip_weight: bool
     eps: float
     noise: torch.Tensor | None
+    noise_strength: torch.Tensor | None
     bias: torch.Tensor | None
     act: str
     alpha: float
@@ -36,6 +37,16 @@ class Call(NamedTuple):
     @property
     def activation(self) -> Activation:
         return Activation(self.act, self.alpha, self.gain, self.clamp)
+
+
+def with_scaled_noise(call: Call) -> Call:
+    """Return a call whose noise is multiplied by its strength, in the arithmetic type."""
+    if call.noise is None:
+        return call
+    noise = call.noise.to(checks.arithmetic(call.x.dtype))
+    if call.noise_strength is not None:
+        noise = noise * call.noise_strength
+    return call._replace(noise=noise, noise_strength=None)
 
 
 def empty_output(call: Call, device: str | None = None) -> torch.Tensor:

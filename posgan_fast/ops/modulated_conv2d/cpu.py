@@ -12,7 +12,7 @@ from ..bias_act import passes
 from ..common import checks, layout, onednn, weight_cache
 from ..common.activations import ACTIVATIONS
 from . import coefs, conv2d_resample, winograd
-from .call import Call
+from .call import Call, with_scaled_noise
 from .stages import run_stages
 
 
@@ -29,6 +29,7 @@ def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
     if call.x.dtype == torch.float16:  # needs care with its range, and no CPU is fast in it
         return run_stages(call, inplace=True)
+    call = with_scaled_noise(call)
     x, acc = call.x.contiguous(memory_format=torch.channels_last), checks.arithmetic(call.x.dtype)
     call = call._replace(
         x=x,

@@ -22,22 +22,21 @@ def infer(call: Call) -> torch.Tensor:
     n, c = call.x.shape[:2]
     if n == 0 or n + c > _MOST_FACTORS or _has_map_beside_scaled_factors(call):
         return run_stages(call, inplace=True)
-    x, acc = call.x, checks.arithmetic(call.x.dtype)
-    call = call._replace(noise=layout.contiguous_as(acc, call.noise), bias=layout.contiguous_as(x.dtype, call.bias))
     if _native.has_triton() and triton.serves(call):
-        fold = call.pad_map is None
-        return triton.run(call, *prepare(call, fold=fold, flip=not call.flip_weight))
+        call, weight, styles, dcoefs = prepare(call, fold=call.pad_map is None, flip=not call.flip_weight)
+        return triton.run(call, weight, styles, dcoefs)
     fold = n == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
     transposed = call.up > 1 and call.weight.shape[2:] != (1, 1)
     # A transposed convolution convolves, a plain one correlates.
     flip = call.flip_weight if call.up > 1 else not call.flip_weight
-    weight, styles, dcoefs = prepare(call, fold=fold, transposed=transposed, flip=flip)
-    if call.up > 1:
+    call, weight, styles, dcoefs = prepare(call, fold=fold, flip=flip, transposed=transposed)
+    x, up, down, pad_map, f, act = call.x, call.up, call.down, call.pad_map, call.f, call.activation
+    if up > 1:
         z = prologue2d.prologue2d(x, styles, backend="cuda")
-        y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, call.pad_map, call.f, "cuda")
-        return epilogue2d.run(y, call.f, dcoefs, call.noise, call.bias, resample, call.activation, "cuda")
-    y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, call.pad_map, call.f, "cuda")
-    return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, "cuda")
+        y, resample = conv2d_resample.upsample_conv2d(z, weight, up, call.padding, pad_map, f, "cuda")
+        return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, act, "cuda")
+    y = conv2d_resample.downsample_conv2d(x, weight, styles, down, call.padding, pad_map, f, "cuda")
+    return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, act, "cuda")
 
 
 def _has_map_beside_scaled_factors(call: Call) -> bool:
@@ -46,16 +45,18 @@ def _has_map_beside_scaled_factors(call: Call) -> bool:
 
 
 class Prepared(NamedTuple):
-    """The weight in the dtype and strides of the convolution; styles [N, I], None where the weight holds them, and
-    demodulation coefficients [N, O], in the arithmetic type."""
+    """A call whose noise and bias are as the epilogue reads them; the weight in the dtype and strides of the
+    convolution; styles [N, I], None where the weight holds them, and demodulation coefficients [N, O], in the
+    arithmetic type."""
 
+    call: Call
     weight: torch.Tensor
     styles: torch.Tensor | None
     dcoefs: torch.Tensor | None
 
 
 def prepare(call: Call, *, fold: bool, flip: bool, transposed: bool = False) -> Prepared:
-    """Prepare the factors of a call in one launch.
+    """Prepare in one launch what the convolution and the epilogue of a call read.
 
     Args:
         call: the call, with at least one sample.
@@ -64,14 +65,27 @@ def prepare(call: Call, *, fold: bool, flip: bool, transposed: bool = False) -> 
         transposed: return the weight as [I, O, kh, kw].
     """
     x, acc = call.x, checks.arithmetic(call.x.dtype)
-    weight, styles = call.weight.to(acc).contiguous(), call.styles.to(acc).contiguous()
+    weight, styles = call.weight.to(acc).contiguous(), _with_dense_rows(call.styles.to(acc))
     (n, i), (o, _, kh, kw) = styles.shape, weight.shape
     shape = (i, o, kh, kw) if transposed else (o * n if fold else o, i, kh, kw)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format(x))
     dcoefs = styles.new_empty((n, o)) if call.demodulate else None
-    scales = call.demodulate and x.dtype == torch.float16
-    scaled = torch.empty_like(styles) if scales and not fold else None
+    scaled = styles.new_empty((n, i)) if call.demodulate and x.dtype == torch.float16 and not fold else None
+    bias, cast_bias = layout.contiguous_as(acc, call.bias), None
+    if bias is not None and x.dtype != acc:
+        cast_bias = torch.empty_like(bias, dtype=x.dtype)
+    noise, strength, scaled_noise = layout.contiguous_as(acc, call.noise), None, None
+    if noise is not None and call.noise_strength is not None:
+        strength, scaled_noise = call.noise_strength.to(acc), torch.empty_like(noise)
     torch.ops.posgan_fast_native.modulated_factors(
-        weight, styles, out, dcoefs, scaled, call.eps, fold, transposed, flip
+        weight, styles, None if cast_bias is None else bias, None if strength is None else noise, strength, out,
+        cast_bias, dcoefs, scaled, scaled_noise, call.eps, fold, transposed, flip,
+    )  # fmt: skip
+    call = call._replace(
+        bias=bias if cast_bias is None else cast_bias, noise=noise if scaled_noise is None else scaled_noise
     )
-    return Prepared(out, None if fold else styles if scaled is None else scaled, dcoefs)
+    return Prepared(call, out, None if fold else styles if scaled is None else scaled, dcoefs)
+
+
+def _with_dense_rows(styles: torch.Tensor) -> torch.Tensor:
+    return styles if styles.shape[1] == 1 or styles.stride(1) == 1 else styles.contiguous()

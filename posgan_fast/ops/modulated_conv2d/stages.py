@@ -8,11 +8,12 @@ from .. import epilogue2d, prologue2d
 from ..common import checks
 from ..common.records import Resample
 from . import coefs, conv2d_resample
-from .call import Call
+from .call import Call, with_scaled_noise
 
 
 def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
     """Compute a call. ``inplace`` lets the epilogue write over the convolution's result, which forbids derivatives."""
+    call = with_scaled_noise(call)
     x, acc, backend = call.x, checks.arithmetic(call.x.dtype), call.backend
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)

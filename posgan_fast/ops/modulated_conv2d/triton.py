@@ -7,7 +7,7 @@ import torch
 from ..bias_act import passes
 from ..common import checks, layout
 from . import coefs
-from .call import Call, empty_output
+from .call import Call, empty_output, with_scaled_noise
 from .stages import cast, run_stages
 
 
@@ -22,6 +22,7 @@ def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
     if not serves(call):
         return run_stages(call, inplace=True)
+    call = with_scaled_noise(call)
     weight, styles, dcoefs, pad_map = coefs.factors(call, call.x.dtype)
     weight = weight.contiguous(memory_format=torch.channels_last)
     return run(call._replace(pad_map=pad_map), weight, styles, dcoefs, flip=call.flip_weight)

@@ -1,0 +1,51 @@
+"""Lets the backend "cuda" serve tensors of the CPU, so that a test runs the path that a GPU would take: the native ops
+of the CPU library stand in for those of the CUDA library, and plain torch for those that it alone has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from posgan_fast import _native, backend
+from posgan_fast.ops.modulated_conv2d import triton
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, *, with_triton: bool = False) -> None:
+    """Take the CPU for a GPU until the end of the test, by default for one without Triton."""
+    assert _native.load(_native.CPU).loaded
+    for name in ("_elsewhere", "_unavailable", "_driver_too_old", "_not_built_for"):
+        monkeypatch.setattr(backend, name, lambda *args: None)
+    if not with_triton:
+        monkeypatch.setattr(triton, "serves", lambda call: False)
+    monkeypatch.setattr(torch.ops.posgan_fast_native, "modulated_factors", modulated_factors, raising=False)
+
+
+def modulated_factors(
+    weight: torch.Tensor, styles: torch.Tensor, bias: Any, noise: Any, strength: Any, out: torch.Tensor, cast_bias: Any,
+    dcoefs: Any, scaled_styles: Any, scaled_noise: Any, eps: float, fold: bool, transposed: bool, flip: bool,
+) -> None:  # fmt: skip
+    """The definition of the native op; csrc/modulated_conv2d.cuh has the formulas."""
+    per_filter, per_sample = torch.ones(len(weight), 1, 1, 1), torch.ones(len(styles), 1)
+    if dcoefs is not None and out.dtype == torch.float16:
+        per_filter = _or_one(weight.abs().amax((1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
+        per_sample = _or_one(styles.abs().amax(1, keepdim=True))
+    if dcoefs is not None:
+        sums = torch.einsum("ni,oikl->no", styles.square(), weight.square()) + eps
+        dcoefs.copy_(sums.rsqrt() * per_filter.reshape(1, -1) * per_sample)
+    w, s = weight / per_filter, styles / per_sample
+    w = w.flip((2, 3)) if flip else w
+    if fold:
+        w = (w * s[:, None, :, None, None]).flatten(0, 1)
+    out.copy_(w.transpose(0, 1) if transposed else w)
+    for result, value in ((scaled_styles, s), (cast_bias, bias)):
+        if result is not None:
+            result.copy_(value)
+    if scaled_noise is not None:
+        scaled_noise.copy_(noise * strength)
+
+
+def _or_one(t: torch.Tensor) -> torch.Tensor:
+    return torch.where((t > 0) & t.isfinite(), t, 1)

@@ -1,0 +1,86 @@
+"""The path of modulated_conv2d on CUDA, on tensors of the CPU: its contract, and what reaches the native ops."""
+
+from __future__ import annotations
+
+import cuda_on_cpu
+import pytest
+import torch
+from contract.common import Backend, each_of
+from contract.modulated_conv2d import ModulatedConv2dContract
+from tolerances import assert_close
+
+import posgan_fast
+from posgan_fast import functional as PF
+from posgan_fast import models, nn
+
+backend = each_of([Backend("cuda")])
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    cuda_on_cpu.stand_in(monkeypatch)
+
+
+class TestContract(ModulatedConv2dContract):
+    """The contract by the kernels of CUDA, as the host can run them."""
+
+
+@pytest.fixture
+def factors(monkeypatch):
+    """The calls of the native op that prepares factors, as lists of arguments."""
+    calls, run = [], cuda_on_cpu.modulated_factors
+    monkeypatch.setattr(
+        torch.ops.posgan_fast_native, "modulated_factors", lambda *args: (calls.append(args), run(*args))
+    )
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_layer_prepares_its_factors_in_one_launch(n, dtype, factors):
+    layer = nn.StyleConv(8, 6, 16, 10, up=2).eval()
+    with torch.no_grad():
+        layer.noise_strength.fill_(0.7)
+        layer.bias.copy_(torch.randn(6))
+        x = torch.randn(n, 8, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+        w = torch.randn(n, 16)
+        with posgan_fast.use_backend("reference"):
+            exact = layer.double()(x.double(), w.double())
+        layer.float()
+        y = layer(x, w)
+    assert_close(y, exact, "modulated_conv2d", dtype)
+    ((_, styles, bias, noise, strength, out, cast_bias, *_, fold, transposed, _),) = factors
+    assert fold == (n == 1) and transposed and out.dtype == dtype and styles.dtype == torch.float32
+    assert (bias is None) == (dtype == torch.float32) == (cast_bias is None)
+    assert noise.shape[-2:] == (10, 10) and strength.numel() == 1
+
+
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
+    """Several layers share a product where launches are dear; the images are the same."""
+    generator = models.Generator(16, channel_max=32, architecture=architecture).eval()
+    ws = torch.randn(2, generator.num_ws, 512)
+    for layer in generator.synthesis.modules():
+        if hasattr(layer, "affine"):
+            torch.nn.init.normal_(layer.affine.bias)
+    with torch.no_grad():
+        expected = generator.synthesis(ws)
+        seen = []
+        monkeypatch.setattr(nn.style, "_CHEAP_LAUNCHES", ())
+        run = nn.style.joint_styles
+        monkeypatch.setattr(nn.style, "joint_styles", lambda *args: seen.append(run(*args)) or seen[-1])
+        images = generator.synthesis(ws)
+    assert torch.allclose(images, expected, rtol=1e-5, atol=1e-5)
+    assert len(seen) == 1 and len(seen[0]) == sum(hasattr(m, "affine") for m in generator.synthesis.modules())
+
+
+def test_noise_strength_is_checked():
+    x, weight, styles = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), torch.ones(1, 2)
+    noise = torch.randn(4, 4)
+    call = dict(padding=1, backend="cuda")
+    with pytest.raises(ValueError, match="noise_strength: expected None without noise"):
+        PF.modulated_conv2d(x, weight, styles, noise_strength=torch.ones(()), **call)
+    with pytest.raises(ValueError, match="noise_strength: expected one element"):
+        PF.modulated_conv2d(x, weight, styles, noise=noise, noise_strength=torch.ones(2), **call)
+    with pytest.raises(TypeError, match="noise_strength: expected a torch.Tensor"):
+        PF.modulated_conv2d(x, weight, styles, noise=noise, noise_strength=0.5, **call)
