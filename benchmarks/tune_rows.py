@@ -13,6 +13,7 @@ from posgan_fast._native import CudaTableRow
 
 VARIABLE = "POSGAN_FAST_CUDA_TABLE"
 WARPS = (2, 4, 8)
+STAGES = (1, 3)  # of kernels that multiply matrices, pipelined or not
 # The fields by which a row of a Triton table says which sizes it serves, and values with which it serves all.
 BOUNDS = {"limit": 2**63, "channels": 2**63, "filters": 2**63, "pixels": 0}
 # Threads of a block along a row (fir4) or along the channels, in vectors of four (fir4_channels_last).
@@ -43,6 +44,8 @@ def triton_candidates(module: ModuleType, run: Callable[[], Any]) -> tuple[Any, 
     if today is None:
         return None, []
     rows = [row._replace(num_warps=w) for row in module.TABLE if serves(row) for w in WARPS]
+    if "block_k" in today._fields:
+        rows = [row._replace(num_stages=stages) for row in rows for stages in STAGES]
     return today, list(dict.fromkeys(rows))
 
 

@@ -123,11 +123,15 @@ class KernelConfig(NamedTuple):
 LARGE_IMAGES = 2**16  # 256 x 256 pixels
 # A 3x3 layer of 64 channels does 288 operations per byte in half precision, near an H100's ratio of tensor cores to
 # memory. A layer to RGB is bound by memory at any depth; in float32, without tensor cores, hardly any other layer is.
-# The steps of 3x3 kernels are not pipelined, because asynchronous copies bypass L1.
+# Asynchronous copies bypass L1, and a 3x3 kernel reads its tile nine times. From L2 that takes longer than the separate
+# stages of 64 channels, so these rows are not pipelined; with 128 channels it takes as long as the products, which
+# pipelining overlaps.
 TABLE = (
     KernelConfig(None, 2, 3, 64, 16, LARGE_IMAGES, 8, 16, 16, 32, 4, 1, None),
     KernelConfig(None, 2, 3, 64, 32, LARGE_IMAGES, 8, 16, 32, 32, 4, 1, None),
     KernelConfig(None, 2, 3, 64, 64, LARGE_IMAGES, 8, 16, 64, 32, 8, 1, 192),
+    KernelConfig(None, 2, 3, 128, 64, LARGE_IMAGES, 8, 16, 64, 64, 8, 3, None),
+    KernelConfig(None, 2, 3, 128, 128, LARGE_IMAGES, 8, 16, 128, 64, 8, 3, None),
     KernelConfig(None, 2, 1, 32, 4, 0, 1, 64, 16, 32, 4, 3, None),
     KernelConfig(None, 2, 1, ANY, 4, 0, 1, 64, 16, 64, 4, 3, None),
     KernelConfig(None, 2, 1, 64, 64, LARGE_IMAGES, 1, 128, 64, 32, 8, 3, None),
