@@ -208,6 +208,11 @@ def _setup_context(ctx, call, result):
 
 def _backward(ctx, g, wanted):
     call, result = restore(ctx)
+    if g.ndim == 4 and call.dim == 1 and "b" in wanted:  # one pass computes both gradients
+        from ..epilogue2d.backward import Factors, gradients
+
+        factors = Factors(b=call.b)
+        return gradients(g, result, call.x, factors, call.activation, wanted & {"x", "b"}, call.backend)
     dx = gradient(g, call.x if result is None else result, call.b, call.dim, call.activation, call.backend)
     return {"x": dx, "b": bias_gradient(dx, call.dim) if "b" in wanted else None}
 

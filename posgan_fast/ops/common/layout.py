@@ -44,6 +44,15 @@ def in_format_of(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y if transforms_active() else in_format(y, memory_format(x))  # memory_format reads strides
 
 
+def weight_for(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Cast the weight of a convolution to the dtype of ``x``; off the CPU also to its memory format, in the same pass,
+    because cuDNN would take another one."""
+    if x.device.type == "cpu" or transforms_active() or forward_ad._current_level >= 0:
+        return weight.to(x.dtype)
+    wanted = memory_format(x)
+    return weight.to(x.dtype) if weight.is_contiguous(memory_format=wanted) else weight.to(x.dtype, memory_format=wanted)
+
+
 def is_dense(x: torch.Tensor) -> bool:
     """Tell whether the elements fill one block of memory, each once."""
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):

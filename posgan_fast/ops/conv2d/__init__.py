@@ -161,7 +161,7 @@ def _convolved(call: Call) -> torch.Tensor:
         weight = weight * (scale.reshape(-1, 1, 1, 1) if isinstance(scale, torch.Tensor) else scale)
     if call.padding_mode == "reflect" and padding:
         x, padding = prologue2d.prologue2d(x, padding=padding, mode="reflect", backend=backend), 0
-    return convolve(x, weight.to(x.dtype), stride=call.stride, padding=padding, backend=backend)
+    return convolve(x, layout.weight_for(x, weight), stride=call.stride, padding=padding, backend=backend)
 
 
 def _as(bias: torch.Tensor | None, call: Call) -> torch.Tensor | None:

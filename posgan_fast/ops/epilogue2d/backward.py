@@ -142,7 +142,9 @@ def _composed(call: Call) -> dict[str, torch.Tensor]:
     ref = call.y
     if activations.derivative_reads(call.act, call.alpha, call.clamp) == "input":
         assert call.x is not None
-        ref = scaled(call.x, scale, call.backend, call.noise)  # GRAD adds the bias
+        ref = call.x  # GRAD adds the bias
+        if scale is not None or call.noise is not None:
+            ref = scaled(ref, scale, call.backend, call.noise)
     g = bias_act.gradient(call.dy, ref, call.b, 1, call.activation, call.backend)
     wanted = dict(zip(GRADIENTS, call.wanted, strict=True))
     if wanted["b"]:

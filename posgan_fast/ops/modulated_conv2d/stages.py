@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import epilogue2d, prologue2d
-from ..common import checks
+from ..common import checks, layout
 from ..common.records import Resample
 from . import coefs, conv2d_resample
 from .call import Call, with_scaled_noise
@@ -25,7 +25,7 @@ def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
             weight = (weight.flip((2, 3)) if call.flip_weight else weight).transpose(0, 1)
         y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, pad_map, call.f, backend)
         return epilogue2d.run(y, call.f, dcoefs, noise, bias, resample, call.activation, backend).to(call.x.dtype)
-    weight = weight if call.flip_weight else weight.flip((2, 3))
+    weight = layout.weight_for(x, weight if call.flip_weight else weight.flip((2, 3)))
     y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, pad_map, call.f, backend)
     if inplace:
         return epilogue2d.write_over(y, dcoefs, noise, bias, call.activation, backend)
