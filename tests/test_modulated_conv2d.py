@@ -78,11 +78,28 @@ def test_passes_opcheck(layer, training):
     given = tensors(layer, n=1, dtype=dtype)
     x, weight, styles, noise, bias, border = (t if t is None else t.requires_grad_(training) for t in given)
     f = layer.f if layer.up * layer.down > 1 else None
+    strength = torch.tensor(0.7, requires_grad=training)
     arguments = (
         x.contiguous(memory_format=layout), weight, styles, layer.up, layer.down, layer.padding, border, f, True,
-        layer.flip_weight, 1e-8, noise, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
+        layer.flip_weight, 1e-8, noise, strength, bias, "lrelu", 0.2, 1.0, -1.0, "cpu",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.posgan_fast.modulated_conv2d, arguments)
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_the_strength_multiplies_the_noise(up, backend):
+    layer = Layer("up" if up > 1 else "plain", up=up)
+    x, weight, styles, noise, bias, _ = tensors(layer)
+    strength = torch.tensor(0.7, dtype=x.dtype, requires_grad=True)
+    call = dict(up=up, padding=1, resample_filter=layer.f, flip_weight=up == 1, bias=bias, act="lrelu")
+    expected = PF.modulated_conv2d(x, weight, styles, noise=noise * strength, backend="reference", **call)
+    y = PF.modulated_conv2d(x, weight, styles, noise=noise, noise_strength=strength, backend=backend.name, **call)
+    torch.testing.assert_close(y, expected)
+    gradients = [torch.autograd.grad(t.square().sum(), strength)[0] for t in (y, expected)]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        y = PF.modulated_conv2d(x, weight, styles, noise=noise, noise_strength=strength, backend=backend.name, **call)
+    torch.testing.assert_close(y, expected.detach())
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -187,7 +204,7 @@ def test_the_op_itself_is_differentiable_twice(backend):
     weight = weight * styles.sum()
     activation = ("lrelu", None, None, 9)
     call = room.Call(
-        x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, bias, *activation, None
+        x, weight, styles, 1, 1, 1, border, None, True, True, 1e-8, noise, None, bias, *activation, None
     )  # fmt: skip
     op = torch.ops.posgan_fast.modulated_conv2d(*room.check(call)._replace(backend=backend))
     stages = PF.modulated_conv2d(

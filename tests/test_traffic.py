@@ -23,15 +23,15 @@ from posgan_fast.ops.common import op
 # Bytes that move and kernels of a layer of 64 to 64 (toRGB: 3) channels, 128 pixels, N=4: in inference of one sample,
 # in inference, and forward and backward in training. Lower numbers replace these; greater ones need a reason.
 TODAY = {
-    ("plain", "float16"): ((14581190, 40), (52363868, 40), (53215836, 41), (415164436, 43)),
-    ("plain", "bfloat16"): ((13837828, 15), (51613444, 15), (52465412, 16), (414864132, 40)),
-    ("plain", "float32"): ((26420484, 13), (101944836, 13), (102796804, 14), (356217348, 32)),
-    ("up", "float16"): ((14122758, 41), (50529948, 41), (51381916, 42), (296556116, 44)),
-    ("up", "bfloat16"): ((13379396, 16), (49779524, 16), (50631492, 17), (296255812, 41)),
-    ("up", "float32"): ((25503556, 14), (98276932, 14), (99128900, 15), (291477060, 33)),
-    ("torgb", "float16"): ((6726424, 8), (26507032, 8), (26507032, 8), (187999390, 18)),
-    ("torgb", "bfloat16"): ((6726424, 8), (26507032, 8), (26507032, 8), (187999390, 18)),
-    ("torgb", "float32"): ((13312012, 6), (52851724, 6), (52851724, 6), (140813080, 13)),
+    ("plain", "float16"): ((9015044, 4), (17855236, 3), (53051996, 39), (88913556, 34)),
+    ("plain", "bfloat16"): ((9015044, 4), (17855236, 3), (52301572, 14), (88613252, 31)),
+    ("plain", "float32"): ((17550852, 4), (101447172, 5), (102780420, 13), (172424964, 28)),
+    ("up", "float16"): ((7508036, 4), (32358212, 5), (34588316, 40), (100214356, 38)),
+    ("up", "bfloat16"): ((7508036, 4), (32357188, 5), (33837892, 15), (99914052, 35)),
+    ("up", "float32"): ((14536772, 4), (64224836, 5), (65558084, 13), (195148356, 32)),
+    ("torgb", "float16"): ((2330904, 3), (8927256, 3), (9719832, 6), (19341718, 18)),
+    ("torgb", "bfloat16"): ((2330904, 3), (8927256, 3), (9719832, 6), (19341718, 18)),
+    ("torgb", "float32"): ((4527116, 3), (17712140, 3), (19285004, 4), (38083448, 15)),
 }
 
 
@@ -138,8 +138,9 @@ def test_inference_writes_over_the_result_of_the_convolution():
     x, w, styles = empty(2, 4, 8, 8), empty(4, 4, 3, 3), empty(2, 4)
     with meta_as_cuda(), torch.no_grad():
         found = counted(lambda: PF.modulated_conv2d(x, w, styles, padding=1, demodulate=False, act="lrelu"))
-    assert [kernel.name for kernel in found.kernels] == ["native prologue2d", "convolution", "native epilogue2d"]
-    assert found.moved == (2048 + 32 + 2048) + (2048 + 576 + 2048) + (2048 + 2048)
+    names = ["native modulated_factors", "native prologue2d", "convolution", "native epilogue2d"]
+    assert [kernel.name for kernel in found.kernels] == names
+    assert found.moved == (576 + 32 + 576) + (2048 + 32 + 2048) + (2048 + 576 + 2048) + (2048 + 2048)
 
 
 def test_the_choice_of_backend_is_as_before_afterwards():
@@ -182,11 +183,24 @@ def test_layers_move_and_launch_no_more_than_they_do_today(name, dtype):
     assert found.unit == 4 * (3 if name == "torgb" else 64) * 128**2 * (4 if dtype == "float32" else 2)
 
 
-def test_a_layer_moves_three_passes_forward():
-    """Prologue, convolution and epilogue read and write the features once each: 6 S, 5 in a layer that enlarges, whose
-    prologue and convolution read a quarter, but whose filter is a pass of its own."""
-    for name, low, high in (("plain", 6.0, 6.2), ("up", 5.75, 6.0)):
-        assert low < count_layer(Ours(), name, "float32", batch=4).in_units("forward") < high
+def test_a_layer_takes_few_passes():
+    """One pass is a reading or a writing of the layer's result, S bytes. Training: prologue, convolution and epilogue
+    read and write forward; epilogue, both gradients of the convolution and prologue backward. Inference of one sample:
+    convolution and epilogue, since the weight holds the styles; an enlarging layer reads a quarter in some places."""
+    for dtype in traffic.DTYPES:
+        plain, up = (count_layer(Ours(), name, dtype, batch=4) for name in ("plain", "up"))
+        assert plain.in_units("forward") < 6.4 and plain.in_units("backward") < 10.7
+        assert up.in_units("forward") < 4.2 and up.in_units("backward") < 12
+        assert max(plain.phases["inference N=1"].launches, up.phases["inference N=1"].launches) <= 4
+        alone = {name: count_layer(Ours(), name, dtype, batch=1, size=512) for name in ("plain", "up")}
+        assert alone["up"].in_units("inference N=1") < 3.6
+        assert alone["plain"].in_units("inference N=1") < (2.15 if dtype != "float32" else 4.1)  # one kernel, or stages
+
+
+def test_a_generator_of_1024_pixels_takes_few_launches():
+    for dtype in traffic.DTYPES:
+        (found,) = (count_network(Ours(), "generator1024", dtype, 1).phases[name] for name in ("inference N=1",))
+        assert found.launches <= 96
 
 
 def test_backward_multiplies_twice_what_forward_does():
@@ -204,7 +218,7 @@ def test_networks_are_counted_with_their_settings():
     phases = {dtype: count_network(small, "generator64", dtype, 2).phases for dtype in ("bfloat16", "float32")}
     for found in phases.values():
         assert list(found) == ["inference N=1", "inference N=2", "forward", "backward"]
-        assert all(t.launches > 100 for t in found.values())
+        assert all(t.launches > 50 for t in found.values())
     assert phases["bfloat16"]["forward"].moved < 0.7 * phases["float32"]["forward"].moved
     step = count_network(small, "training256", "float32", 2).phases["step"]
     assert step.launches > 1000 and {"native bias_act", "native upfirdn2d"} <= {k.name for k in step.kernels}

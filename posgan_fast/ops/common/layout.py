@@ -50,7 +50,9 @@ def weight_for(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.device.type == "cpu" or transforms_active() or forward_ad._current_level >= 0:
         return weight.to(x.dtype)
     wanted = memory_format(x)
-    return weight.to(x.dtype) if weight.is_contiguous(memory_format=wanted) else weight.to(x.dtype, memory_format=wanted)
+    return (
+        weight.to(x.dtype) if weight.is_contiguous(memory_format=wanted) else weight.to(x.dtype, memory_format=wanted)
+    )
 
 
 def is_dense(x: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from .call import Call
 
 
 class Factors(NamedTuple):
-    """The factors as the stages take them: ``styles`` [N, I] and ``dcoefs`` [N, O] in the arithmetic type."""
+    """The factors of the stages: ``weight``, ``styles`` [N, I] and ``dcoefs`` [N, O] in the arithmetic type."""
 
     weight: torch.Tensor
     styles: torch.Tensor
@@ -29,7 +29,7 @@ def factors(call: Call, dtype: torch.dtype) -> Factors:
     found = Factors(weight, styles, dcoefs, pad_map)
     if dcoefs is not None and dtype == torch.float16 and call.x.shape[0] > 0:
         found = _in_range(weight, styles, dcoefs, _ring(call, acc), call.up)
-    return found._replace(weight=found.weight.to(dtype))
+    return found
 
 
 def _ring(call: Call, acc: torch.dtype) -> torch.Tensor | None:

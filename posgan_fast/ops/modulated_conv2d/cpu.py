@@ -13,7 +13,7 @@ from ..common import checks, layout, onednn, weight_cache
 from ..common.activations import ACTIVATIONS
 from . import coefs, conv2d_resample, winograd
 from .call import Call, with_scaled_noise
-from .stages import run_stages
+from .stages import has_few_filters, run_stages
 
 
 class Form(NamedTuple):
@@ -40,8 +40,8 @@ def infer(call: Call) -> torch.Tensor:
     if winograd.reason_against(call) is None:
         return winograd.infer(call)
     fold = x.shape[0] == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
-    if not fold and _has_few_filters(call):
-        return _multiply(call)
+    if not fold and has_few_filters(call):
+        return run_stages(call, inplace=True)
     form = _form_of(call)
     dcoefs, w, odd_rows, styles = _arguments(call, form, fold)
     if call.up == 1:
@@ -53,22 +53,6 @@ def infer(call: Call) -> torch.Tensor:
         return _filter_polyphase(even, odd, dcoefs, call)
     y, resample = conv2d_resample.upsample_conv2d(z, w, call.up, call.padding, call.pad_map, call.f, "cpu")
     return epilogue2d.run(y, call.f, dcoefs, call.noise, call.bias, resample, call.activation, "cpu")
-
-
-def _has_few_filters(call: Call) -> bool:
-    """Tell whether a weight for each sample is smaller than scaled features, as in layers that make an image."""
-    o, i, kh, kw = call.weight.shape
-    return (kh, kw) == (1, 1) and 4 * o <= i and call.up * call.down == 1 and call.padding == 0
-
-
-def _multiply(call: Call) -> torch.Tensor:
-    """Compute a 1x1 convolution as one matrix product with a weight for each sample."""
-    x, weight = call.x, call.weight.to(call.styles.dtype)
-    dcoefs = coefs.demodulation(weight, call.styles, call.eps) if call.demodulate else None
-    per_sample = (weight[:, :, 0, 0] * call.styles[:, None]).to(x.dtype)  # [N, O, I]
-    y = x.permute(0, 2, 3, 1).flatten(1, 2) @ per_sample.mT  # [N, H * W, O]
-    y = y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, "cpu")
 
 
 def _form_of(call: Call) -> Form:

@@ -19,17 +19,37 @@ def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
         x = x.to(acc)
     weight, styles, dcoefs, pad_map = coefs.factors(call, x.dtype)
     noise, bias = cast(call.noise, acc), cast(call.bias, x.dtype)
-    if call.up > 1:
+    if backend != "reference" and has_few_filters(call):
+        y = _multiply(x, weight, styles)
+    elif call.up > 1:
+        weight = weight.to(x.dtype)
         z = prologue2d.prologue2d(x, styles, backend=backend)
         if weight.shape[2:] != (1, 1):
             weight = (weight.flip((2, 3)) if call.flip_weight else weight).transpose(0, 1)
         y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, pad_map, call.f, backend)
         return epilogue2d.run(y, call.f, dcoefs, noise, bias, resample, call.activation, backend).to(call.x.dtype)
-    weight = layout.weight_for(x, weight if call.flip_weight else weight.flip((2, 3)))
-    y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, pad_map, call.f, backend)
+    else:
+        weight = layout.weight_for(x, weight if call.flip_weight else weight.flip((2, 3)))
+        y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, pad_map, call.f, backend)
     if inplace:
         return epilogue2d.write_over(y, dcoefs, noise, bias, call.activation, backend)
     return epilogue2d.run(y, None, dcoefs, noise, bias, Resample(), call.activation, backend).to(call.x.dtype)
+
+
+def has_few_filters(call: Call) -> bool:
+    """Tell whether a weight for each sample is smaller than scaled features, as in layers that make an image."""
+    o, i, kh, kw = call.weight.shape
+    return (kh, kw) == (1, 1) and 4 * o <= i and call.up * call.down == 1 and call.padding == 0
+
+
+def _multiply(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """Convolve with a kernel of one pixel for each sample, which holds the styles, as matrix products."""
+    (n, i, h, w), o = x.shape, weight.shape[0]
+    kernels = (weight.reshape(1, o, i) * styles[:, None]).to(x.dtype)  # [N, O, I]
+    if layout.memory_format(x) == torch.channels_last:
+        y = torch.matmul(x.permute(0, 2, 3, 1).reshape(n, h * w, i), kernels.transpose(1, 2))  # [N, H * W, O]
+        return y.reshape(n, h, w, o).permute(0, 3, 1, 2)
+    return torch.matmul(kernels, x.reshape(n, i, h * w)).reshape(n, o, h, w)
 
 
 def cast(t: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

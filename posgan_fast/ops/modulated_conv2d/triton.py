@@ -24,7 +24,7 @@ def infer(call: Call) -> torch.Tensor:
         return run_stages(call, inplace=True)
     call = with_scaled_noise(call)
     weight, styles, dcoefs, pad_map = coefs.factors(call, call.x.dtype)
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    weight = weight.to(call.x.dtype, memory_format=torch.channels_last)
     return run(call._replace(pad_map=pad_map), weight, styles, dcoefs, flip=call.flip_weight)
 
 
