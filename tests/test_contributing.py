@@ -21,9 +21,8 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^##+ ", TEXT, flags=re.MULTILINE)[1:]}
 ENCODINGS = {"cartesian_grid2d", "sinusoidal_encoding2d"}  # calls of prologue2d, without kernels of their own
 OPS = sorted({function.__module__.split(".")[2] for function, _ in PF.OPS.values()} - ENCODINGS)
-ABSENT = {"csrc/modulated_conv2d.cuh", "csrc/modulated_conv2d.cu"}  # cuDNN is the convolution on CUDA
 # The kernel of conv2d is winograd3x3, or torch's own.
-ABSENT |= {f"csrc/conv2d{end}" for end in (".h", ".cpp", "_library.cpp", "_*", ".cuh", ".cu")}
+ABSENT = {f"csrc/conv2d{end}" for end in (".h", ".cpp", "_library.cpp", "_*", ".cuh", ".cu")}
 ABSENT |= {"kernels/conv2d.py", "kernels/conv2d*.py", "tests/triton_interpreter_conv2d.py"}
 WORDS = {"op": OPS, "backend": list(backend.BACKENDS), "family": list(integrations.FAMILIES)}
 SUFFIXES = (".py", ".h", ".hpp", ".cpp", ".cu", ".cuh")

@@ -193,11 +193,7 @@ WHOLE = LIBRARY.read_bytes() if LIBRARY.exists() else b""
         (b"not a library", {}, "{} does not load: "),
         (b"", {}, "{} does not load: "),
         # The CPU library has its ops for CPU tensors only.
-        (
-            WHOLE,
-            {},
-            "{} lacks upfirdn2d, bias_act, prologue2d, epilogue2d, epilogue2d_backward: it is of another version",
-        ),
+        (WHOLE, {}, "{} lacks upfirdn2d, bias_act, modulated_factors, prologue2d, epilogue2d, epilogue2d_backward: "),
     ],
     ids=["absent", "not built", "other schemas", "truncated", "garbage", "empty", "without its ops"],
 )
