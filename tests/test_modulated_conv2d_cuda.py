@@ -12,6 +12,8 @@ from tolerances import assert_close
 import posgan_fast
 from posgan_fast import functional as PF
 from posgan_fast import models, nn
+from posgan_fast.models import stylegan2_synthesis
+from posgan_fast.nn import joint_styles
 
 backend = each_of([Backend("cuda")])
 
@@ -66,9 +68,9 @@ def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
     with torch.no_grad():
         expected = generator.synthesis(ws)
         seen = []
-        monkeypatch.setattr(nn.style, "_CHEAP_LAUNCHES", ())
-        run = nn.style.joint_styles
-        monkeypatch.setattr(nn.style, "joint_styles", lambda *args: seen.append(run(*args)) or seen[-1])
+        monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
+        run = joint_styles.joint_styles
+        monkeypatch.setattr(stylegan2_synthesis, "joint_styles", lambda *args: seen.append(run(*args)) or seen[-1])
         images = generator.synthesis(ws)
     assert torch.allclose(images, expected, rtol=1e-5, atol=1e-5)
     assert len(seen) == 1 and len(seen[0]) == sum(hasattr(m, "affine") for m in generator.synthesis.modules())

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from .. import nn
+from ..nn.joint_styles import joint_styles
 from ..ops.common import checks, encodings, layout
 from .precision import Precision, as_in_block, to_full_precision
 
@@ -129,7 +130,7 @@ class Synthesis(torch.nn.Module):
             convolutions = [block.conv1] if r == 4 else [block.conv0, block.conv1]
             layers += convolutions + ([] if block.torgb is None else [block.torgb])
             places += range(first, first + len(convolutions) + (block.torgb is not None))
-        return nn.style.joint_styles(layers, ws, places)
+        return joint_styles(layers, ws, places)
 
     def noise_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int]]:
         """Height and width of each convolution's noise."""

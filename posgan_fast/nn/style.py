@@ -129,10 +129,6 @@ class ModulatedConv2d(Convertible):
         )
 
 
-_FEW_LATENTS = 64
-_CHEAP_LAUNCHES = ("cpu",)  # devices
-
-
 class StyleConv(Convertible):
     """A whole layer of the generator: affine, modulated convolution, noise, bias, activation.
 
@@ -225,7 +221,7 @@ class StyleConv(Convertible):
         Args:
             x: features.
             w: latent [N, w_dim].
-            styles: what :func:`joint_styles` computed from ``w``; None: the layer computes them.
+            styles: [N, I], computed from ``w`` elsewhere (:mod:`posgan_fast.nn.joint_styles`); None: the layer does it.
             pad_map: map or ring that replaces the zero padding, as in
                 :func:`posgan_fast.functional.modulated_conv2d`.
             noise_mode: "const" takes ``noise_const``, repeated from the top left where the result is larger than in
@@ -391,7 +387,7 @@ class ToRGB(Convertible):
             x: features.
             w: latent [N, w_dim].
             skip: image [N, O, H / 2, W / 2] to upsample and add; the result then has the wider dtype of the two.
-            styles: what :func:`joint_styles` computed from ``w``; None: the layer computes them.
+            styles: [N, I], computed from ``w`` elsewhere (:mod:`posgan_fast.nn.joint_styles`); None: the layer does it.
         """
         checks.features(x, "x", self.weight.shape[1], self.weight)
         styles = _styles(self.affine, w, "w", x, self.style_gain) if styles is None else styles
@@ -428,43 +424,3 @@ def _styles(affine: EqualLinear, w: Any, name: str, x: torch.Tensor, gain: float
     checks.tensor(w, name, shape=(x.shape[0], affine.in_features))
     checks.same_device(w, name, x)
     return affine(w, gain)
-
-
-def joint_styles(
-    layers: Sequence[StyleConv | ToRGB], ws: torch.Tensor, places: Sequence[int]
-) -> dict[torch.nn.Module, torch.Tensor]:
-    """Compute the styles of several layers by a product for each of their gains, instead of one for each layer.
-
-    Every latent meets every weight, which is worth it where launches cost more than arithmetic: where no derivative is
-    recorded, off the CPU, and for few latents. Elsewhere no styles are computed.
-
-    Args:
-        layers: the layers, with affine layers of one shape of latent.
-        ws: latents [N, L, w_dim].
-        places: the layers' positions along L.
-
-    Returns:
-        The styles [N, I] by layer, as rows with gaps; or an empty dict.
-    """
-    n, count = ws.shape[:2]
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if recorded or ws.device.type in _CHEAP_LAUNCHES or n * count > _FEW_LATENTS:
-        return {}
-    groups: dict[float, list[int]] = {}
-    for i, layer in enumerate(layers):
-        groups.setdefault(layer.style_gain, []).append(i)
-    rows = ws.flatten(0, 1)
-    found: dict[torch.nn.Module, torch.Tensor] = {}
-    for gain, members in groups.items():
-        affines = [layers[i].affine for i in members]
-        if any(affine.bias is None or affine.weight.dtype != ws.dtype for affine in affines):
-            return {}
-        weight, bias = _joined([a.weight for a in affines]), _joined([a.bias for a in affines])
-        styles = torch.addmm(bias, rows, weight.t(), beta=gain, alpha=gain * affines[0].weight_gain)
-        parts = styles.unflatten(0, (n, count)).split([a.out_features for a in affines], 2)
-        found |= {layers[i]: part[:, places[i]] for i, part in zip(members, parts, strict=True)}
-    return found
-
-
-def _joined(tensors: list[Any]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

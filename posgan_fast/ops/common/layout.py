@@ -28,9 +28,21 @@ def contiguous_as(dtype: torch.dtype, t: torch.Tensor | None) -> torch.Tensor | 
     return None if t is None else t.to(dtype).contiguous()
 
 
-def empty(x: torch.Tensor, shape: tuple[int, ...], device: str | None = None) -> torch.Tensor:
-    """Return an empty tensor of a shape, in the dtype and memory format of ``x`` and by default on its device."""
-    return torch.empty(shape, dtype=x.dtype, device=device or x.device, memory_format=memory_format(x))
+def empty(x: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return an empty tensor of a shape, in the memory format, on the device and by default in the dtype of ``x``."""
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def as_empty(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return ``y`` with the strides that :func:`empty` gives a tensor of its shape, also where a size is 1 and strides
+    mean nothing: compiled graphs compare them all."""
+    c, h, w = y.shape[1:]
+    if memory_format(x) == torch.channels_last:
+        expected = (h * w * c, 1, w * c, c)
+    else:
+        h, w = max(h, 1), max(w, 1)  # as torch counts
+        expected = (max(c, 1) * h * w, h * w, w, 1)
+    return y if y.stride() == expected else empty(x, y.shape).copy_(y)
 
 
 def in_format(x: torch.Tensor, wanted: torch.memory_format) -> torch.Tensor:

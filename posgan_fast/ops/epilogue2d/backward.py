@@ -255,16 +255,10 @@ def _empty(call: Call) -> Gradients:
     (n, c, h, w), acc = call.dy.shape, checks.arithmetic(call.dy.dtype)
     wants_x, wants_scale, wants_noise, wants_b = call.wanted
     return (
-        _dx(call, (n, c, h, w)) if wants_x else call.dy.new_empty(0),
+        layout.empty(call.leader, (n, c, h, w), call.dy.dtype) if wants_x else call.dy.new_empty(0),
         call.dy.new_empty((n, c) if wants_scale else 0, dtype=acc),
         call.dy.new_empty((1 if call.shared_noise else n, 1, h, w) if wants_noise else 0, dtype=acc),
         call.dy.new_empty(c if wants_b else 0),
-    )
-
-
-def _dx(call: Call, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.empty(
-        shape, dtype=call.dy.dtype, device=call.dy.device, memory_format=layout.memory_format(call.leader)
     )
 
 

@@ -49,7 +49,7 @@ def with_scaled_noise(call: Call) -> Call:
     return call._replace(noise=noise, noise_strength=None)
 
 
-def empty_output(call: Call, device: str | None = None) -> torch.Tensor:
+def empty_output(call: Call) -> torch.Tensor:
     """Return an empty result in the dtype and memory format of ``x``."""
     size = conv2d_resample.out_size(call.x, call.weight, call.up, call.down, call.padding, call.f)
-    return layout.empty(call.x, (call.x.shape[0], call.weight.shape[0], *size), device)
+    return layout.empty(call.x, (call.x.shape[0], call.weight.shape[0], *size))
