@@ -63,13 +63,40 @@ def _layers(dtype: torch.dtype, layout: torch.memory_format, device: str, backen
         torch.autograd.grad(dx, x, torch.ones_like(dx), allow_unused=True)
         z = PF.prologue2d(x, padding=2, mode="reflect", encode="spe", join="concat", channels=8, backend=backend)
         torch.autograd.grad(z.sum(), x)
+    count = 8 + _gradients(dtype, layout, device, backend)
     filter, resamplings = PF.setup_filter([1, 3, 3, 1], device=device), ((1, 1, 11), (2, 1, 20), (1, 2, 6))
     with torch.no_grad():
         for up, down, side in resamplings:
             parts = dict(scale=randn(2, 20), noise=randn(2, 1, side, side), b=randn(20), act="relu", clamp=1.0)
             given = dict(f=filter, up=up, down=down, padding=[2, 3, 2, 3], **parts)
             PF.epilogue2d(x, **given, backend=backend)
-    return 8 + len(resamplings)
+    return count + len(resamplings)
+
+
+def _gradients(dtype: torch.dtype, layout: torch.memory_format, device: str, backend: str) -> int:
+    """Run every reduction of the epilogue's gradients, and style layers without a map; return the number of calls."""
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    sizes = (2, 20, 9, 11), (1, 72, 16, 16)
+    for act in ("linear", "lrelu", "swish"):
+        for n, c, h, w in sizes:
+            given = [randn(n, c, h, w).contiguous(memory_format=layout), randn(n, c), randn(n, 1, h, w), randn(c)]
+            x, scale, noise, b = (t.requires_grad_() for t in given)
+            y = PF.epilogue2d(x, None, scale, noise, b, act=act, clamp=1.0, backend=backend)
+            torch.autograd.grad(y, (x, scale, noise, b), torch.ones_like(y))
+            y = PF.epilogue2d(x, None, None, noise, b, act=act, backend=backend)
+            torch.autograd.grad(y, (x, noise, b), torch.ones_like(y))
+    for n, up in ((1, 1), (1, 2), (2, 2)):
+        x, weight, styles = randn(n, 20, 9, 9).contiguous(memory_format=layout), randn(12, 20, 3, 3), randn(n, 20)
+        noise, strength = randn(9 * up, 9 * up), torch.ones((), device=device)
+        with torch.no_grad():
+            PF.modulated_conv2d(
+                x, weight, styles, up=up, padding=1, noise=noise, noise_strength=strength, bias=randn(12),
+                backend=backend,
+            )  # fmt: skip
+    return 2 * 3 * len(sizes) + 3
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def _kernels(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
     if func._opname in _ALLOCATIONS or not (written or fresh):  # the results of a view lie in its arguments
         return []
     if parts := _PARTS.get(func._schema.name):
-        return parts(func, args, result)
+        return parts(func, args, kwargs, result)
     reads = [t for argument, t in given if not _is_written(argument) or _is_read(func, argument)]
     name = f"native {func._opname}" if func.namespace == NATIVE else func._opname
     return _launch(name, reads, written + fresh, _flops(func, args, kwargs, result))
@@ -221,12 +221,12 @@ def _in_format(t: torch.Tensor | None, wanted: torch.memory_format) -> torch.Ten
     return None if t is None else torch.empty_like(t, memory_format=wanted)
 
 
-def _convolution(func: Any, args: Sequence[Any], result: torch.Tensor) -> list[Kernel]:
+def _convolution(func: Any, args: Sequence[Any], kwargs: Any, result: torch.Tensor) -> list[Kernel]:
     x, w, bias = args[:3]
     return _convolved("convolution", (x, w), result, _flops(func, args, {}, result), bias)
 
 
-def _convolution_backward(func: Any, args: Sequence[Any], result: Any) -> list[Kernel]:
+def _convolution_backward(func: Any, args: Sequence[Any], kwargs: Any, result: Any) -> list[Kernel]:
     """Each wanted gradient is a kernel of its own."""
     dy, x, w, mask = *args[:3], args[10]
     found = []
@@ -249,21 +249,47 @@ def _convolved(
     return found + _launch(name, (*operands, bias), (y,), flops)
 
 
-def _filled_and_copied(func: Any, args: Sequence[Any], result: torch.Tensor, part: torch.Tensor) -> list[Kernel]:
+def _filled_and_copied(args: Sequence[Any], result: torch.Tensor, part: torch.Tensor) -> list[Kernel]:
     """One kernel fills the result, another copies the first argument into a part of it."""
     return _launch("fill_", (), (result,)) + _launch("copy_", args[:1], (part,))
+
+
+def _addmm(func: Any, args: Sequence[Any], kwargs: Any, result: torch.Tensor) -> list[Kernel]:
+    """The first term is copied to the result ahead of the product, unless cuBLASLt adds it as a bias."""
+    term, a, b = args[:3]
+    flops = _flops(func, args[:3], {}, result)
+    if term.ndim == 1 and kwargs.get("beta", 1) == 1 and min(result.shape) > 1:
+        return _launch("addmm", (term, a, b), (result,), flops)
+    return _launch("addmm copy", (term,), (result,)) + _launch("addmm", (a, b), (result,), flops)
+
+
+def _epilogue2d(func: Any, args: Sequence[Any], kwargs: Any, result: Any) -> list[Kernel]:
+    """One kernel, or behind a filter that ``csrc/epilogue2d.cu`` does not fuse a second one, which writes over y."""
+    x, _, f, scale, noise, b, y = args[:7]
+    up, down, act = args[7:9], args[9:11], args[-4]
+    factors = up[0] == up[1] and down[0] == down[1] and up[0] * down[0] <= 2
+    whole = y.is_contiguous() or y.shape[1] % 4 == 0
+    if f is None or (f.shape[0] == f.shape[-1] == 4 and factors and whole and act <= 3 and x.dtype != torch.float64):
+        return _launch("native epilogue2d", (x, f, scale, noise, b), (y,))
+    second = _launch("native epilogue2d", (y, scale, noise, b), (y,))
+    return _launch("native upfirdn2d", (x, f), (y,)) + second
 
 
 _ALLOCATIONS = {
     "_efficientzerotensor", "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided",
 }  # fmt: skip
 _OVERWRITE = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
-_PARTS: dict[str, Callable[[Any, Sequence[Any], Any], list[Kernel]]] = {
+_PARTS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any], Any], list[Kernel]]] = {
     "aten::convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
+    "aten::addmm": _addmm,
+    f"{NATIVE}::epilogue2d": _epilogue2d,
     # A tensor of the argument's size stands for the part that it is copied into.
     **dict.fromkeys(
-        ("aten::constant_pad_nd", "aten::slice_backward", "aten::select_backward"),
-        lambda func, args, result: _filled_and_copied(func, args, result, torch.empty_like(args[0])),
+        (
+            *("aten::constant_pad_nd", "aten::slice_backward", "aten::select_backward"),
+            "aten::reflection_pad2d_backward",
+        ),
+        lambda func, args, kwargs, result: _filled_and_copied(args, result, torch.empty_like(args[0])),
     ),
 }

@@ -42,10 +42,11 @@ GPUS = (
 
 
 def rate(kernel: Kernel, gpu: Gpu) -> float:
-    """Return the operations per second: in float32 convolutions round to TF32, torch's default, products do not."""
+    """Return the operations per second: in float32 the vendor's convolutions round to TF32, torch's default; matrix
+    products and the fused kernel do not."""
     if getattr(torch, kernel.dtype).itemsize == 2:
         return gpu.half
-    return gpu.tf32 if "conv" in kernel.name else gpu.float32
+    return gpu.tf32 if kernel.name.startswith("convolution") else gpu.float32
 
 
 def graph_seconds(traffic: Traffic, gpu: Gpu) -> float:

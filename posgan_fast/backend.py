@@ -53,7 +53,7 @@ class BackendError(RuntimeError):
 @dataclass(frozen=True)
 class Choice:
     """The answer of :func:`posgan_fast.explain`: the backend of a call, and the reason for or against each; for an op
-    that convolves on the CPU also the algorithm, and the reason against Winograd's."""
+    that convolves also the algorithm, on the CPU with the reason against Winograd's."""
 
     op: str
     backend: str | None
@@ -95,11 +95,11 @@ def resolve(
     impls: Sequence[Impl],
     x: torch.Tensor,
     backend: str | None,
-    against_winograd: Callable[[], str | None] | None = None,
+    algorithm: Callable[[str], str | None] | None = None,
 ) -> str:
     """Return the backend that serves this call; the module's docstring has the order of choice.
 
-    ``against_winograd`` returns the reason why a direct convolution serves the call on the CPU, or None.
+    ``algorithm`` tells by which algorithm a backend serves the call, for explain; None: it has one only.
 
     While torch compiles a graph, a free choice stays :data:`AUTO` and is made when the compiled code runs. An op made
     of others hands it on to them.
@@ -108,11 +108,15 @@ def resolve(
         return AUTO if backend in (None, AUTO) else check_name(backend, "backend")
     if (asked := _asked.get()) is not None:
         found = choice(op, impls, x, backend)
-        if against_winograd is not None and found.backend == "cpu":
-            reason = against_winograd()
-            found = replace(found, algorithm=f"direct, because {reason}" if reason else "winograd")
+        if algorithm is not None and found.backend is not None:
+            found = replace(found, algorithm=algorithm(found.backend))
         asked.append(found)
     return _choose(op, impls, x, backend)
+
+
+def winograd_unless(reason: str | None) -> str:
+    """Name the algorithm of a convolution on the CPU, for explain."""
+    return f"direct, because {reason}" if reason else "winograd"
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def explain(target: str, /, *args: Any, **kwargs: Any) -> _backend.Choice: ...
 @overload
 def explain(target: torch.nn.Module, /, *args: Any, **kwargs: Any) -> _backend.Choices: ...
 def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _backend.Choice | _backend.Choices:
-    """Tell which backend a call would run on, and the reason for or against each; for convolutions on the CPU also the
+    """Tell which backend a call would run on, and the reason for or against each; for convolutions also the
     algorithm.
 
     Args:
@@ -92,7 +92,7 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     x = bound["x"] if "x" in bound else torch.empty(0, device=bound.get("device"))  # an encoding takes no tensor
     chosen = _backend.choice(target, impls, checks.tensor(x, "x"), bound.get("backend"))
-    if chosen.backend != "cpu" or target not in _CONVOLUTIONS:
+    if chosen.backend not in ("cpu", "cuda") or target not in _CONVOLUTIONS:
         return chosen
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
         function(**tree_map_only(torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), bound))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from posgan_fast import _native, backend
-from posgan_fast.ops.modulated_conv2d import triton
+from posgan_fast.ops.modulated_conv2d import cuda, triton
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *, with_triton: bool = False) -> None:
@@ -18,8 +18,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, *, with_triton: bool = False) -> N
     assert _native.load(_native.CPU).loaded
     for name in ("_elsewhere", "_unavailable", "_driver_too_old", "_not_built_for"):
         monkeypatch.setattr(backend, name, lambda *args: None)
-    if not with_triton:
-        monkeypatch.setattr(triton, "serves", lambda call: False)
+    monkeypatch.setattr(
+        cuda, "algorithm", lambda call: cuda.FUSED if with_triton and triton.serves(call) else cuda.STAGES
+    )
     monkeypatch.setattr(torch.ops.posgan_fast_native, "modulated_factors", modulated_factors, raising=False)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.common import HOST, each_layout, each_of
+from contract.common import CPU, HOST, each_layout, each_of
 from contract.epilogue2d_backward import BackwardContract, check
 
 from posgan_fast import functional as PF
 from posgan_fast.ops.common.records import Activation
+from posgan_fast.ops.epilogue2d import backward
 from posgan_fast.ops.epilogue2d.backward import GRADIENTS, Factors, gradients
 
 backend = each_of(HOST)
@@ -23,7 +24,7 @@ class TestContract(BackwardContract):
 @pytest.mark.parametrize("shape", [(1, 40, 65, 67), (2, 3, 200, 3), (1, 2100, 2, 3), (1, 2, 90, 1000)], ids=str)
 def test_sizes_of_every_path(shape, act, layout):
     """Pixels with more channels than a span, planes and tiles longer than one."""
-    check(shape, torch.float32, layout, act, "cpu")
+    check(shape, torch.float32, layout, act, CPU)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
@@ -51,9 +52,21 @@ def test_bits_do_not_depend_on_threads():
     assert all(torch.equal(several[name], alone[name]) for name in GRADIENTS)
 
 
+def test_training_takes_the_fused_pass_and_higher_orders_do_not(monkeypatch):
+    paths = []
+    for name in ("_run", "_composed"):
+        run = getattr(backward, name)
+        monkeypatch.setattr(backward, name, lambda call, run=run, name=name: (paths.append(name), run(call))[1])
+    x, scale = torch.randn(2, 8, 6, 6, requires_grad=True), torch.rand(2, 8, requires_grad=True)
+    y = PF.epilogue2d(x, scale=scale, act="swish")
+    y.sum().backward(retain_graph=True)
+    assert paths == ["_run"]
+    torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert paths == ["_run", "_composed"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_training_takes_the_fused_pass_and_higher_orders_do_not(dtype, monkeypatch):
-    """The second derivative of the layer goes through differentiable ops and agrees with float64."""
+def test_second_derivatives_agree_with_float64(dtype):
     x = torch.randn(2, 8, 6, 6, dtype=dtype, requires_grad=True)
     scale, b = torch.rand(2, 8, requires_grad=True), torch.randn(8, dtype=dtype, requires_grad=True)
 
@@ -67,6 +80,12 @@ def test_training_takes_the_fused_pass_and_higher_orders_do_not(dtype, monkeypat
     bound = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5}[dtype]
     for got, want in zip(found, exact, strict=True):
         assert (got.double() - want).norm() <= bound * want.norm()
+
+
+def test_the_gradient_of_a_bias_in_float32_does_not_pass_through_half_precision():
+    x, b = torch.zeros(4, 2, 256, 256, dtype=torch.float16), torch.zeros(2, requires_grad=True)
+    PF.epilogue2d(x, b=b).sum(dtype=torch.float32).backward()
+    assert torch.equal(b.grad, torch.full((2,), 4.0 * 256 * 256))  # beyond float16
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from contract.bias_act import BiasActContract
 from contract.common import DEVICE as BACKENDS
 from contract.common import LAYOUTS, each_dtype, each_layout, each_of
 from contract.epilogue2d import Epilogue2dContract
+from contract.epilogue2d_backward import BackwardContract
+from contract.modulated_conv2d import ModulatedConv2dContract
 from contract.prologue2d import Prologue2dContract
 from contract.upfirdn2d import Upfirdn2dContract
 from tolerances import assert_close
@@ -36,6 +38,14 @@ class TestUpfirdn2d(Upfirdn2dContract):
 
 class TestEpilogue2d(Epilogue2dContract):
     """The contract of epilogue2d on a device."""
+
+
+class TestEpilogue2dBackward(BackwardContract):
+    """The contract of epilogue2d's gradients on a device."""
+
+
+class TestModulatedConv2d(ModulatedConv2dContract):
+    """The contract of modulated_conv2d on a device."""
 
 
 class TestPrologue2d(Prologue2dContract):

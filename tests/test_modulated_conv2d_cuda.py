@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import cuda_on_cpu
 import pytest
 import torch
@@ -14,6 +16,7 @@ from posgan_fast import functional as PF
 from posgan_fast import models, nn
 from posgan_fast.models import stylegan2_synthesis
 from posgan_fast.nn import joint_styles
+from posgan_fast.ops.modulated_conv2d import cuda
 
 backend = each_of([Backend("cuda")])
 
@@ -74,6 +77,62 @@ def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
         images = generator.synthesis(ws)
     assert torch.allclose(images, expected, rtol=1e-5, atol=1e-5)
     assert len(seen) == 1 and len(seen[0]) == sum(hasattr(m, "affine") for m in generator.synthesis.modules())
+
+
+@pytest.mark.parametrize("change", ["hook", "pre-hook", "replaced", "subclass"])
+def test_layers_that_someone_changed_compute_their_own_styles(change, monkeypatch):
+    monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
+    synthesis = models.Generator(8, channel_max=32).eval().synthesis
+    layer, ws = synthesis.b8.conv1, torch.randn(1, synthesis.num_ws, 512)
+    if change == "hook":
+        layer.affine.register_forward_hook(lambda module, given, styles: styles + 1)
+    elif change == "pre-hook":
+        layer.register_forward_pre_hook(lambda module, given: (given[0], given[1] + 1))
+    elif change == "replaced":
+        layer.affine = torch.nn.Linear(512, 32)
+    else:
+        layer.affine.__class__ = type("Louder", (nn.EqualLinear,), dict(forward=lambda self, w, gain=1.0: w[:, :32]))
+    with torch.no_grad():
+        assert joint_styles.joint_styles([layer], ws, [0]) == {}
+        assert joint_styles.joint_styles([synthesis.b8.conv0], ws, [0])
+
+
+def test_joint_styles_are_in_float32_under_autocast(monkeypatch):
+    monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
+    layer, ws = nn.StyleConv(8, 8, 16), torch.randn(1, 2, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (styles,) = joint_styles.joint_styles([layer], ws, [1]).values()
+        assert styles.dtype == torch.float32
+        torch.testing.assert_close(styles, layer.affine(ws[:, 1]))
+
+
+def test_stages_serve_where_triton_cannot_compile(monkeypatch):
+    """And the reason is said once."""
+    probe = pytest.importorskip("posgan_fast.kernels.probe")
+    monkeypatch.setattr(cuda, "algorithm", lambda call: cuda.FUSED)
+    monkeypatch.setattr(probe.torch, "zeros", _no_compiler)
+    x, weight, styles = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), torch.ones(1, 2)
+    expected = PF.modulated_conv2d(x, weight, styles, padding=1, backend="reference")
+    cuda._triton_fails_on.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="Triton cannot compile it here: RuntimeError: no C compiler"):
+            y = PF.modulated_conv2d(x, weight, styles, padding=1, backend="cuda")
+        torch.testing.assert_close(y, expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            PF.modulated_conv2d(x, weight, styles, padding=1, backend="cuda")
+    finally:
+        cuda._triton_fails_on.cache_clear()
+
+
+def _no_compiler(*args, **kwargs):
+    raise RuntimeError("no C compiler")
+
+
+def test_explain_tells_the_algorithm():
+    with torch.no_grad():
+        x, weight, styles = torch.zeros(1, 2, 4, 4), torch.zeros(3, 2, 3, 3), torch.ones(1, 2)
+        assert "algorithm: stages" in str(posgan_fast.explain("modulated_conv2d", x, weight, styles, padding=1))
 
 
 def test_noise_strength_is_checked():

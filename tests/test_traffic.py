@@ -23,15 +23,15 @@ from posgan_fast.ops.common import op
 # Bytes that move and kernels of a layer of 64 to 64 (toRGB: 3) channels, 128 pixels, N=4: in inference of one sample,
 # in inference, and forward and backward in training. Lower numbers replace these; greater ones need a reason.
 TODAY = {
-    ("plain", "float16"): ((9015044, 4), (17855236, 3), (53051996, 39), (88913556, 34)),
-    ("plain", "bfloat16"): ((9015044, 4), (17855236, 3), (52301572, 14), (88613252, 31)),
-    ("plain", "float32"): ((17550852, 4), (101447172, 5), (102780420, 13), (172424964, 28)),
-    ("up", "float16"): ((7508036, 4), (32358212, 5), (34588316, 40), (100214356, 38)),
-    ("up", "bfloat16"): ((7508036, 4), (32357188, 5), (33837892, 15), (99914052, 35)),
-    ("up", "float32"): ((14536772, 4), (64224836, 5), (65558084, 13), (195148356, 32)),
-    ("torgb", "float16"): ((2330904, 3), (8927256, 3), (9719832, 6), (19341718, 18)),
-    ("torgb", "bfloat16"): ((2330904, 3), (8927256, 3), (9719832, 6), (19341718, 18)),
-    ("torgb", "float32"): ((4527116, 3), (17712140, 3), (19285004, 4), (38083448, 15)),
+    ("plain", "float16"): ((9015300, 5), (17855236, 3), (53051996, 39), (88913172, 33)),
+    ("plain", "bfloat16"): ((9015300, 5), (17855236, 3), (52301572, 14), (88612868, 30)),
+    ("plain", "float32"): ((17551108, 5), (101447172, 5), (102780420, 13), (172424964, 28)),
+    ("up", "float16"): ((7508292, 5), (32358212, 5), (34588316, 40), (100213588, 36)),
+    ("up", "bfloat16"): ((7508292, 5), (32357188, 5), (33837892, 15), (99913284, 33)),
+    ("up", "float32"): ((14537028, 5), (64224836, 5), (65558084, 13), (195148356, 32)),
+    ("torgb", "float16"): ((2331160, 4), (8928280, 4), (9720856, 7), (19341700, 17)),
+    ("torgb", "bfloat16"): ((2331160, 4), (8928280, 4), (9720856, 7), (19341700, 17)),
+    ("torgb", "float32"): ((4527372, 4), (17713164, 4), (19286028, 5), (38083448, 15)),
 }
 
 
@@ -191,7 +191,8 @@ def test_a_layer_takes_few_passes():
         plain, up = (count_layer(Ours(), name, dtype, batch=4) for name in ("plain", "up"))
         assert plain.in_units("forward") < 6.4 and plain.in_units("backward") < 10.7
         assert up.in_units("forward") < 4.2 and up.in_units("backward") < 12
-        assert max(plain.phases["inference N=1"].launches, up.phases["inference N=1"].launches) <= 4
+        for layer in (plain, up):  # the affine layer, factors, convolution and epilogue; torch makes two of the first
+            assert layer.phases["inference N=1"].launches <= 5
         alone = {name: count_layer(Ours(), name, dtype, batch=1, size=512) for name in ("plain", "up")}
         assert alone["up"].in_units("inference N=1") < 3.6
         assert alone["plain"].in_units("inference N=1") < (2.15 if dtype != "float32" else 4.1)  # one kernel, or stages
@@ -200,7 +201,7 @@ def test_a_layer_takes_few_passes():
 def test_a_generator_of_1024_pixels_takes_few_launches():
     for dtype in traffic.DTYPES:
         (found,) = (count_network(Ours(), "generator1024", dtype, 1).phases[name] for name in ("inference N=1",))
-        assert found.launches <= 96
+        assert found.launches <= 101
 
 
 def test_backward_multiplies_twice_what_forward_does():
@@ -222,6 +223,25 @@ def test_networks_are_counted_with_their_settings():
     assert phases["bfloat16"]["forward"].moved < 0.7 * phases["float32"]["forward"].moved
     step = count_network(small, "training256", "float32", 2).phases["step"]
     assert step.launches > 1000 and {"native bias_act", "native upfirdn2d"} <= {k.name for k in step.kernels}
+
+
+def test_an_affine_product_is_two_kernels_unless_its_bias_is_one_of_cublaslt():
+    a, b, bias = empty(4, 8), empty(8, 6), empty(6)
+    assert counted(lambda: torch.addmm(bias, a, b)).launches == 1
+    assert counted(lambda: torch.addmm(bias, a[:1], b)).launches == 2
+    assert bytes_of(counted(lambda: torch.addmm(bias, a, b, beta=0.5))) == (24 + 128 + 192, 96 + 96, 2)
+
+
+def test_an_epilogue_behind_a_filter_that_is_not_fused_is_two_kernels():
+    f = PF.setup_filter([1, 3, 3, 1]).to(META)
+    for act, channels, dtype, kernels in (
+        ("lrelu", 4, torch.float32, 1), ("swish", 4, torch.float32, 2), ("lrelu", 3, torch.float32, 2),
+        ("lrelu", 4, torch.float64, 2),
+    ):  # fmt: skip
+        x = empty(1, channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        with meta_as_cuda(), torch.no_grad():
+            found = counted(lambda x=x, act=act: PF.epilogue2d(x, f, padding=[2, 1, 2, 1], act=act))
+        assert sum(kernel.name.startswith("native") for kernel in found.kernels) == kernels
 
 
 def test_predictions_are_the_roofline():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.common import each_layout
+from contract.common import INTERPRETER, each_layout
 from contract.epilogue2d_backward import BackwardContract, check
 from interpreter import backend, force_64_bit_indices, numpy_warns, record_choices, rows_and_dtypes  # noqa: F401
 from posgan_fast.kernels import epilogue2d_backward as kernel
@@ -25,18 +25,18 @@ def test_row(row, dtype, layout, monkeypatch):
         shape = (2, 3, 1, length) if layout == torch.contiguous_format else (2, length, 3, 2)
         with monkeypatch.context() as patch:
             chosen = record_choices(kernel, patch)
-            check(shape, dtype, layout, "lrelu", "triton", clamp=1.5)
+            check(shape, dtype, layout, "lrelu", INTERPRETER, clamp=1.5)
         assert set(chosen) == {row}
 
 
 @each_layout
 def test_64_bit(layout, monkeypatch):
     force_64_bit_indices(kernel, monkeypatch)
-    check((2, 3, 7, 5), torch.float32, layout, "swish", "triton")
+    check((2, 3, 7, 5), torch.float32, layout, "swish", INTERPRETER)
 
 
 @each_layout
 @pytest.mark.parametrize("programs", [1, 7])
 def test_strips_of_several_steps(programs, layout, monkeypatch):
     monkeypatch.setattr(kernel, "ENOUGH_PROGRAMS", programs)
-    check((2, 40, 33, 17), torch.float32, layout, "lrelu", "triton")
+    check((2, 40, 33, 17), torch.float32, layout, "lrelu", INTERPRETER)

@@ -262,7 +262,8 @@ def _backward(ctx, dy, wanted):
 def _scaled_gradients(call, g, wanted):
     """Return the gradients of the encoded input and of the styles that scale it."""
     z = None if call.x is None else call.x.to(g.dtype)
-    if z is not None and call.columns is not None:
+    if z is not None and call.columns is not None:  # encoded again, and not rounded
+        g, z = (t.to(checks.arithmetic(g.dtype)) for t in (g, z))
         encoding = dict(columns=call.columns, rows=call.rows, concat=call.concat, height_first=call.height_first)
         z = OP(Call(z, **encoding, backend=call.backend))
     names = {name for name, own in _OWN_NAMES.items() if own in wanted}

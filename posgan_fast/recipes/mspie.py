@@ -98,7 +98,8 @@ class MSPIE(Adversarial):
         self.side = max(self.sides)
         super().__init__(settings, device)
         self.path_mean = torch.zeros((), device=device)
-        if settings.num_fp16_res and settings.half_dtype == "float16":
+        on_gpu = device.type == "cuda" and settings.precision == "float32"  # else no block runs in float16
+        if on_gpu and settings.num_fp16_res and settings.half_dtype == "float16":
             self.scaler = torch.amp.GradScaler(device.type)
         self.fast_synthesis = torch.compile(self.G.synthesis) if settings.compile else self.G.synthesis
 

@@ -128,7 +128,12 @@ def check(x, weight, bias, scale, stride, padding, padding_mode, activation, bac
         raise ValueError(f"padding: expected an input of at least the kernel's {kh} x {kw}, got {h} x {w}, {padding=}")
     _, _, activation = bias_act.check(x, None, 1, activation)
     call = Call(x, weight, bias, scale, stride, padding, padding_mode, activation, _backend.AUTO)
-    return call._replace(backend=_backend.resolve(NAME, IMPLS, x, backend, lambda: reason_against(call)))
+    return call._replace(backend=_backend.resolve(NAME, IMPLS, x, backend, lambda name: _algorithm(name, call)))
+
+
+def _algorithm(backend: str, call: Call) -> str | None:
+    """Name the algorithm by which a backend serves a call, for explain."""
+    return _backend.winograd_unless(reason_against(call)) if backend == "cpu" else None
 
 
 def reason_against(call: Call) -> str | None:

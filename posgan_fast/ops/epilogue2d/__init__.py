@@ -83,7 +83,7 @@ def epilogue2d(
 
 
 class Call(NamedTuple):
-    """The arguments of the op, checked; ``scale`` and ``noise`` in the arithmetic type, ``b`` in the dtype of ``x``."""
+    """The arguments of the op, checked; ``scale``, ``noise`` and ``b`` in the arithmetic type."""
 
     x: torch.Tensor
     f: torch.Tensor | None
@@ -182,8 +182,9 @@ def check(x, f, scale, noise, b, resampling, activation, backend) -> Call:
         noise = noise.to(acc)
     if b is not None:
         checks.tensor(b, "b", shape=(c,))
-        b = b.to(x.dtype)
-    b, _, settled = bias_act.check(x, b, 1, activation)
+        checks.same_device(b, "b", x)
+        b = b.to(acc)
+    _, _, settled = bias_act.check(x, None, 1, activation)
     return Call(x, f, scale, noise, b, *resample, *settled, _backend.resolve(NAME, IMPLS, x, backend))
 
 

@@ -8,8 +8,8 @@ For ``y = clamp(gain * act(x * scale[n, c] + noise + b[c]), -clamp, +clamp)``::
     d_noise = sum over channels of g                      [N, 1, H, W]
     d_b     = sum over samples and pixels of g            [C]
 
-Images are in the dtype of ``dy``, factors and sums in the arithmetic type. Sums are added up in an order that depends
-on sizes alone. Slopes are read from ``x`` or, by relu and lrelu, from ``y``: where the gradient of the scale is
+Images are in the dtype of ``dy``, factors, the bias and sums in the arithmetic type. Sums are added up in an order that
+depends on sizes alone. Slopes are read from ``x`` or, by relu and lrelu, from ``y``: where the gradient of the scale is
 wanted, ``x`` is there anyway, and ``y`` need not be read.
 
 The op itself has no derivative: where one may follow, :func:`gradients` composes the same gradients of differentiable
@@ -36,6 +36,7 @@ NAME = "epilogue2d_backward"
 GRADIENTS = ("x", "scale", "noise", "b")
 _MOST_VALUES = 2**16  # of a tile
 _LEAST_PIXELS, _MOST_PIXELS = 16, 2**12  # of a tile
+_LEAST_ROW = 256  # pixels of a tile in NCHW, where they lie side by side
 _WANTED_TILES = 256  # enough to give every multiprocessor of a GPU one
 
 
@@ -148,7 +149,7 @@ def _composed(call: Call) -> dict[str, torch.Tensor]:
     g = bias_act.gradient(call.dy, ref, call.b, 1, call.activation, call.backend)
     wanted = dict(zip(GRADIENTS, call.wanted, strict=True))
     if wanted["b"]:
-        found["b"] = g.sum((0, 2, 3))
+        found["b"] = g.sum((0, 2, 3), dtype=checks.arithmetic(g.dtype))
     if wanted["noise"]:
         d_noise = g.sum(1, keepdim=True, dtype=checks.arithmetic(g.dtype))
         found["noise"] = d_noise.sum(0, keepdim=True) if call.shared_noise else d_noise
@@ -172,7 +173,7 @@ def scaled(
 def _run_native(call: Call, dx: torch.Tensor | None) -> Sums:
     dy = call.dy
     (n, c), pixels, acc = dy.shape[:2], dy.shape[2] * dy.shape[3], checks.arithmetic(dy.dtype)
-    tile = _tile(n, c, pixels)
+    tile = _tile(n, c, pixels, _LEAST_ROW if dy.is_contiguous() else _LEAST_PIXELS)
     _, scale, noise, b = call.wanted
     channels = dy.new_empty((2 if scale else 1, n, -(-pixels // tile), c), dtype=acc) if scale or b else None
     sums = Sums(channels, dy.new_empty((1, n, pixels), dtype=acc) if noise else None)
@@ -184,11 +185,10 @@ def _run_native(call: Call, dx: torch.Tensor | None) -> Sums:
 
 
 @functools.lru_cache(4096)
-def _tile(n: int, c: int, pixels: int) -> int:
+def _tile(n: int, c: int, pixels: int, least: int) -> int:
     """Return the pixels of a tile, a power of two. A larger one has fewer partial sums, a smaller one more threads."""
-    most = min(max(_MOST_VALUES // c, _LEAST_PIXELS), _MOST_PIXELS)
-    tile = 1 << (most.bit_length() - 1)
-    while tile > _LEAST_PIXELS and n * -(-pixels // tile) < _WANTED_TILES:
+    tile = max(1 << (min(_MOST_VALUES // c, _MOST_PIXELS).bit_length() - 1), least) if c < _MOST_VALUES else least
+    while tile > least and n * -(-pixels // tile) < _WANTED_TILES:
         tile //= 2
     return tile
 
@@ -223,7 +223,7 @@ def _kernel(call: Call) -> Gradients:
     if channels is not None:
         channels = channels.sum(2) if channels.shape[2] > 1 else channels[:, :, 0]
         d_scale = channels[1] if wants_scale else d_scale
-        d_b = channels[0].sum(0).to(d_b.dtype) if wants_b else d_b
+        d_b = channels[0].sum(0) if wants_b else d_b
     if wants_noise:
         pixels = pixels.sum(0) if pixels.shape[0] > 1 else pixels[0]
         pixels = pixels.sum(0) if call.shared_noise else pixels
@@ -258,7 +258,7 @@ def _empty(call: Call) -> Gradients:
         layout.empty(call.leader, (n, c, h, w), call.dy.dtype) if wants_x else call.dy.new_empty(0),
         call.dy.new_empty((n, c) if wants_scale else 0, dtype=acc),
         call.dy.new_empty((1 if call.shared_noise else n, 1, h, w) if wants_noise else 0, dtype=acc),
-        call.dy.new_empty(c if wants_b else 0),
+        call.dy.new_empty(c if wants_b else 0, dtype=acc),
     )
 
 

@@ -142,8 +142,7 @@ def check(call: Call) -> Call:
         surrounded = conv2d_resample.surrounded_size(x.shape[2:], weight, up, padding, f)
         ring.check(pad_map, x, c if up == 1 else weight.shape[0], *surrounded)
     noise = None if noise is None else _checked_noise(noise, x, size)
-    if call.noise_strength is not None:
-        _check_strength(call.noise_strength, noise, x)
+    strength = None if call.noise_strength is None else _checked_strength(call.noise_strength, noise, x)
     if call.bias is not None:
         checks.tensor(call.bias, "bias", shape=(weight.shape[0],))
         checks.same_device(call.bias, "bias", x)
@@ -151,13 +150,19 @@ def check(call: Call) -> Call:
     eps = checks.real(call.eps, "eps", minimum=0)
     complete = Call(
         x, weight, styles, up, down, padding, pad_map, f, call.demodulate, call.flip_weight, eps, noise,
-        call.noise_strength, call.bias,
+        strength, call.bias,
         *activation, _backend.AUTO,
     )  # fmt: skip
-    backend = _backend.resolve(
-        NAME, IMPLS, x, call.backend, lambda: winograd.reason_against(complete._replace(x=autocast.cast(x)))
-    )
+    cast = complete._replace(x=autocast.cast(x))
+    backend = _backend.resolve(NAME, IMPLS, x, call.backend, lambda name: _algorithm(name, cast))
     return complete._replace(backend=backend)
+
+
+def _algorithm(backend: str, call: Call) -> str | None:
+    """Name the algorithm by which a backend serves a call, for explain."""
+    if backend == "cpu":
+        return _backend.winograd_unless(winograd.reason_against(call))
+    return cuda.algorithm(call) if backend == "cuda" and not is_recorded(call) else None
 
 
 def _check_use_of_map(up: int, down: int, padding: int, weight: torch.Tensor) -> None:
@@ -193,13 +198,14 @@ def _checked_noise(noise: Any, x: torch.Tensor, size: tuple[int, int]) -> torch.
     return noise.reshape(-1, 1, *size)
 
 
-def _check_strength(strength: Any, noise: torch.Tensor | None, x: torch.Tensor) -> None:
+def _checked_strength(strength: Any, noise: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     if noise is None:
         raise ValueError("noise_strength: expected None without noise, got a value")
     checks.tensor(strength, "noise_strength")
     checks.same_device(strength, "noise_strength", x)
     if strength.numel() != 1:
         raise ValueError(f"noise_strength: expected one element, got shape {tuple(strength.shape)}")
+    return strength.reshape(())
 
 
 def _run(call: Call) -> torch.Tensor:

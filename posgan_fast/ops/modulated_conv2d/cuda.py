@@ -3,26 +3,30 @@ over the result. Layers that the launch table of the fused Triton kernel lists a
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import NamedTuple
 
 import torch
 
-from ... import _native
+from ... import backend as _backend
 from .. import epilogue2d, prologue2d
 from ..common import checks, layout
 from . import conv2d_resample, triton
 from .call import Call
 from .stages import run_stages
 
-_MOST_FACTORS = 8192  # channels and samples whose sums the kernel keeps in shared memory
+FUSED, STAGES = "one Triton kernel", "stages"
+_SHARED = 40 * 2**10  # bytes for a number of each channel and sample, which the kernel keeps in shared memory
 
 
 def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
     n, c = call.x.shape[:2]
-    if n == 0 or n + c > _MOST_FACTORS or _has_map_beside_scaled_factors(call):
+    itemsize = checks.arithmetic(call.x.dtype).itemsize
+    if n == 0 or (n + c) * itemsize > _SHARED or _has_map_beside_scaled_factors(call):
         return run_stages(call, inplace=True)
-    if _native.has_triton() and triton.serves(call):
+    if algorithm(call) == FUSED and _triton_fails_on(call.x.device) is None:
         call, weight, styles, dcoefs = prepare(call, fold=call.pad_map is None, flip=not call.flip_weight)
         return triton.run(call, weight, styles, dcoefs)
     fold = n == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
@@ -37,6 +41,27 @@ def infer(call: Call) -> torch.Tensor:
         return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, act, "cuda")
     y = conv2d_resample.downsample_conv2d(x, weight, styles, down, call.padding, pad_map, f, "cuda")
     return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, act, "cuda")
+
+
+def algorithm(call: Call) -> str:
+    """Tell what computes a call that asks for no derivative, if Triton can compile on this machine."""
+    return FUSED if _backend.triton_can_run(call.x) is None and triton.serves(call) else STAGES
+
+
+@functools.cache
+def _triton_fails_on(device: torch.device) -> str | None:
+    """Return why Triton cannot compile for a device, with a warning, or None."""
+    from ...kernels import probe
+
+    reason = probe.failure(device)
+    if reason is not None:
+        warnings.warn(
+            "modulated_conv2d: separate stages serve layers for which there is a fused kernel, because Triton cannot"
+            f" compile it here: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
 
 
 def _has_map_beside_scaled_factors(call: Call) -> bool:

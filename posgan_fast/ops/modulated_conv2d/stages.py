@@ -18,7 +18,7 @@ def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
     weight, styles, dcoefs, pad_map = coefs.factors(call, x.dtype)
-    noise, bias = cast(call.noise, acc), cast(call.bias, x.dtype)
+    noise, bias = cast(call.noise, acc), cast(call.bias, acc)
     if backend != "reference" and has_few_filters(call):
         y = _multiply(x, weight, styles)
     elif call.up > 1:
