@@ -7,12 +7,16 @@ another revision of this library.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from posgan_fast import functional as PF
+from posgan_fast import nn
 
+PRECISIONS = ("float16", "bfloat16", "tf32", "float32")
+HALF = dict(num_fp16_res=4, conv_clamp=256)  # half precision as NVlabs train and publish it
 LAYER_SIZES = (16, 64, 256, 512)  # pixels at the output
 TRAINING_SIZE, TRAINING_BATCH = 64, 4
 
@@ -42,20 +46,76 @@ def layer_name(resolution: int, up: int) -> str:
     return f"{i} to {o} at {resolution}{' up' if up == 2 else ''}"
 
 
-def generator(size: int, device: torch.device) -> Any:
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the 1024-pixel generator, with the affine layer that makes its styles.
+
+    Args:
+        kind: "plain", "up" or "torgb".
+        resolution: pixels at the output.
+    """
+
+    kind: str
+    resolution: int
+
+    @property
+    def outer(self) -> int:
+        """The channels of the result."""
+        return 3 if self.kind == "torgb" else width(self.resolution)
+
+    @property
+    def inner(self) -> int:
+        """The channels of the input."""
+        return width(self.resolution // 2 if self.kind == "up" else self.resolution)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.inner} to {self.outer} at {self.resolution}"
+
+    def module(self, device: torch.device) -> Any:
+        """The layer with the weights of seed 0."""
+        torch.manual_seed(0)
+        if self.kind == "torgb":
+            return nn.ToRGB(self.inner, 3, 512, clamp=256).to(device).eval()
+        up = 2 if self.kind == "up" else 1
+        return nn.StyleConv(self.inner, self.outer, 512, self.resolution, up=up, clamp=256).to(device).eval()
+
+    def inputs(self, batch: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [N, I, h, w] in channels_last, as our generator has them, and latents [N, 512]."""
+        side = self.resolution // 2 if self.kind == "up" else self.resolution
+        x = torch.randn(batch, self.inner, side, side, device=device).to(dtype)
+        return x.contiguous(memory_format=torch.channels_last), torch.randn(batch, 512, device=device)
+
+
+def width(resolution: int) -> int:
+    """The channels of the 1024-pixel generator at a resolution."""
+    return min(32768 // resolution, 512)
+
+
+def settings(precision: str) -> dict[str, Any]:
+    """The arguments of a network that runs in a precision of ``PRECISIONS``."""
+    return {**HALF, "half_dtype": precision} if dtype_of(precision).itemsize == 2 else {}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of the features in a precision of ``PRECISIONS``."""
+    return torch.float32 if precision == "tf32" else getattr(torch, precision)
+
+
+def generator(size: int, device: torch.device, **arguments: Any) -> Any:
     """A generator with the weights of seed 0."""
     from posgan_fast.models import Generator
 
     torch.manual_seed(0)
-    return Generator(size).to(device).eval()
+    return Generator(size, **arguments).to(device).eval()
 
 
-def discriminator(size: int, device: torch.device) -> Any:
+def discriminator(size: int, device: torch.device, **arguments: Any) -> Any:
     """A discriminator with the weights of seed 0."""
     from posgan_fast.models import Discriminator
 
     torch.manual_seed(0)
-    return Discriminator(size).to(device).eval()
+    return Discriminator(size, **arguments).to(device).eval()
 
 
 def latents(g: Any, n: int, device: torch.device) -> torch.Tensor:
@@ -106,4 +166,37 @@ def training_step(
     loss = softplus(-real_logits).mean() + softplus(d(fake)).mean()
     loss = loss + r1.square().sum((1, 2, 3)).mean() + path.square().sum(2).mean(1).sqrt().var()
     loss.backward()
+    return loss.detach().reshape(1)
+
+
+def generator_step(
+    g: Any, d: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, label: tuple[Any, ...] = ()
+) -> torch.Tensor:
+    """Loss of the generator with path length and its gradients; returns the loss [1]."""
+    ws = g.mapping(z, *label)
+    fake = g.synthesis(ws)
+    noise = torch.ones_like(fake) / fake.shape[2]
+    (path,) = torch.autograd.grad((fake * noise).sum(), ws, create_graph=True)
+    loss = torch.nn.functional.softplus(-d(fake)).mean() + path.square().sum(2).mean(1).sqrt().var()
+    return _with_gradients(loss, g)
+
+
+def discriminator_step(
+    g: Any, d: Any, judge: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, real: torch.Tensor,
+    label: tuple[Any, ...] = (),
+) -> torch.Tensor:  # fmt: skip
+    """Loss of the discriminator with R1 and its gradients; ``judge(images)`` calls ``d``; returns the loss [1]."""
+    softplus = torch.nn.functional.softplus
+    with torch.no_grad():
+        fake = g.synthesis(g.mapping(z, *label))
+    real = real.detach().requires_grad_()
+    real_logits = judge(real)
+    (r1,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+    loss = softplus(-real_logits).mean() + softplus(judge(fake)).mean() + r1.square().sum((1, 2, 3)).mean()
+    return _with_gradients(loss, d)
+
+
+def _with_gradients(loss: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+    """Compute the gradients of the network's parameters alone."""
+    torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
     return loss.detach().reshape(1)

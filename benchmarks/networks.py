@@ -12,13 +12,12 @@ import argparse
 import contextlib
 import copy
 import functools
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,25 @@ import posgan_fast
 from posgan_fast import _native
 from posgan_fast import functional as PF
 
-from . import exported, harness, network_calls, options, peers
+from . import exported, harness, network_calls, network_peers, options
 from .network_calls import in_dtype
+from .network_report import (
+    COMPILED,
+    FLOOR,
+    NVLABS,
+    OPENVINO,
+    OURS,
+    PREPACKED,
+    REFERENCE,
+    ZEROS,
+    Row,
+    line,
+    plot,
+    slower,
+)
 
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
-OURS, REFERENCE, COMPILED, NVLABS, FLOOR, ZEROS = "ours", "reference", "nvlabs, compiled", "nvlabs", "floor", "zeros"
-PREPACKED, OPENVINO = "prepacked", "openvino"
-NO_PEERS = (OURS, PREPACKED, FLOOR, ZEROS)
 Calls = dict[str, Callable[[], Any]]
-
-
-@dataclass
-class Row:
-    """One measured call, with an entry per contender.
-
-    Medians and quartiles are in seconds. A ratio is the contender's time over ours, the median of the ratios within
-    each round, which drift of the machine does not change. Errors are relative to the reference, or a PSNR.
-    """
-
-    what: str
-    case: str
-    medians: dict[str, float] = field(default_factory=dict)
-    quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,13 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     library = _native.load(device.type)
     if not library.loaded:  # ours would be the reference
         raise SystemExit(f"python -m benchmarks.networks: {library.reason}; {library.remedy}")
-    nvlabs, note = _nvlabs(args.peer, device)
+    nvlabs, note = network_peers.nvlabs_module(args.peer, device)
     if note:
         print(f"{NVLABS} runs on its plain torch path: {note}")
     rows: list[Row] = []
     for tf32 in (False, True) if device.type == "cuda" else (False,):
         for row in _rows(args, device, nvlabs, tf32):
-            print(_line(row), flush=True)
+            print(line(row), flush=True)
             rows.append(row)
     _write(args, device, rows, note)
     return 0
@@ -84,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note: str) -> None:
     """Print the cases where ours is slower, and write the JSON and the plot."""
-    slower = [(r.what, r.case, n) for r in rows for n in r.medians if n not in NO_PEERS and r.ratios.get(n, 1) < 1]
-    for what, case, name in slower:
+    lost = slower(rows)
+    for what, case, name in lost:
         print(f"slower than {name}: {what} {case}")
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("peer", "out")}
     content = {
@@ -95,11 +89,11 @@ def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note
         "peer": harness.commit(args.peer) if args.peer else None,
         "peer_note": note,
         "rows": [asdict(row) for row in rows],
-        "slower": slower,
+        "slower": lost,
     }
     name = args.name or f"networks-{device.type}-{harness.allocator().replace(' ', '-')}"
     harness.write_json(args.out / f"{name}.json", content)
-    _plot(rows, content, args.out / f"{name}.png")
+    plot(rows, content, args.out / f"{name}.png")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,13 +135,13 @@ def _layer(args, device, nvlabs) -> Iterator[Row]:
             call = functools.partial(PF.modulated_conv2d, **arguments)
             calls: Calls = {OURS: call, REFERENCE: functools.partial(call, backend="reference")}
             if nvlabs is not None:
-                calls[NVLABS] = _nvlabs_layer(nvlabs, **arguments)
+                calls[NVLABS] = network_peers.nvlabs_op(nvlabs, **arguments)
             yield _measured("layer", f"{network_calls.layer_name(r, up)}, float32", calls, args.rounds)
 
 
 def _generator(args, device, nvlabs) -> Iterator[Row]:
     for size in args.size:
-        g, peer = _pair(size, device, nvlabs)
+        g, peer = network_peers.pair(size, device, nvlabs)
         packed = posgan_fast.nn.prepack(copy.deepcopy(g))
         for n in args.batch:
             ws = network_calls.latents(g, n, device)
@@ -179,7 +173,7 @@ def _generator_calls(args, dtype: str, g, packed, peer, ws) -> Calls:
 def _padding(args, device, nvlabs) -> Iterator[Row]:
     """Measure a generator with PadInv's padding maps, and with zero padding."""
     for size in args.size[:1]:
-        g, _ = _pair(size, device, None)
+        g, _ = network_peers.pair(size, device, None)
         ws, maps = network_calls.latents(g, 1, device), network_calls.padding_maps(device)
         for dtype in args.dtype:
             calls = {
@@ -191,7 +185,7 @@ def _padding(args, device, nvlabs) -> Iterator[Row]:
 
 def _discriminator(args, device, nvlabs) -> Iterator[Row]:
     for size in args.size[:1]:
-        d, peer = _pair(size, device, nvlabs, "Discriminator")
+        d, peer = network_peers.pair(size, device, nvlabs, "Discriminator")
         for n in args.batch:
             x = torch.randn(n, 3, size, size, device=device)
             calls = {OURS: lambda: d(x), REFERENCE: lambda: _on_reference(lambda: d(x))}  # noqa: B023
@@ -203,8 +197,8 @@ def _discriminator(args, device, nvlabs) -> Iterator[Row]:
 def _training(args, device, nvlabs) -> Iterator[Row]:
     """Measure the gradients of a training step with both regularisers."""
     size, n = network_calls.TRAINING_SIZE, network_calls.TRAINING_BATCH
-    g, peer_g = _pair(size, device, nvlabs)
-    d, peer_d = _pair(size, device, nvlabs, "Discriminator")
+    g, peer_g = network_peers.pair(size, device, nvlabs)
+    d, peer_d = network_peers.pair(size, device, nvlabs, "Discriminator")
     z, real = network_calls.training_inputs(device)
     step = network_calls.training_step
     calls = {OURS: lambda: step(g, d, z, real), REFERENCE: lambda: _on_reference(lambda: step(g, d, z, real))}
@@ -232,7 +226,9 @@ def _memory(args, device, nvlabs) -> Iterator[Row]:
 
 def _peak(who: str, size: int, n: int, checkout: Path | None) -> int:
     device = torch.device("cpu")
-    g, peer = _pair(size, device, _nvlabs(checkout, device)[0] if who == NVLABS else None)
+    g, peer = network_peers.pair(
+        size, device, network_peers.nvlabs_module(checkout, device)[0] if who == NVLABS else None
+    )
     with torch.no_grad():
         ws = g.mapping(torch.randn(n, 512))
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
@@ -300,84 +296,6 @@ def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], 
 def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
     with posgan_fast.use_backend("reference"):
         return call()
-
-
-def _pair(size: int, device: torch.device, nvlabs: Any, kind: str = "Generator") -> tuple[Any, Any]:
-    """Make our network, and the peer's with the same weights, or None without a peer."""
-    make = network_calls.generator if kind == "Generator" else network_calls.discriminator
-    ours = make(size, device)
-    if nvlabs is None:
-        return ours, None
-    if kind == "Generator":
-        options = dict(num_fp16_res=0, conv_clamp=None)
-        key = "synthesis_kwargs" if nvlabs.__name__ == "training.networks" else None
-        extra = {key: options} if key else options
-        peer = nvlabs.Generator(512, 0, 512, size, 3, mapping_kwargs=dict(num_layers=8), **extra)
-    else:
-        peer = nvlabs.Discriminator(0, size, 3, num_fp16_res=0, conv_clamp=None)
-    peer.load_state_dict(ours.state_dict())
-    return ours, peer.to(device).eval()
-
-
-def _nvlabs(checkout: Path | None, device: torch.device) -> tuple[Any, str]:
-    return (None, "") if checkout is None else peers.nvlabs_networks(checkout, device)
-
-
-def _nvlabs_layer(nvlabs, x, bias, act, clamp, **arguments) -> Callable[[], torch.Tensor]:
-    from torch_utils.ops import bias_act  # type: ignore[import-not-found]  # the checkout's
-
-    x = x.contiguous()
-    return lambda: bias_act.bias_act(nvlabs.modulated_conv2d(x=x, **arguments), bias, act=act, clamp=clamp)
-
-
-def _line(row: Row) -> str:
-    unit, factor = ("GiB", 1.0) if row.what == "memory" else ("ms", 1e3)
-    times = "  ".join(f"{n} {v * factor:.2f} {unit}" for n, v in row.medians.items())
-    ratios = "  ".join(f"{v:.2f}x {n}" for n, v in row.ratios.items() if n != OURS)
-    errors = "  ".join(f"{n} {v:.1e}" if "dB" not in n else f"{n} {v:.1f}" for n, v in row.errors.items())
-    return f"{row.what} {row.case}: {times}  |  ours is {ratios}  |  {errors}"
-
-
-def _plot(rows: list[Row], content: dict[str, Any], path: Path) -> None:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return
-    shown = [r for r in rows if r.what != "memory"]
-    names = [n for n in _COLOURS if any(n in r.medians for r in shown)]
-    figure, axis = pyplot.subplots(figsize=(9, 0.8 + 0.55 * len(shown)), layout="constrained")
-    for k, name in enumerate(names):
-        at = [(i, r.ratios[name]) for i, r in enumerate(shown) if name in r.ratios]
-        height = 0.8 / len(names)
-        axis.barh([i + k * height for i, _ in at], [v for _, v in at], height, label=name, color=_COLOURS[name])
-    axis.set_yticks([i + 0.4 for i in range(len(shown))], [f"{r.what} {r.case}" for r in shown])
-    axis.invert_yaxis()
-    axis.set_xlabel("time relative to ours")
-    p = content["provenance"]
-    axis.set_title(
-        f"{p['cpu']['model']}, {p['threads']} threads, torch {p['torch']}, allocator {p['allocator']}", fontsize=9
-    )
-    axis.legend()
-    axis.grid(axis="x", alpha=0.3)
-    os.makedirs(path.parent, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-_COLOURS = {
-    OURS: "#1b7f79",
-    PREPACKED: "#7fc8a9",
-    NVLABS: "#d1495b",
-    REFERENCE: "#8d99ae",
-    COMPILED: "#5c677d",
-    OPENVINO: "#4059ad",
-    ZEROS: "#edae49",
-    FLOOR: "#cccccc",
-}
 
 
 if __name__ == "__main__":
