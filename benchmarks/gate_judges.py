@@ -75,6 +75,18 @@ def benchmarks(code: int, path: Path) -> Judgement:
     return status, result
 
 
+def networks(code: int, path: Path) -> Judgement:
+    """Keep the rows of the networks, those of a run that was stopped too, and count them."""
+    status, result = file(code, path)
+    if "rows" in result:
+        counts = {name: len(result[name]) for name in ("failed", "slower", "cut")}
+        result["reason"] = (
+            f"{len(result['rows'])} rows, {counts['failed']} failed, {counts['slower']} comparisons lost,"
+            f" {counts['cut']} cut"
+        )
+    return status, result
+
+
 def file(code: int, path: Path) -> Judgement:
     """Keep the result that a step wrote into a file."""
     try:

@@ -2,13 +2,14 @@
 
 The gate builds the native libraries into ``build/gate``; it installs nothing and writes only to ``build/`` and
 ``--out``. From there it runs the tests marked gpu, compute-sanitizer over the kernels of both GPU backends, and the
-benchmarks of layers, generators and ops: correctness first, the least informative benchmarks last. A step that fails or
-exceeds its time limit stops only the steps that need its results. Each step writes one JSON file; ``summary.json`` has
-the verdict and the environment; ``--tune`` packs all of them into one archive. Exit code 0: all passed; 1: something
-failed; 3: nothing failed, but time ran out.
+benchmarks of layers, networks, training and ops: correctness first, the least informative benchmarks last. A step that
+fails or exceeds its time limit stops only the steps that need its results. Each step writes one JSON file;
+``summary.json`` has the verdict and the environment; ``--tune`` packs all of them into one archive. Exit code 0: all
+passed; 1: something failed; 3: nothing failed, but time ran out.
 
-``--dry-run`` executes the same steps on the CPU, in two minutes: it collects the tests, skips the sanitizer and runs
-the quick benchmarks. Set POSGAN_FAST_COMMIT in a checkout without git history, so that the records name its commit.
+``--dry-run`` executes the same steps on the CPU, in three minutes: it collects the tests, skips the sanitizer, measures
+small networks and runs the quick benchmarks. Set POSGAN_FAST_COMMIT in a checkout without git history, so that the
+records name its commit.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from .gate_judges import CUT, FAILED, PASSED, SKIPPED, shown
 SCHEMA = 2
 TOTAL = 520.0  # seconds, a margin under nine minutes
 LEAST = 5.0  # seconds; no step begins with less
+MARGIN = 20  # seconds between the last row of networks and the end of its step
 STAGE = ROOT / "build" / "gate"
 EXIT = {PASSED: 0, FAILED: 1, CUT: 3}
 # The files with tests marked gpu; they import only packages that a bare GPU machine has.
@@ -60,7 +62,7 @@ class Step:
 
     ``commands`` takes a time limit in seconds and returns commands to run side by side; None skips the step, for the
     reason ``skip``. ``judge`` turns their exit code and output into a status and a record. ``needs`` names the steps
-    that must have passed."""
+    that must have passed. ``share`` is the part of the time left that the step may take, as far as ``limit`` allows."""
 
     name: str
     limit: float
@@ -70,6 +72,7 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
     directory: Path = STAGE
     skip: str = ""
+    share: float = 1.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +106,7 @@ def plan(dry_run: bool, peer: list[str], tune: bool, work: Path) -> list[list[St
     sanitizers = [_sanitizer(tool, backend, dry_run) for tool in ("memcheck", "racecheck") for backend in KERNELS]
     stages = [
         [_build("cpu", dry_run), _build("cuda", dry_run)], [_tests(dry_run, asked, work)], sanitizers,
-        [_networks(dry_run, asked, work)], [_benchmarks(dry_run, asked, tune, work)],
+        [_networks(dry_run, asked, tune, work)], [_benchmarks(dry_run, asked, tune, work)],
     ]  # fmt: skip
     return [*stages, [_tuning(dry_run, work)]] if tune else stages
 
@@ -159,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _attempt(step: Step, records: dict[str, dict[str, Any]], left: float) -> dict[str, Any]:
     """The record of a step, which runs if it can, the steps that it needs passed, and ``left`` seconds suffice."""
-    seconds = min(step.limit, left)
+    seconds = min(step.limit, step.share * left)
     lacking = [name for name in step.needs if records[name]["status"] != PASSED]
     if step.commands is None:
         return _record(step, SKIPPED, reason=step.skip)
@@ -248,14 +251,16 @@ def _tests(dry_run: bool, asked: list[str], work: Path) -> Step:
     return Step("tests", 150, lambda seconds: runs, lambda code, output: gate_judges.junit(code, reports))
 
 
-def _networks(dry_run: bool, asked: list[str], work: Path) -> Step:
-    what = ["--what", "layer", "--rounds", "2"] if dry_run else ["--what", "layer", "generator", "--size", "256"]
-    nvlabs = [part for entry in asked if entry.startswith("nvlabs=") for part in ("--peer", entry.partition("=")[2])]
-    command = [sys.executable, "-m", "benchmarks.networks", *what, *nvlabs, "--out", str(work), "--name", "networks"]
+def _networks(dry_run: bool, asked: list[str], tune: bool, work: Path) -> Step:
+    """Layers, networks and training, most important rows first; the ops have the rest of the time."""
+    written = ["--rounds", "2", "--dry-run"] if dry_run else []
+    written += ["--out", str(work), "--name", "networks"]
+    command = [sys.executable, "-m", "benchmarks.networks", *asked, *written]
     return Step(
-        "networks", 90, lambda seconds: [command],
-        lambda code, output: gate_judges.file(code, work / "networks.json"),
-        ("build-cpu",) if dry_run else ("build-cuda",),
+        "networks", 120 if dry_run else TOTAL,
+        lambda seconds: [[*command, "--seconds", str(max(5, int(seconds) - MARGIN))]],
+        lambda code, output: gate_judges.networks(code, work / "networks.json"),
+        ("build-cpu",) if dry_run else ("build-cuda",), share=1.0 if dry_run else 0.4 if tune else 0.6,
     )  # fmt: skip
 
 

@@ -255,9 +255,13 @@ def output(*command: str) -> str | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON into a file, and make its folder where there is none."""
+    """Write JSON into a file as a whole, and make its folder where there is none.
+
+    A process that ends meanwhile leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
 
 
 _RELEVANT = (
@@ -296,6 +300,7 @@ class CudaSampler:
         self.call, self.inputs, self.calls = call, inputs, len(inputs)
         self.results: list[Any] = [None] * len(inputs)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.refused = ""  # the reason why there is no graph
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -315,7 +320,8 @@ class CudaSampler:
                 self._run()
             self.graph, self.clock = graph, "graph"
             self()
-        except RuntimeError:  # a contender that synchronises cannot be captured
+        except RuntimeError as error:  # a contender that synchronises cannot be captured
+            self.refused = reason(error)
             torch.cuda.synchronize()
 
     def __call__(self) -> float:

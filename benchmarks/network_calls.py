@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+import posgan_fast
 from posgan_fast import functional as PF
-from posgan_fast import nn
 
 PRECISIONS = ("float16", "bfloat16", "tf32", "float32")
+NVLABS_PRECISIONS = ("float16", "tf32", "float32")  # NVlabs' plugins have no bfloat16
 HALF = dict(num_fp16_res=4, conv_clamp=256)  # half precision as NVlabs train and publish it
 LAYER_SIZES = (16, 64, 256, 512)  # pixels at the output
 TRAINING_SIZE, TRAINING_BATCH = 64, 4
@@ -74,6 +75,8 @@ class Layer:
 
     def module(self, device: torch.device) -> Any:
         """The layer with the weights of seed 0."""
+        from posgan_fast import nn
+
         torch.manual_seed(0)
         if self.kind == "torgb":
             return nn.ToRGB(self.inner, 3, 512, clamp=256).to(device).eval()
@@ -139,9 +142,37 @@ def in_dtype(dtype: str, call: Callable[[], torch.Tensor]) -> torch.Tensor:
         return call()
 
 
-def training_inputs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and images of a training step."""
-    n, size = TRAINING_BATCH, TRAINING_SIZE
+def on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The result of a call on the reference backend."""
+    with posgan_fast.use_backend("reference"):
+        return call()
+
+
+def convolutions_alone(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], None]:
+    """The convolutions of a generator alone; plain ones at the size of the input replace those that upsample, since
+    they multiply as often."""
+    kind = getattr(torch, dtype)
+    pairs = []
+    for r in (4 << k for k in range(size.bit_length() - 2)):
+        o, i = min(32768 // r, 512), min(32768 // max(r // 2, 4), 512)
+        shapes = [(o, o, r, 3), (3, o, r, 1)] + ([(o, i, r // 2, 3)] if r > 4 else [])
+        for out, into, side, k in shapes:
+            x, w = torch.randn(n, into, side, side, device=device), torch.randn(out, into, k, k, device=device)
+            last = torch.channels_last
+            pairs.append((x.to(kind).to(memory_format=last), w.to(kind).to(memory_format=last), k // 2))
+
+    def run() -> None:
+        for x, w, padding in pairs:
+            torch.nn.functional.conv2d(x, w, padding=padding)
+
+    return run
+
+
+def training_inputs(
+    device: torch.device, size: int | None = None, n: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and images of a training step; by default those of ``TRAINING_SIZE`` and ``TRAINING_BATCH``."""
+    size, n = size or TRAINING_SIZE, n or TRAINING_BATCH
     return torch.randn(n, 512, device=device), torch.randn(n, 3, size, size, device=device)
 
 

@@ -39,9 +39,9 @@ def pair(
     """
     make = network_calls.generator if kind == "Generator" else network_calls.discriminator
     ours = make(size, device, **network_calls.settings(precision))
-    if nvlabs is None or precision == "bfloat16":
+    if nvlabs is None or precision not in network_calls.NVLABS_PRECISIONS:
         return ours, None
-    options = network_calls.HALF if precision == "float16" else dict(num_fp16_res=0, conv_clamp=None)
+    options = network_calls.HALF if network_calls.settings(precision) else dict(num_fp16_res=0, conv_clamp=None)
     if kind == "Generator":
         extra = {"synthesis_kwargs": options} if nvlabs.__name__ == "training.networks" else options
         peer = nvlabs.Generator(512, 0, 512, size, 3, mapping_kwargs=dict(num_layers=8), **extra)

@@ -1,15 +1,16 @@
 """python -m benchmarks.networks: measure StyleGAN2 layers, generators, discriminators and training steps.
 
 Ours is compared with the reference backend and with NVlabs' own networks of the same weights; a generator also with its
-floor, the time of its convolutions alone. Calls are eager and in float32 unless their name says otherwise; a GPU runs
-them without TF32 and with it. Prints the medians of interleaved rounds and every case where ours is slower; writes them
-as JSON with their provenance, and as a plot.
+floor, the time of its convolutions alone. Prints the medians of interleaved rounds and every case where ours is slower;
+writes them as JSON with their provenance, and as a plot.
+
+On the CPU calls are eager and in float32 unless their name says otherwise. On a GPU :mod:`benchmarks.networks_gpu`
+measures the rows of :mod:`benchmarks.networks_plan`: in half precision too, eagerly and as replayed graphs.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import functools
 import statistics
@@ -27,8 +28,8 @@ import posgan_fast
 from posgan_fast import _native
 from posgan_fast import functional as PF
 
-from . import exported, harness, network_calls, network_peers, options
-from .network_calls import in_dtype
+from . import exported, harness, network_calls, network_peers, networks_plan, options
+from .network_calls import in_dtype, on_reference
 from .network_report import (
     COMPILED,
     FLOOR,
@@ -44,6 +45,8 @@ from .network_report import (
     slower,
 )
 
+DTYPES = tuple(name for name in network_calls.PRECISIONS if name != "tf32")
+CPU_DTYPES = ("float32", "bfloat16")
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
 Calls = dict[str, Callable[[], Any]]
 
@@ -51,29 +54,54 @@ Calls = dict[str, Callable[[], Any]]
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
-    if args.openvino and (args.peer is None or torch.cuda.is_available()):
-        parser.error("--openvino: expected --peer, whose generator it runs, and a machine without a GPU")
+    on_gpu = args.dry_run or torch.cuda.is_available()
+    paths = _checked(args, parser, on_gpu)
     if args.peak:
         print(_peak(args.peak, args.size[0], args.batch[0], args.peer))
         return 0
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.networks", sys.argv[1:] if argv is None else argv, args.allocator)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.dry_run else "cpu")
     library = _native.load(device.type)
     if not library.loaded:  # ours would be the reference
         raise SystemExit(f"python -m benchmarks.networks: {library.reason}; {library.remedy}")
+    if on_gpu:
+        from . import networks_gpu
+
+        return networks_gpu.main(args, paths)
     nvlabs, note = network_peers.nvlabs_module(args.peer, device)
-    if note:
-        print(f"{NVLABS} runs on its plain torch path: {note}")
     rows: list[Row] = []
-    for tf32 in (False, True) if device.type == "cuda" else (False,):
-        for row in _rows(args, device, nvlabs, tf32):
-            print(line(row), flush=True)
-            rows.append(row)
+    for row in _rows(args, device, nvlabs):
+        print(line(row), flush=True)
+        rows.append(row)
     _write(args, device, rows, note)
     return 0
+
+
+def _checked(args: argparse.Namespace, parser: argparse.ArgumentParser, on_gpu: bool) -> dict[str, Path]:
+    """Complain of options that do not go together, fill in the CPU's defaults, and return the peers' checkouts."""
+    if args.rounds < 2:
+        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
+    try:
+        paths = network_peers.parse(args.peer)
+    except ValueError as error:
+        parser.error(str(error))
+    args.peer = paths.get(NVLABS)
+    if args.openvino and (args.peer is None or on_gpu):
+        parser.error("--openvino: expected --peer, whose generator it runs, and a machine without a GPU")
+    if args.seconds is not None and not on_gpu:
+        parser.error("--seconds: expected a GPU or --dry-run")
+    for option in ("what", "dtype"):
+        known = {"what": networks_plan.WHAT if on_gpu else WHAT, "dtype": DTYPES if on_gpu else CPU_DTYPES}[option]
+        wrong = [value for value in getattr(args, option) or () if value not in known]
+        if wrong:
+            parser.error(
+                f"--{option}: expected {', '.join(known)} {'on a GPU' if on_gpu else 'on the CPU'}, got {wrong[0]}"
+            )
+    if not on_gpu:
+        args.what, args.dtype = args.what or list(WHAT), args.dtype or list(CPU_DTYPES)
+        args.size, args.batch = args.size or [256, 1024], args.batch or [1]
+    return paths
 
 
 def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note: str) -> None:
@@ -98,14 +126,17 @@ def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
-    parser.add_argument("--size", nargs="+", type=int, default=[256, 1024], metavar="PIXELS")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--what", nargs="+", choices=sorted({*WHAT, *networks_plan.WHAT}), help="default: all")
+    parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="default: 256 1024")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="default: 1 on the CPU, 1 and 32 on a GPU")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: all; float16 on a GPU only")
     parser.add_argument(
-        "--peer", type=Path, metavar="PATH", help="checkout of NVlabs stylegan2-ada-pytorch or stylegan3"
-    )
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of the peer")
+        "--peer", action="append", default=[], metavar="[NAME=]PATH",
+        help="checkout of NVlabs stylegan2-ada-pytorch or stylegan3; rosinality=PATH: compiled on a GPU",
+    )  # fmt: skip
+    parser.add_argument("--seconds", type=float, help="on a GPU: begin no row later, most important rows first")
+    parser.add_argument("--dry-run", action="store_true", help="measure small networks on the CPU as if it were a GPU")
+    parser.add_argument("--compile", action="store_true", help="on the CPU: also torch.compile of the peer")
     parser.add_argument(
         "--openvino", action="store_true", help="also OpenVINO running the peer's generator, exported, on the CPU"
     )
@@ -113,18 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     options.add_allocator(parser)
     options.add_output(parser)
     parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
+    parser.add_argument("--one", metavar="CASE", help=argparse.SUPPRESS)  # a child that compiles
     return parser
 
 
-def _rows(args, device, nvlabs, tf32: bool) -> Iterator[Row]:
-    """Measure everything that the options ask for; with TF32 only the calls in float32."""
-    if tf32:
-        args = argparse.Namespace(**{**vars(args), "dtype": [d for d in args.dtype if d == "float32"]})
-    with harness.tf32(tf32):
-        for what in args.what:
-            for row in globals()[f"_{what}"](args, device, nvlabs):
-                row.case += ", TF32" if tf32 else ""
-                yield row
+def _rows(args, device, nvlabs) -> Iterator[Row]:
+    """Measure everything that the options ask for."""
+    for what in args.what:
+        yield from globals()[f"_{what}"](args, device, nvlabs)
 
 
 def _layer(args, device, nvlabs) -> Iterator[Row]:
@@ -150,7 +177,7 @@ def _generator(args, device, nvlabs) -> Iterator[Row]:
                 calls = _generator_calls(args, dtype, g, packed, peer, ws)
                 if compiled:
                     calls[OPENVINO] = compiled[dtype]
-                calls[FLOOR] = _floor(size, n, dtype, device)
+                calls[FLOOR] = network_calls.convolutions_alone(size, n, dtype, device)
                 yield _measured("generator", f"{size}, N={n}, {dtype}", calls, args.rounds)
 
 
@@ -160,7 +187,7 @@ def _generator_calls(args, dtype: str, g, packed, peer, ws) -> Calls:
         PREPACKED: lambda: in_dtype(dtype, lambda: packed.synthesis(ws)),
     }
     if dtype == "float32":
-        calls[REFERENCE] = lambda: _on_reference(lambda: g.synthesis(ws))
+        calls[REFERENCE] = lambda: on_reference(lambda: g.synthesis(ws))
     if peer is not None:
         calls[NVLABS] = lambda: peer.synthesis(ws, noise_mode="const")
     if args.compile and peer is not None and dtype == "float32":
@@ -188,7 +215,7 @@ def _discriminator(args, device, nvlabs) -> Iterator[Row]:
         d, peer = network_peers.pair(size, device, nvlabs, "Discriminator")
         for n in args.batch:
             x = torch.randn(n, 3, size, size, device=device)
-            calls = {OURS: lambda: d(x), REFERENCE: lambda: _on_reference(lambda: d(x))}  # noqa: B023
+            calls = {OURS: lambda: d(x), REFERENCE: lambda: on_reference(lambda: d(x))}  # noqa: B023
             if peer is not None:
                 calls[NVLABS] = lambda: peer(x, None)  # noqa: B023
             yield _measured("discriminator", f"{size}, N={n}, float32", calls, args.rounds)
@@ -201,7 +228,7 @@ def _training(args, device, nvlabs) -> Iterator[Row]:
     d, peer_d = network_peers.pair(size, device, nvlabs, "Discriminator")
     z, real = network_calls.training_inputs(device)
     step = network_calls.training_step
-    calls = {OURS: lambda: step(g, d, z, real), REFERENCE: lambda: _on_reference(lambda: step(g, d, z, real))}
+    calls = {OURS: lambda: step(g, d, z, real), REFERENCE: lambda: on_reference(lambda: step(g, d, z, real))}
     if peer_g is not None:
         calls[NVLABS] = lambda: step(peer_g, lambda x: peer_d(x, None), z, real, (z.new_zeros(n, 0),))
     name = f"{size}, N={n}, float32, R1 and path length"
@@ -245,7 +272,7 @@ def resident(key: str) -> int:
 
 def _measured(what: str, case: str, calls: Calls, rounds: int, grad: bool = False) -> Row:
     row = Row(what, case)
-    with contextlib.nullcontext() if grad else torch.no_grad():
+    with torch.set_grad_enabled(grad):
         results = {name: call() for name, call in calls.items()}
         base = results.get(REFERENCE, results.get(NVLABS))
         for name, result in results.items():
@@ -271,31 +298,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begin
-
-
-def _floor(size: int, n: int, dtype: str, device: torch.device) -> Callable[[], None]:
-    """The convolutions of a generator alone; plain ones at the size of the input replace those that upsample, since
-    they multiply as often."""
-    kind = getattr(torch, dtype)
-    pairs = []
-    for r in (4 << k for k in range(size.bit_length() - 2)):
-        o, i = min(32768 // r, 512), min(32768 // max(r // 2, 4), 512)
-        shapes = [(o, o, r, 3), (3, o, r, 1)] + ([(o, i, r // 2, 3)] if r > 4 else [])
-        for out, into, side, k in shapes:
-            x, w = torch.randn(n, into, side, side, device=device), torch.randn(out, into, k, k, device=device)
-            last = torch.channels_last
-            pairs.append((x.to(kind).to(memory_format=last), w.to(kind).to(memory_format=last), k // 2))
-
-    def run() -> None:
-        for x, w, padding in pairs:
-            torch.nn.functional.conv2d(x, w, padding=padding)
-
-    return run
-
-
-def _on_reference(call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    with posgan_fast.use_backend("reference"):
-        return call()
 
 
 if __name__ == "__main__":

@@ -278,17 +278,6 @@ def test_tf32_is_off_where_results_are_compared(monkeypatch):
     assert seen == [False]
 
 
-def test_networks_on_a_gpu_are_measured_without_tf32_and_with_it(monkeypatch):
-    def layer(args, device, nvlabs):
-        for dtype in args.dtype:
-            yield networks.Row("layer", f"{dtype} {torch.backends.cudnn.allow_tf32}")
-
-    monkeypatch.setattr(networks, "_layer", layer)
-    args = types.SimpleNamespace(what=["layer"], dtype=["float32", "bfloat16"])
-    cases = [row.case for tf32 in (False, True) for row in networks._rows(args, None, None, tf32)]
-    assert cases == ["float32 False", "bfloat16 False", "float32 True, TF32"]
-
-
 def test_contenders_of_a_case():
     case = cases.BIAS_ACT_SMALL[0]
     x, b = case.tensors(torch.float32, torch.contiguous_format)

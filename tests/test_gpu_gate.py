@@ -38,12 +38,15 @@ def test_the_gate_has_the_same_steps_dry_and_wet(plans):
     assert not any(step.skip for step in wet.values())
     commands = {name: step.commands(100.0) for name, step in wet.items()}
     assert all("--peer" in run and run[run.index("--peer") + 1].startswith("nvlabs=/") for run in commands["tests"])
-    for name, mark in (("benchmarks", "nvlabs=/"), ("networks", "/")):
-        assert commands[name][0][commands[name][0].index("--peer") + 1].startswith(mark)
+    for name in ("benchmarks", "networks"):
+        assert commands[name][0][commands[name][0].index("--peer") + 1].startswith("nvlabs=/")
     assert "--quick" not in commands["benchmarks"][0] and "--quick" in dry["benchmarks"].commands(100.0)[0]
     assert "--collect-only" in dry["tests"].commands(100.0)[0]
     assert "--dry-run" not in commands["tune"][0] and "--dry-run" in dry["tune"].commands(100.0)[0]
     assert commands["tune"][0][-1] == "90"
+    for step in (wet["networks"], dry["networks"]):
+        (command,) = step.commands(100.0)
+        assert command[-2:] == ["--seconds", "80"] and ("--dry-run" in command) == (step is dry["networks"])
 
 
 def test_each_library_is_built_by_itself_and_with_time(plans):
@@ -199,6 +202,29 @@ def test_what_fails_or_overruns_stops_only_what_needs_it(gate, tmp_path, monkeyp
         {"build-cpu": "passed", "build-cuda": "cut", "tests": "passed", "networks": "cut", "ops": "passed"},
     )  # fmt: skip
     assert json.loads((tmp_path / "networks.json").read_text())["reason"] == "build-cuda did not pass"
+
+
+def test_a_step_takes_its_share_of_the_time_that_is_left():
+    asked = []
+
+    def commands(seconds):
+        asked.append(seconds)
+        return [[sys.executable, "-c", ""]]
+
+    step = gpu_gate.Step("networks", 60, commands, gate_judges.collection, directory=ROOT, share=0.5)
+    for left in (100.0, 200.0):
+        gpu_gate._attempt(step, {}, left)
+    assert asked == [50.0, 60.0]
+    assert gpu_gate._attempt(step, {}, 9.0)["reason"] == "no time was left"
+
+
+def test_the_rows_of_networks_count_when_their_run_was_stopped(tmp_path):
+    path = tmp_path / "networks.json"
+    path.write_text(json.dumps({"rows": [{}, {}], "failed": [], "slower": [["layer", "a", "nvlabs"]], "cut": ["b"]}))
+    for code, status in ((0, "passed"), (-9, "failed")):
+        found, result = gate_judges.networks(code, path)
+        assert (found, result["reason"]) == (status, "2 rows, 0 failed, 1 comparisons lost, 1 cut")
+    assert gate_judges.networks(1, tmp_path / "none.json") == ("failed", {"reason": "no result, exit code 1"})
 
 
 def test_steps_of_a_stage_run_side_by_side(gate, tmp_path):
