@@ -7,7 +7,7 @@ fails or exceeds its time limit stops only the steps that need its results. Each
 ``summary.json`` has the verdict and the environment; ``--tune`` packs all of them into one archive. Exit code 0: all
 passed; 1: something failed; 3: nothing failed, but time ran out.
 
-``--dry-run`` executes the same steps on the CPU, in three minutes: it collects the tests, skips the sanitizer, measures
+``--dry-run`` executes the same steps on the CPU, in five minutes: it collects the tests, skips the sanitizer, measures
 small networks and runs the quick benchmarks. Set POSGAN_FAST_COMMIT in a checkout without git history, so that the
 records name its commit.
 """
@@ -257,7 +257,7 @@ def _networks(dry_run: bool, asked: list[str], tune: bool, work: Path) -> Step:
     written += ["--out", str(work), "--name", "networks"]
     command = [sys.executable, "-m", "benchmarks.networks", *asked, *written]
     return Step(
-        "networks", 120 if dry_run else TOTAL,
+        "networks", 180 if dry_run else TOTAL,
         lambda seconds: [[*command, "--seconds", str(max(5, int(seconds) - MARGIN))]],
         lambda code, output: gate_judges.networks(code, work / "networks.json"),
         ("build-cpu",) if dry_run else ("build-cuda",), share=1.0 if dry_run else 0.4 if tune else 0.6,

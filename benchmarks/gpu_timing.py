@@ -75,7 +75,10 @@ class Cuda:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             call()
             torch.cuda.synchronize()
-        return tally([event.name for event in seen.events() or () if event.device_type == DeviceType.CUDA])
+        names = [event.name for event in seen.events() or () if event.device_type == DeviceType.CUDA]
+        if not names:
+            raise RuntimeError("torch.profiler saw no kernel on the GPU")
+        return tally(names)
 
     def settle(self) -> None:
         """Free what no one uses, and raise the error of a kernel that failed meanwhile."""

@@ -144,13 +144,18 @@ def summarise(row: GpuRow, samples: Mapping[str, Sequence[float]]) -> None:
 def count_launches(row: GpuRow, made: Work, clock: Clock) -> None:
     """Count the kernels of a call of ours and of NVlabs'."""
     for name in (OURS, NVLABS):
-        if name in made.contenders:
-            try:
-                call = made.contenders[name]().call
-                call()  # compile, load and choose kernels first
-                row.launches[name] = clock.launches(call)
-            except Exception as error:
-                refuse(row, name, error)
+        if name not in made.contenders:
+            continue
+        try:
+            call = made.contenders[name]().call
+            call()  # compile, load and choose kernels first
+        except Exception as error:
+            refuse(row, name, error)
+            continue
+        try:
+            row.launches[name] = clock.launches(call)
+        except Exception as error:  # the profiler's
+            row.refused[f"launches of {name}"] = gpu_timing.reason(error)
 
 
 def predict(row: GpuRow, made: Work, rates: Gpu | None, precision: str) -> None:

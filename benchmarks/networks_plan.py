@@ -108,12 +108,14 @@ def scale_of(args: argparse.Namespace) -> Scale:
 def planned(args: argparse.Namespace, peers: Iterable[str] = ()) -> list[Case]:
     """Return the rows that the options ask for, in the order in which they are measured.
 
-    "float32" asks for float32 without TF32 and with it. Layers have a size of their own, so ``--size`` leaves them.
+    "float32" asks for float32 without TF32 and with it; a CPU has no TF32, so a dry run leaves it out where it can.
+    Layers have a size of their own, so ``--size`` leaves them.
     """
     dtypes = args.dtype or list(PRECISIONS)
     wanted = {*dtypes, "tf32"} if "float32" in dtypes else set(dtypes)
-    cases = dict.fromkeys(_rows(scale_of(args), list(peers)))
-    return [case for case in cases if case.what in (args.what or WHAT) and case.precision in wanted]
+    cases = list(dict.fromkeys(_rows(scale_of(args), list(peers))))
+    cases = [case for case in cases if case.what in (args.what or WHAT) and case.precision in wanted]
+    return [case for case in cases if case.what == "compiled" or not (args.dry_run and case.precision == "tf32")]
 
 
 def _rows(scale: Scale, peers: list[str]) -> Iterator[Case]:

@@ -112,6 +112,8 @@ def test_options_choose_among_the_rows():
     assert {c.what for c in planned(options(), [])} == set(networks_plan.WHAT) - {"compiled"}
     dry = planned(options(dry_run=True), ["nvlabs"])
     assert {c.what for c in dry} == set(networks_plan.WHAT) and max(c.size for c in dry) == 8
+    assert not any(c.precision == "tf32" for c in dry)
+    assert any(c.precision == "tf32" for c in planned(options(dry_run=True), ["rosinality"]))
 
 
 def test_a_gpus_options_are_refused_on_the_cpu(monkeypatch, capsys):
@@ -218,6 +220,18 @@ def test_another_error_of_ours_fails_the_row_and_one_of_a_peer_does_not():
         networks_gpu.measure(row, Work(made), gpu_timing.Host(), FEW)
         assert row.failed == failed and bool(row.medians) == (name == "nvlabs")
     assert network_report.gpu_line(GpuRow("layer", "any", failed="why")) == "layer any: FAILED, why"
+
+
+def test_a_profiler_that_fails_fails_no_row():
+    for name in ("ours", "nvlabs"):
+        row = GpuRow("launches", "any")
+        clock = gpu_timing.Host()
+        clock.launches = lambda call: 1 / 0
+        networks_gpu.count_launches(row, Work({name: contender(1.0)}), clock)
+        assert not row.failed and list(row.refused) == [f"launches of {name}"] and not row.launches
+    row = GpuRow("launches", "any")
+    networks_gpu.count_launches(row, Work({"ours": contender(1.0, error=ValueError("no"))}), gpu_timing.Host())
+    assert row.failed == "ValueError: no"
 
 
 def test_eager_calls_and_replays_have_rivals_of_their_own():
