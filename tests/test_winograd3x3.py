@@ -163,7 +163,9 @@ def test_drawn_convolutions_agree_with_float64(n, i, o, h, w, stride, padding, c
     finally:
         posgan_fast.set_algorithm(before)
     expected = F.conv2d(x.double(), weight.double(), stride=stride, padding=padding)
-    assert error(y, expected) < 4e-6
+    # A sum of a few products may cancel, and the transform of a weight mixes taps that meet zeros.
+    size = max(expected.norm(), x.double().norm() * weight.double().norm() / i**0.5)
+    assert (y.double() - expected).norm() < 4e-6 * size
 
 
 @pytest.mark.parametrize("form", Form)
