@@ -15,8 +15,21 @@ from posgan_fast.ops.epilogue2d.backward import GRADIENTS, Factors, gradients
 backend = each_of(HOST)
 
 
+@pytest.fixture(autouse=True)
+def one_pass(monkeypatch):
+    """Take the kernel in float32 and float64 too, where separate passes are the faster ones on the CPU."""
+    monkeypatch.setattr(backward, "_has_fast_passes", lambda dy, backend: False)
+
+
 class TestContract(BackwardContract):
     """The contract on the CPU."""
+
+
+def test_separate_passes_agree(monkeypatch):
+    monkeypatch.undo()
+    assert backward._has_fast_passes(torch.zeros(1), "cpu") and not backward._has_fast_passes(torch.zeros(1), "cuda")
+    for act in ("lrelu", "swish", "linear"):
+        check((2, 16, 5, 7), torch.float32, torch.channels_last, act, CPU)
 
 
 @each_layout

@@ -67,10 +67,16 @@ def gradients(
     asked = [name in wanted for name in GRADIENTS]
     scale, noise, b = factors
     call = Call(dy, y, x, scale, noise, b, *activation, shared_noise, asked, backend)
-    if is_recorded(call[:6]) or transforms_active() or differentiates_forward(*call):
+    if is_recorded(call[:6]) or transforms_active() or differentiates_forward(*call) or _has_fast_passes(dy, backend):
         return _composed(call)
     found = zip(GRADIENTS, asked, _run(call), strict=True)
     return {name: gradient for name, is_asked, gradient in found if is_asked}
+
+
+def _has_fast_passes(dy: torch.Tensor, backend: str) -> bool:
+    """Tell whether separate passes are the faster ones: on the CPU, where no values have to be converted and caches
+    hold what the passes share."""
+    return backend == "cpu" and dy.dtype in (torch.float32, torch.float64)
 
 
 class Call(NamedTuple):
@@ -155,7 +161,8 @@ def _composed(call: Call) -> dict[str, torch.Tensor]:
         found["noise"] = d_noise.sum(0, keepdim=True) if call.shared_noise else d_noise
     if wanted["scale"]:
         assert call.x is not None
-        found["scale"] = PRODUCT(ProductCall(g, call.x, call.backend))
+        product = ProductCall(g, call.x, call.backend)
+        found["scale"] = _define_product(product) if _has_fast_passes(g, call.backend) else PRODUCT(product)
     if wanted["x"]:
         found["x"] = g if scale is None else scaled(g, scale, call.backend)
     return found
@@ -167,6 +174,8 @@ def scaled(
     """Multiply ``x`` [N, C, H, W] by ``scale`` [N, C] and add ``noise``."""
     from . import run  # the op whose gradients these are
 
+    if noise is None and scale is not None and _has_fast_passes(x, backend):
+        return x * scale[:, :, None, None]
     return run(x, None, scale, noise, None, Resample(), Activation(), backend)
 
 
@@ -271,8 +280,15 @@ class ProductCall(NamedTuple):
 
 
 def _multiply(call: ProductCall) -> torch.Tensor:
+    if _has_fast_passes(call.g, call.backend):
+        return _define_product(call)
     wanted = (False, True, False, False)
     return _kernel(Call(call.g, None, call.x, None, None, None, *Activation(), False, wanted, call.backend))[1]
+
+
+def _define_product(call: ProductCall) -> torch.Tensor:
+    acc = checks.arithmetic(call.g.dtype)
+    return (call.g.to(acc) * call.x.to(acc)).sum((2, 3))
 
 
 def _product_backward(ctx: Any, h: torch.Tensor, wanted: set[str]) -> dict[str, torch.Tensor | None]:
@@ -294,7 +310,7 @@ PRODUCT = Op(
     ProductCall,
     fake=lambda call: call.g.new_empty(call.g.shape[:2], dtype=checks.arithmetic(call.g.dtype)),
     kernel=_multiply,
-    decomposition=lambda call: (call.g.to(t := checks.arithmetic(call.g.dtype)) * call.x.to(t)).sum((2, 3)),
+    decomposition=_define_product,
     setup_context=lambda ctx, call, result: save(ctx, call, "g", "x"),
     backward=_product_backward,
     samples=("g", "x"),
