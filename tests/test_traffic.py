@@ -33,6 +33,13 @@ TODAY = {
     ("torgb", "bfloat16"): ((2331160, 4), (8928280, 4), (9720856, 7), (19341700, 17)),
     ("torgb", "float32"): ((4527372, 4), (17713164, 4), (19286028, 5), (38083448, 15)),
 }
+# The same of networks of 256 pixels.
+NETWORKS_TODAY = {
+    ("generator256", "float16"): ((474665436, 79), (1398883740, 91), (2458553044, 578), (4841866232, 649)),
+    ("generator256", "float32"): ((863939528, 77), (3165069896, 103), (3448211848, 217), (7817524392, 575)),
+    ("discriminator256", "float16"): ((854378996, 133), (2181635732, 133), (2181635732, 133), (3456008740, 217)),
+    ("discriminator256", "float32"): ((1361921460, 107), (4001762196, 107), (4001762196, 107), (6186379940, 165)),
+}
 
 
 def counted(call) -> Traffic:
@@ -181,6 +188,12 @@ def test_layers_move_and_launch_no_more_than_they_do_today(name, dtype):
     found = count_layer(Ours(), name, dtype, batch=4)
     assert tuple((t.moved, t.launches) for t in found.phases.values()) == TODAY[name, dtype]
     assert found.unit == 4 * (3 if name == "torgb" else 64) * 128**2 * (4 if dtype == "float32" else 2)
+
+
+@pytest.mark.parametrize("name,dtype", NETWORKS_TODAY)
+def test_networks_move_and_launch_no_more_than_they_do_today(name, dtype):
+    found = count_network(Ours(), name, dtype, 4)
+    assert tuple((t.moved, t.launches) for t in found.phases.values()) == NETWORKS_TODAY[name, dtype]
 
 
 def test_a_layer_takes_few_passes():
