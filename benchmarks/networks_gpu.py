@@ -36,7 +36,7 @@ ROW_SECONDS = 5.0  # rounds end after that
 
 @dataclass
 class Run:
-    """What a run has found so far."""
+    """The rows of a run so far, and what was cut or failed."""
 
     args: argparse.Namespace
     clock: Clock

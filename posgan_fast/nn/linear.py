@@ -71,7 +71,7 @@ class EqualLinear(Convertible):
             raise ValueError(f"gain: expected 1 in a layer with an activation, got {gain}")
         with autocast.disabled(x):
             weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-            if x.ndim == 2 and bias is not None and self.act == "linear":  # one kernel
+            if x.ndim == 2 and bias is not None and self.act == "linear":  # one operator
                 return torch.addmm(bias, x, weight.t(), beta=gain * self.lr_multiplier, alpha=gain * self.weight_gain)
             x = x * (gain * self.weight_gain)  # has fewer elements than the weight
             if bias is not None and gain * self.lr_multiplier != 1:

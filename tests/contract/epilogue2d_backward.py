@@ -71,7 +71,7 @@ def _activation(act, v, alpha):
 
 
 class BackwardContract:
-    """What every backend promises."""
+    """The promises of every backend."""
 
     @each_layout
     @each_dtype

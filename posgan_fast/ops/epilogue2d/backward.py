@@ -41,7 +41,7 @@ _WANTED_TILES = 256  # enough to give every multiprocessor of a GPU one
 
 
 class Factors(NamedTuple):
-    """What the forward computed the image with; None where there was none."""
+    """The factors with which the forward computed the image; None where there was none."""
 
     scale: torch.Tensor | None = None
     noise: torch.Tensor | None = None
@@ -223,7 +223,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _kernel(call: Call) -> Gradients:
-    dx, d_scale, d_noise, d_b = found = _empty(call)
+    dx, d_scale, d_noise, d_b = _empty(call)
     if call.dy.numel() == 0:
         return dx, d_scale.zero_(), d_noise.zero_(), d_b.zero_()
     wants_x, wants_scale, wants_noise, wants_b = call.wanted
@@ -237,7 +237,7 @@ def _kernel(call: Call) -> Gradients:
         pixels = pixels.sum(0) if pixels.shape[0] > 1 else pixels[0]
         pixels = pixels.sum(0) if call.shared_noise else pixels
         d_noise = pixels.reshape(d_noise.shape)
-    return found[0], d_scale, d_noise, d_b
+    return dx, d_scale, d_noise, d_b
 
 
 def _prepared(call: Call) -> Call:
@@ -280,8 +280,6 @@ class ProductCall(NamedTuple):
 
 
 def _multiply(call: ProductCall) -> torch.Tensor:
-    if _has_fast_passes(call.g, call.backend):
-        return _define_product(call)
     wanted = (False, True, False, False)
     return _kernel(Call(call.g, None, call.x, None, None, None, *Activation(), False, wanted, call.backend))[1]
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import epilogue2d, prologue2d
+from .. import prologue2d
 from ..bias_act import passes
 from ..common import checks, layout, onednn, weight_cache
 from ..common.activations import ACTIVATIONS
 from . import coefs, conv2d_resample, winograd
 from .call import Call, with_scaled_noise
-from .stages import has_few_filters, run_stages
+from .stages import has_few_filters, infer_stages, run_stages
 
 
 class Form(NamedTuple):
@@ -44,15 +44,11 @@ def infer(call: Call) -> torch.Tensor:
         return run_stages(call, inplace=True)
     form = _form_of(call)
     dcoefs, w, odd_rows, styles = _arguments(call, form, fold)
-    if call.up == 1:
-        y = conv2d_resample.downsample_conv2d(x, w, styles, call.down, call.padding, call.pad_map, call.f, "cpu")
-        return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, "cpu")
+    if odd_rows is None:
+        return infer_stages(call, w, styles, dcoefs, "cpu")
     z = prologue2d.prologue2d(x, styles, backend="cpu")
-    if odd_rows is not None:
-        even, odd = onednn.conv2d(z, w, padding=(1, 1)), onednn.conv2d(z, odd_rows, padding=(0, 1))
-        return _filter_polyphase(even, odd, dcoefs, call)
-    y, resample = conv2d_resample.upsample_conv2d(z, w, call.up, call.padding, call.pad_map, call.f, "cpu")
-    return epilogue2d.run(y, call.f, dcoefs, call.noise, call.bias, resample, call.activation, "cpu")
+    even, odd = onednn.conv2d(z, w, padding=(1, 1)), onednn.conv2d(z, odd_rows, padding=(0, 1))
+    return _filter_polyphase(even, odd, dcoefs, call)
 
 
 def _form_of(call: Call) -> Form:

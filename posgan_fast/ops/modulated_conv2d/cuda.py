@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 
 from ... import backend as _backend
-from .. import epilogue2d, prologue2d
 from ..common import checks, layout
-from . import conv2d_resample, triton
+from . import triton
 from .call import Call
-from .stages import run_stages
+from .stages import infer_stages, run_stages
 
 FUSED, STAGES = "one Triton kernel", "stages"
 _SHARED = 40 * 2**10  # bytes for a number of each channel and sample, which the kernel keeps in shared memory
@@ -34,13 +33,7 @@ def infer(call: Call) -> torch.Tensor:
     # A transposed convolution convolves, a plain one correlates.
     flip = call.flip_weight if call.up > 1 else not call.flip_weight
     call, weight, styles, dcoefs = prepare(call, fold=fold, flip=flip, transposed=transposed)
-    x, up, down, pad_map, f, act = call.x, call.up, call.down, call.pad_map, call.f, call.activation
-    if up > 1:
-        z = prologue2d.prologue2d(x, styles, backend="cuda")
-        y, resample = conv2d_resample.upsample_conv2d(z, weight, up, call.padding, pad_map, f, "cuda")
-        return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, act, "cuda")
-    y = conv2d_resample.downsample_conv2d(x, weight, styles, down, call.padding, pad_map, f, "cuda")
-    return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, act, "cuda")
+    return infer_stages(call, weight, styles, dcoefs, "cuda")
 
 
 def algorithm(call: Call) -> str:

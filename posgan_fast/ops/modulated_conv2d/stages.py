@@ -18,7 +18,7 @@ def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
     if backend == "reference":  # the definition rounds once, at the end
         x = x.to(acc)
     weight, styles, dcoefs, pad_map = coefs.factors(call, x.dtype)
-    noise, bias = cast(call.noise, acc), cast(call.bias, acc)
+    noise, bias = call.noise, cast(call.bias, acc)
     # With derivatives the vendor's convolution is the faster one on the CPU.
     if has_few_filters(call) and (inplace or backend in ("cuda", "triton")):
         y = _multiply(x, weight, styles)
@@ -35,6 +35,20 @@ def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
     if inplace:
         return epilogue2d.write_over(y, dcoefs, noise, bias, call.activation, backend)
     return epilogue2d.run(y, None, dcoefs, noise, bias, Resample(), call.activation, backend).to(call.x.dtype)
+
+
+def infer_stages(
+    call: Call, weight: torch.Tensor, styles: torch.Tensor | None, dcoefs: torch.Tensor | None, backend: str
+) -> torch.Tensor:
+    """Compute a call that asks for no derivative from prepared factors: ``weight`` in the form of the convolution, and
+    ``styles`` unless the weight holds them. Noise and bias are as the epilogue reads them."""
+    x, padding, pad_map, f, act = call.x, call.padding, call.pad_map, call.f, call.activation
+    if call.up == 1:
+        y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, padding, pad_map, f, backend)
+        return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, act, backend)
+    z = prologue2d.prologue2d(x, styles, backend=backend)
+    y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, padding, pad_map, f, backend)
+    return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, act, backend)
 
 
 def has_few_filters(call: Call) -> bool:
