@@ -54,6 +54,4 @@ struct Epilogue2dBackwardTensors {
   }
 };
 
-inline void* writable_or_null(const std::optional<Tensor>& t) { return t ? t->mutable_data_ptr() : nullptr; }
-
 }  // namespace posgan_fast

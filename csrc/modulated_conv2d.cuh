@@ -8,6 +8,7 @@
 //
 // float16 stays in range by constants, which dcoefs undoes: the weight of filter o is divided by
 // f = max over i, k of |weight[o, i, k]| * sqrt(I * taps), the styles of sample n by s = max over i of |styles[n, i]|.
+// divisors = f of each filter, then s of each sample.
 #pragma once
 
 #include "elementwise.cuh"
@@ -32,7 +33,8 @@ struct ModulatedFactorsPointers {
   const acc_t<T>*weight, *styles;          // [O, I, taps], [N, I]
   const acc_t<T>*bias, *noise, *strength;  // [O], any size, one element; null where there is none
   T *out, *cast_bias;
-  acc_t<T>*dcoefs, *scaled_styles, *scaled_noise;  // [N, O], [N, I]; null where there is none
+  // [N, O], [N, I], the noise, [O + N]; null where there is none
+  acc_t<T>*dcoefs, *scaled_styles, *scaled_noise, *divisors;
 };
 
 constexpr int kFactorsLanes = 32;    // threads that share a sample
@@ -136,6 +138,11 @@ struct FactorsBlock {
     }
   }
 
+  PF_DEVICE void write_divisors(A filter_divisor) const {
+    if (thread == 0) t.divisors[o] = filter_divisor;
+    for (int64_t n = thread; o == 0 && n < p.samples; n += threads) t.divisors[p.filters + n] = divisors[n];
+  }
+
  private:
   PF_DEVICE const A* styles_of(int64_t n) const { return t.styles + n * p.style_sample; }
   static PF_DEVICE A larger(A a, A b) { return b > a ? b : a; }
@@ -164,6 +171,7 @@ __global__ void __launch_bounds__(256)
   }
   for (int64_t n = 0; n < (p.fold ? p.samples : 1); ++n) block.write_filter(n, p.fold, filter_divisor);
   if (t.scaled_styles != nullptr && block.o == 0) block.write_styles();
+  if (t.divisors != nullptr) block.write_divisors(filter_divisor);
   if (t.cast_bias != nullptr && block.thread == 0) from_acc(t.cast_bias + block.o, t.bias[block.o]);
 }
 

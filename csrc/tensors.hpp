@@ -20,6 +20,7 @@ inline ScalarType acc_dtype(ScalarType type) {
 }
 
 inline const void* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
+inline void* writable_or_null(const std::optional<Tensor>& t) { return t ? t->mutable_data_ptr() : nullptr; }
 
 inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), op, ": expected ", name,

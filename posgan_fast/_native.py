@@ -33,8 +33,10 @@ _SCHEMAS = (
     "modulated_weight(Tensor weight, Tensor styles, Tensor(a!)? dcoefs, Tensor(b!) out, Tensor(c!)? odd_rows,"
     " float eps, bool fold, bool transposed, bool flip) -> ()",
     "modulated_factors(Tensor weight, Tensor styles, Tensor? bias, Tensor? noise, Tensor? strength, Tensor(a!) out,"
-    " Tensor(b!)? cast_bias, Tensor(c!)? dcoefs, Tensor(d!)? scaled_styles, Tensor(e!)? scaled_noise, float eps,"
-    " bool fold, bool transposed, bool flip) -> ()",
+    " Tensor(b!)? cast_bias, Tensor(c!)? dcoefs, Tensor(d!)? scaled_styles, Tensor(e!)? scaled_noise,"
+    " Tensor(f!)? divisors, float eps, bool fold, bool transposed, bool flip) -> ()",
+    "modulated_factors_backward(Tensor weight, Tensor styles, Tensor dcoefs, Tensor? divisors, Tensor d_dcoefs,"
+    " Tensor? d_scaled_styles, Tensor(a!)? d_weight, Tensor(b!)? d_styles) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
     "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
@@ -51,7 +53,7 @@ _SCHEMAS = (
 )
 # The ops that a library lacks: each has its own way to prepare weights, and on CUDA the vendor convolves.
 _NOT_IN = {
-    CPU: ("modulated_factors",),
+    CPU: ("modulated_factors", "modulated_factors_backward"),
     CUDA: ("modulated_weight", "winograd3x3", "winograd3x3_weight", "winograd3x3_gradient"),
 }
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"

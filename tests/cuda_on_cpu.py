@@ -21,12 +21,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, *, with_triton: bool = False) -> N
     monkeypatch.setattr(
         cuda, "algorithm", lambda call: cuda.FUSED if with_triton and triton.serves(call) else cuda.STAGES
     )
-    monkeypatch.setattr(torch.ops.posgan_fast_native, "modulated_factors", modulated_factors, raising=False)
+    for function in (modulated_factors, modulated_factors_backward):
+        monkeypatch.setattr(torch.ops.posgan_fast_native, function.__name__, function, raising=False)
 
 
 def modulated_factors(
     weight: torch.Tensor, styles: torch.Tensor, bias: Any, noise: Any, strength: Any, out: torch.Tensor, cast_bias: Any,
-    dcoefs: Any, scaled_styles: Any, scaled_noise: Any, eps: float, fold: bool, transposed: bool, flip: bool,
+    dcoefs: Any, scaled_styles: Any, scaled_noise: Any, divisors: Any, eps: float, fold: bool, transposed: bool,
+    flip: bool,
 ) -> None:  # fmt: skip
     """The definition of the native op; csrc/modulated_conv2d.cuh has the formulas."""
     per_filter, per_sample = torch.ones(len(weight), 1, 1, 1), torch.ones(len(styles), 1)
@@ -46,6 +48,28 @@ def modulated_factors(
             result.copy_(value)
     if scaled_noise is not None:
         scaled_noise.copy_(noise * strength)
+    if divisors is not None:
+        divisors.copy_(torch.cat([per_filter.flatten(), per_sample.flatten()]))
+
+
+def modulated_factors_backward(
+    weight: torch.Tensor, styles: torch.Tensor, dcoefs: torch.Tensor, divisors: Any, d_dcoefs: torch.Tensor,
+    d_scaled: Any, d_weight: Any, d_styles: Any,
+) -> None:  # fmt: skip
+    """The definition of the native op, by autograd; csrc/modulated_factors_backward.cuh has the formulas."""
+    constants = weight.new_ones(len(weight) + len(styles)) if divisors is None else divisors
+    filters, samples = constants[: len(weight)], constants[len(weight) :, None]
+    with torch.enable_grad():
+        w, s = weight.detach().requires_grad_(), styles.detach().requires_grad_()
+        sums = torch.einsum("ni,oikl->no", s.square(), w.square())
+        eps = (dcoefs / (filters * samples)) ** -2 - sums.detach()
+        loss = ((sums + eps).rsqrt() * filters * samples * d_dcoefs).sum()
+        if d_scaled is not None:
+            loss = loss + (s / samples * d_scaled).sum()
+        found = torch.autograd.grad(loss, (w, s))
+    for result, value in zip((d_weight, d_styles), found, strict=True):
+        if result is not None:
+            result.copy_(value)
 
 
 def _or_one(t: torch.Tensor) -> torch.Tensor:

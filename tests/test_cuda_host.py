@@ -46,7 +46,7 @@ GROUPS = ("fir4", "any", "bias_act", "prologue2d", "epilogue2d", "epilogue2d_fir
 
 
 @needs_compiler
-@pytest.mark.parametrize("group", [*GROUPS, "modulated_factors"])
+@pytest.mark.parametrize("group", [*GROUPS, "modulated_factors", "modulated_factors_backward"])
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 def test_kernels_agree_with_float64(variant: str, group: str) -> None:
     check_cases(variant, f"{group}:quick" if variant == "tsan" else group)

@@ -16,7 +16,7 @@ from posgan_fast import functional as PF
 from posgan_fast import models, nn
 from posgan_fast.models import stylegan2_synthesis
 from posgan_fast.nn import joint_styles
-from posgan_fast.ops.modulated_conv2d import cuda
+from posgan_fast.ops.modulated_conv2d import cuda, trained_factors
 
 backend = each_of([Backend("cuda")])
 
@@ -58,6 +58,95 @@ def test_a_layer_prepares_its_factors_in_one_launch(n, dtype, factors):
     assert fold == (n == 1) and transposed and out.dtype == dtype and styles.dtype == torch.float32
     assert (bias is None) == (dtype == torch.float32) == (cast_bias is None)
     assert noise.shape[-2:] == (10, 10) and strength.numel() == 1
+
+
+LAYERS = [dict(padding=1), dict(padding=1, flip_weight=False), dict(padding=1, up=2), dict(padding=1, down=2)]
+
+
+def arguments(layer, dtype, x_dtype=None):
+    """Return x, weight, styles and the keyword arguments of a layer."""
+    f = None if layer.keys() <= {"padding", "flip_weight"} else PF.setup_filter([1, 3, 3, 1])
+    tensors = torch.randn(3, 4, 4, 4), torch.randn(5, 4, 3, 3), torch.randn(3, 4)
+    dtypes = x_dtype or dtype, dtype, dtype
+    given = [t.to(d).requires_grad_() for t, d in zip(tensors, dtypes, strict=True)]
+    return given, dict(layer, resample_filter=f, backend="cuda")
+
+
+@pytest.fixture
+def native(monkeypatch):
+    """The names of the native ops of the factors that are called."""
+    names = []
+    for name in ("modulated_factors", "modulated_factors_backward"):
+        run = getattr(cuda_on_cpu, name)
+        monkeypatch.setattr(
+            torch.ops.posgan_fast_native, name, lambda *args, name=name, run=run: (names.append(name), run(*args))
+        )
+    return names
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_factors_have_derivatives_of_both_orders(layer, native):
+    given, call = arguments(layer, torch.float64)
+    assert torch.autograd.gradcheck(lambda *args: PF.modulated_conv2d(*args, **call), given)
+    assert set(native) == {"modulated_factors", "modulated_factors_backward"}
+    assert torch.autograd.gradgradcheck(lambda *args: PF.modulated_conv2d(*args, **call), given)
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (1,), (2,), (0, 2)])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_of_prepared_factors_are_as_exact_as_those_of_composed_ones(
+    dtype, layer, wanted, native, monkeypatch
+):
+    given, call = arguments(layer, torch.float32, dtype)
+    given64 = [t.double() for t in given]
+    dy = torch.randn(PF.modulated_conv2d(*given, **call).shape).to(dtype)
+    exact = PF.modulated_conv2d(*given64, **dict(call, backend="reference"))
+    exact = torch.autograd.grad(exact, [given64[i] for i in wanted], dy.double())
+
+    def errors():
+        y = PF.modulated_conv2d(*given, **call)
+        found = torch.autograd.grad(y, [given[i] for i in wanted], dy)
+        assert y.dtype == dtype and [(d.dtype, d.shape) for d in found] == [
+            (given[i].dtype, given[i].shape) for i in wanted
+        ]
+        return torch.stack([(d.double() - e).norm() / e.norm() for d, e in zip(found, exact, strict=True)])
+
+    native.clear()
+    prepared = errors()
+    assert native == ["modulated_factors", "modulated_factors_backward"]
+    monkeypatch.setattr(trained_factors, "serve", lambda call: False)
+    assert (prepared <= 1.2 * errors() + 1e-6).all() and len(native) == 2
+
+
+def test_frozen_parts_of_a_layer_get_no_gradient(native):
+    for frozen in (1, 2):
+        given, call = arguments(LAYERS[2], torch.float32, torch.float16)
+        given[frozen].requires_grad_(False)
+        PF.modulated_conv2d(*given, **call).float().square().sum().backward()
+        assert given[frozen].grad is None and given[3 - frozen].grad.isfinite().all()
+
+
+def test_transforms_and_modes_compose_the_factors(native):
+    """They see no native op that writes over its arguments."""
+    given, call = arguments(LAYERS[0], torch.float32)
+    loss = lambda *args: PF.modulated_conv2d(*args, **call).square().sum()  # noqa: E731
+    expected = torch.autograd.grad(loss(*given), given)
+    assert len(native) == 2
+    found = torch.func.grad(loss, (0, 1, 2))(*(t.detach() for t in given))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    tangents = [torch.randn_like(t) for t in given]
+    _, along = torch.func.jvp(loss, tuple(t.detach() for t in given), tuple(tangents))
+    torch.testing.assert_close(along, sum((t * d).sum() for t, d in zip(tangents, expected, strict=True)))
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        loss(*given)
+    assert len(native) == 2
+    rows = torch.eye(3)[:, :, None, None, None] * torch.ones(1, 3, 5, 4, 4)
+    y = PF.modulated_conv2d(*given, **call)
+    batched = torch.autograd.grad(y, given[2], rows, retain_graph=True, is_grads_batched=True)[0]
+    one_by_one = [torch.autograd.grad(y, given[2], row, retain_graph=True)[0] for row in rows]
+    torch.testing.assert_close(batched, torch.stack(one_by_one))
 
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])

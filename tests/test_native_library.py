@@ -193,7 +193,12 @@ WHOLE = LIBRARY.read_bytes() if LIBRARY.exists() else b""
         (b"not a library", {}, "{} does not load: "),
         (b"", {}, "{} does not load: "),
         # The CPU library has its ops for CPU tensors only.
-        (WHOLE, {}, "{} lacks upfirdn2d, bias_act, modulated_factors, prologue2d, epilogue2d, epilogue2d_backward: "),
+        (
+            WHOLE,
+            {},
+            "{} lacks upfirdn2d, bias_act, modulated_factors, modulated_factors_backward, prologue2d, epilogue2d,"
+            " epilogue2d_backward: ",
+        ),
     ],
     ids=["absent", "not built", "other schemas", "truncated", "garbage", "empty", "without its ops"],
 )

@@ -22,7 +22,7 @@ import kernel_oracle as oracle  # noqa: E402
 from check_backward import WANTED, epilogue2d_backward  # noqa: E402
 from check_backward import run as run_backward  # noqa: E402
 from check_epilogue2d import epilogue2d_fir4, epilogue2d_group  # noqa: E402
-from check_factors import modulated_factors  # noqa: E402
+from check_factors import differentiate, modulated_factors, modulated_factors_backward, prepare  # noqa: E402
 from storage import STORAGE, compare, load, place, store  # noqa: E402
 from tilings import FACTORS, FIR, SMALL, TABLE  # noqa: E402
 
@@ -255,13 +255,21 @@ def run_prologue2d(rng, shape, dtype, layout, mode, join, given, height_first, o
     return vectorized
 
 
-BARRIERS = {"fir4": 6, "separable": 2, "two_dimensional": 2, "epilogue2d_backward": 3}
+BARRIERS = {
+    "fir4": 6,
+    "separable": 2,
+    "two_dimensional": 2,
+    "epilogue2d_backward": 3,
+    "modulated_factors": 5,
+    "modulated_factors_backward": 2,
+}
 
 
 def barriers(rng, quick):
     """Leave out each barrier of each kernel in a process of its own. ThreadSanitizer must report every one, and nothing
     where none is left out. Here fir4 has a barrier for each of five stages and one before it goes to other planes;
-    epilogue2d_backward has three for each batch of rows, of which the first is tried."""
+    epilogue2d_backward has three for each batch of rows, of which the first is tried, modulated_factors two for each
+    batch of samples."""
     for kernel, count in BARRIERS.items():
         for index in range(-1, count):
             code, output = forked(lambda kernel=kernel, index=index: run_without_barrier(rng, kernel, index))
@@ -291,6 +299,10 @@ def run_without_barrier(rng, kernel, index):
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), FIR, up=(2, 1), **common)
     elif kernel == "epilogue2d_backward":
         run_backward(rng, ("lrelu", 0.2), "float32", "nhwc", ((1, 40, 2, 8), 0, 16, 32), True, 1, True, -1.0, WANTED[0])
+    elif kernel == "modulated_factors":
+        prepare(rng, "float16", (5, 2, 7, 9), True, True, False, "nchw", 1.0)
+    elif kernel == "modulated_factors_backward":
+        differentiate(rng, "float32", (3, 5, 7, 9), True, "both")
     else:
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), np.outer(FIR, FIR), up=(2, 1), **common)
 
@@ -417,6 +429,7 @@ GROUPS = {
     "epilogue2d": epilogue2d_group,
     "epilogue2d_backward": epilogue2d_backward,
     "modulated_factors": modulated_factors,
+    "modulated_factors_backward": modulated_factors_backward,
     "epilogue2d_fir4": epilogue2d_fir4,
     "far": far,
     "launch_tables": launch_tables,

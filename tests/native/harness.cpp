@@ -12,6 +12,7 @@
 #include "epilogue2d_fir4.cuh"
 #include "launch_tables.cuh"
 #include "modulated_conv2d.cuh"
+#include "modulated_factors_backward.cuh"
 #include "prologue2d.cuh"
 
 namespace py = pybind11;
@@ -240,25 +241,34 @@ void epilogue2d_backward(py::array dy, std::optional<py::array> y, std::optional
   });
 }
 
+// The values of an array of one type, null for None.
+template <typename E>
+E* values(std::optional<py::array>& a) {
+  if (a && a->itemsize() != sizeof(E)) throw py::value_error("item size");
+  return a ? static_cast<E*>(a->mutable_data()) : nullptr;
+}
+
+int64_t stride(const py::array& a, int dim) { return int64_t(a.strides(dim)) / int64_t(a.itemsize()); }
+
 // weight is [O, I, taps], styles [N, I] with any stride between samples; out [O, I, taps] or with fold [N, O, I, taps]
 // has any strides.
-void modulated_factors(py::array weight, py::array styles, std::optional<py::array> bias,
-                       std::optional<py::array> noise, std::optional<py::array> strength, py::array out,
+void modulated_factors(std::optional<py::array> weight, std::optional<py::array> styles, std::optional<py::array> bias,
+                       std::optional<py::array> noise, std::optional<py::array> strength, std::optional<py::array> out,
                        std::optional<py::array> cast_bias, std::optional<py::array> dcoefs,
-                       std::optional<py::array> scaled_styles, std::optional<py::array> scaled_noise, double eps,
-                       bool fold, bool flip, bool in_range, const std::string& dtype, int threads) {
-  const auto stride = [&](int d) { return int64_t(out.strides(d)) / int64_t(out.itemsize()); };
+                       std::optional<py::array> scaled_styles, std::optional<py::array> scaled_noise,
+                       std::optional<py::array> divisors, double eps, bool fold, bool flip, bool in_range,
+                       const std::string& dtype, int threads) {
   const int first = fold ? 1 : 0;
-  const ModulatedFactorsParams p{styles.shape(0),
-                                 weight.shape(0),
-                                 weight.shape(1),
-                                 int(weight.shape(2)),
-                                 int64_t(styles.strides(0)) / int64_t(styles.itemsize()),
+  const ModulatedFactorsParams p{styles->shape(0),
+                                 weight->shape(0),
+                                 weight->shape(1),
+                                 int(weight->shape(2)),
+                                 stride(*styles, 0),
                                  noise ? int64_t(noise->size()) : 0,
-                                 fold ? stride(0) : 0,
-                                 stride(first),
-                                 stride(first + 1),
-                                 stride(first + 2),
+                                 fold ? stride(*out, 0) : 0,
+                                 stride(*out, first),
+                                 stride(*out, first + 1),
+                                 stride(*out, first + 2),
                                  eps,
                                  fold,
                                  flip,
@@ -266,23 +276,28 @@ void modulated_factors(py::array weight, py::array styles, std::optional<py::arr
   with_dtype(dtype, [&](auto scalar) {
     using T = decltype(scalar);
     using A = acc_t<T>;
-    if (weight.itemsize() != sizeof(A) || out.itemsize() != sizeof(T)) throw py::value_error("item size");
-    const auto data = [](std::optional<py::array>& a, auto element) -> decltype(element)* {
-      if (a && a->itemsize() != sizeof(element)) throw py::value_error("item size");
-      return a ? static_cast<decltype(element)*>(a->mutable_data()) : nullptr;
-    };
-    const A wide = 0;
-    const ModulatedFactorsPointers<T> pointers = {static_cast<const A*>(weight.data()),
-                                                  static_cast<const A*>(styles.data()),
-                                                  data(bias, wide),
-                                                  data(noise, wide),
-                                                  data(strength, wide),
-                                                  static_cast<T*>(out.mutable_data()),
-                                                  data(cast_bias, T{}),
-                                                  data(dcoefs, wide),
-                                                  data(scaled_styles, wide),
-                                                  data(scaled_noise, wide)};
+    const ModulatedFactorsPointers<T> pointers = {
+        values<A>(weight),        values<A>(styles),       values<A>(bias),      values<A>(noise),
+        values<A>(strength),      values<T>(out),          values<T>(cast_bias), values<A>(dcoefs),
+        values<A>(scaled_styles), values<A>(scaled_noise), values<A>(divisors)};
     run_modulated_factors(pointers, p, threads, [](const auto&... launch) { host_launch(launch...); });
+  });
+}
+
+// dtype is "float32" or "float64", the arrays are as for modulated_factors.
+void modulated_factors_backward(std::optional<py::array> weight, std::optional<py::array> styles,
+                                std::optional<py::array> dcoefs, std::optional<py::array> divisors,
+                                std::optional<py::array> d_dcoefs, std::optional<py::array> d_scaled,
+                                std::optional<py::array> d_weight, std::optional<py::array> d_styles,
+                                const std::string& dtype, int threads) {
+  const ModulatedFactorsBackwardParams p{styles->shape(0), weight->shape(0), weight->shape(1), int(weight->shape(2)),
+                                         stride(*styles, 0)};
+  with_dtype(dtype, [&](auto scalar) {
+    using A = acc_t<decltype(scalar)>;
+    const ModulatedFactorsBackwardPointers<A> pointers = {values<A>(weight),   values<A>(styles),   values<A>(dcoefs),
+                                                          values<A>(divisors), values<A>(d_dcoefs), values<A>(d_scaled),
+                                                          values<A>(d_weight), values<A>(d_styles)};
+    run_modulated_factors_backward(pointers, p, threads, [](const auto&... launch) { host_launch(launch...); });
   });
 }
 
@@ -346,6 +361,7 @@ PYBIND11_MODULE(harness, m) {
   m.def("epilogue2d", &epilogue2d);
   m.def("epilogue2d_backward", &epilogue2d_backward);
   m.def("modulated_factors", &modulated_factors);
+  m.def("modulated_factors_backward", &modulated_factors_backward);
   m.def("epilogue2d_fir4", &epilogue2d_fir4);
   m.def("epilogue2d_coords", &epilogue2d_coords_at);
   m.def("skip_barrier", [](int index) { host::skipped_barrier = index; });

@@ -233,8 +233,15 @@ def is_recorded(args: Sequence[Any]) -> bool:
 
 
 def transforms_active() -> bool:
-    """Tell whether a transform of torch.func, or a batched gradient, is under way."""
+    """Tell whether a transform of torch.func is under way."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_batched(*tensors: torch.Tensor | None) -> bool:
+    """Tell whether a transform is under way, or one of these tensors is a batch by ``is_grads_batched=True``, which
+    :func:`transforms_active` does not tell inside of a backward function."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    return transforms_active() or any(t is not None and legacy(t) for t in tensors)
 
 
 def differentiates_forward(*args: Any) -> bool:

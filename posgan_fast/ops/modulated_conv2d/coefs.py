@@ -32,6 +32,11 @@ def factors(call: Call, dtype: torch.dtype) -> Factors:
     return found
 
 
+def scale_map(call: Call) -> bool:
+    """Tell whether a padding map has to be scaled in step with factors that keep float16 in range."""
+    return call.pad_map is not None and call.demodulate and call.x.dtype == torch.float16
+
+
 def _ring(call: Call, acc: torch.dtype) -> torch.Tensor | None:
     """Return the ring of the padding map, since values off the ring must not count for the range."""
     if call.pad_map is None or call.pad_map.ndim == 3:

@@ -11,28 +11,25 @@ import torch
 
 from ... import backend as _backend
 from ..common import checks, layout
-from . import triton
+from . import coefs, trained_factors, triton
 from .call import Call
-from .stages import infer_stages, run_stages
+from .stages import form_of, infer_stages, run_stages
+from .trained_factors import Form
 
 FUSED, STAGES = "one Triton kernel", "stages"
-_SHARED = 40 * 2**10  # bytes for a number of each channel and sample, which the kernel keeps in shared memory
 
 
 def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
     n, c = call.x.shape[:2]
     itemsize = checks.arithmetic(call.x.dtype).itemsize
-    if n == 0 or (n + c) * itemsize > _SHARED or _has_map_beside_scaled_factors(call):
+    if n == 0 or (n + c) * itemsize > trained_factors.SHARED or coefs.scale_map(call):
         return run_stages(call, inplace=True)
     if algorithm(call) == FUSED and _triton_fails_on(call.x.device) is None:
-        call, weight, styles, dcoefs = prepare(call, fold=call.pad_map is None, flip=not call.flip_weight)
+        call, weight, styles, dcoefs = prepare(call, form_of(call), fold=call.pad_map is None)
         return triton.run(call, weight, styles, dcoefs)
     fold = n == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
-    transposed = call.up > 1 and call.weight.shape[2:] != (1, 1)
-    # A transposed convolution convolves, a plain one correlates.
-    flip = call.flip_weight if call.up > 1 else not call.flip_weight
-    call, weight, styles, dcoefs = prepare(call, fold=fold, flip=flip, transposed=transposed)
+    call, weight, styles, dcoefs = prepare(call, form_of(call), fold=fold)
     return infer_stages(call, weight, styles, dcoefs, "cuda")
 
 
@@ -57,11 +54,6 @@ def _triton_fails_on(device: torch.device) -> str | None:
     return reason
 
 
-def _has_map_beside_scaled_factors(call: Call) -> bool:
-    """Tell whether a padding map has to be scaled in step with factors that keep float16 in range."""
-    return call.pad_map is not None and call.demodulate and call.x.dtype == torch.float16
-
-
 class Prepared(NamedTuple):
     """A call whose noise and bias are as the epilogue reads them; the weight in the dtype and strides of the
     convolution; styles [N, I], None where the weight holds them, and demodulation coefficients [N, O], in the
@@ -73,20 +65,18 @@ class Prepared(NamedTuple):
     dcoefs: torch.Tensor | None
 
 
-def prepare(call: Call, *, fold: bool, flip: bool, transposed: bool = False) -> Prepared:
+def prepare(call: Call, form: Form, *, fold: bool) -> Prepared:
     """Prepare in one launch what the convolution and the epilogue of a call read.
 
     Args:
         call: the call, with at least one sample.
+        form: the arrangement of the weight.
         fold: put the styles into the weight: [O, I, kh, kw] for one sample, [N * O, I, kh, kw] for several.
-        flip: reverse the stored kernel.
-        transposed: return the weight as [I, O, kh, kw].
     """
     x, acc = call.x, checks.arithmetic(call.x.dtype)
-    weight, styles = call.weight.to(acc).contiguous(), _with_dense_rows(call.styles.to(acc))
-    (n, i), (o, _, kh, kw) = styles.shape, weight.shape
-    shape = (i, o, kh, kw) if transposed else (o * n if fold else o, i, kh, kw)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.memory_format(x))
+    weight, styles = call.weight.to(acc).contiguous(), trained_factors.with_dense_rows(call.styles.to(acc))
+    (n, i), o = styles.shape, weight.shape[0]
+    out = trained_factors.empty_weight(weight, form, o * n if fold else o)
     dcoefs = styles.new_empty((n, o)) if call.demodulate else None
     scaled = styles.new_empty((n, i)) if call.demodulate and x.dtype == torch.float16 and not fold else None
     bias, cast_bias = layout.contiguous_as(acc, call.bias), None
@@ -97,13 +87,9 @@ def prepare(call: Call, *, fold: bool, flip: bool, transposed: bool = False) -> 
         strength, scaled_noise = call.noise_strength.to(acc), torch.empty_like(noise)
     torch.ops.posgan_fast_native.modulated_factors(
         weight, styles, None if cast_bias is None else bias, None if strength is None else noise, strength, out,
-        cast_bias, dcoefs, scaled, scaled_noise, call.eps, fold, transposed, flip,
+        cast_bias, dcoefs, scaled, scaled_noise, None, call.eps, fold, form.transposed, form.flip,
     )  # fmt: skip
     call = call._replace(
         bias=bias if cast_bias is None else cast_bias, noise=noise if scaled_noise is None else scaled_noise
     )
     return Prepared(call, out, None if fold else styles if scaled is None else scaled, dcoefs)
-
-
-def _with_dense_rows(styles: torch.Tensor) -> torch.Tensor:
-    return styles if styles.shape[1] == 1 or styles.stride(1) == 1 else styles.contiguous()

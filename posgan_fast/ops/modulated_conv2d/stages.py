@@ -7,34 +7,30 @@ import torch
 from .. import epilogue2d, prologue2d
 from ..common import checks, layout
 from ..common.records import Resample
-from . import coefs, conv2d_resample
+from . import coefs, conv2d_resample, trained_factors
 from .call import Call, with_scaled_noise
+from .trained_factors import Form
 
 
 def run_stages(call: Call, *, inplace: bool = False) -> torch.Tensor:
     """Compute a call. ``inplace`` lets the epilogue write over the convolution's result, which forbids derivatives."""
     call = with_scaled_noise(call)
-    x, acc, backend = call.x, checks.arithmetic(call.x.dtype), call.backend
+    dtype, acc, backend = call.x.dtype, checks.arithmetic(call.x.dtype), call.backend
+    call = call._replace(bias=cast(call.bias, acc))
     if backend == "reference":  # the definition rounds once, at the end
-        x = x.to(acc)
-    weight, styles, dcoefs, pad_map = coefs.factors(call, x.dtype)
-    noise, bias = call.noise, cast(call.bias, acc)
+        call = call._replace(x=call.x.to(acc))
     # With derivatives the vendor's convolution is the faster one on the CPU.
     if has_few_filters(call) and (inplace or backend in ("cuda", "triton")):
-        y = _multiply(x, weight, styles)
-    elif call.up > 1:
-        weight = weight.to(x.dtype)
-        z = prologue2d.prologue2d(x, styles, backend=backend)
-        if weight.shape[2:] != (1, 1):
-            weight = (weight.flip((2, 3)) if call.flip_weight else weight).transpose(0, 1)
-        y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, pad_map, call.f, backend)
-        return epilogue2d.run(y, call.f, dcoefs, noise, bias, resample, call.activation, backend).to(call.x.dtype)
+        weight, styles, dcoefs, _ = coefs.factors(call, call.x.dtype)
+        return _finish(call, _multiply(call.x, weight, styles), dcoefs, inplace).to(dtype)
+    form = form_of(call)
+    if trained_factors.serve(call):
+        weight, styles, dcoefs, pad_map = trained_factors.factors(call, form)
     else:
-        weight = layout.weight_for(x, weight if call.flip_weight else weight.flip((2, 3)))
-        y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, call.padding, pad_map, call.f, backend)
-    if inplace:
-        return epilogue2d.write_over(y, dcoefs, noise, bias, call.activation, backend)
-    return epilogue2d.run(y, None, dcoefs, noise, bias, Resample(), call.activation, backend).to(call.x.dtype)
+        weight, styles, dcoefs, pad_map = coefs.factors(call, call.x.dtype)
+        weight = weight.flip((2, 3)) if form.flip else weight
+        weight = layout.weight_for(call.x, weight.transpose(0, 1) if form.transposed else weight)
+    return _run(call._replace(pad_map=pad_map), weight, styles, dcoefs, inplace).to(dtype)
 
 
 def infer_stages(
@@ -42,13 +38,31 @@ def infer_stages(
 ) -> torch.Tensor:
     """Compute a call that asks for no derivative from prepared factors: ``weight`` in the form of the convolution, and
     ``styles`` unless the weight holds them. Noise and bias are as the epilogue reads them."""
-    x, padding, pad_map, f, act = call.x, call.padding, call.pad_map, call.f, call.activation
+    return _run(call._replace(backend=backend), weight, styles, dcoefs, True)
+
+
+def form_of(call: Call) -> Form:
+    """Return the form in which the convolution of a call reads its weight."""
+    transposed = call.up > 1 and call.weight.shape[2:] != (1, 1)
+    # A transposed convolution convolves, a plain one correlates.
+    flip = call.flip_weight if transposed else not call.flip_weight
+    return Form(call.x.dtype, layout.memory_format(call.x), flip, transposed)
+
+
+def _run(call, weight, styles, dcoefs, inplace):
+    x, padding, pad_map, f, backend = call.x, call.padding, call.pad_map, call.f, call.backend
     if call.up == 1:
         y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, padding, pad_map, f, backend)
-        return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, act, backend)
+        return _finish(call, y, dcoefs, inplace)
     z = prologue2d.prologue2d(x, styles, backend=backend)
     y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, padding, pad_map, f, backend)
-    return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, act, backend)
+    return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, call.activation, backend)
+
+
+def _finish(call, y, dcoefs, inplace):
+    if inplace:
+        return epilogue2d.write_over(y, dcoefs, call.noise, call.bias, call.activation, call.backend)
+    return epilogue2d.run(y, None, dcoefs, call.noise, call.bias, Resample(), call.activation, call.backend)
 
 
 def has_few_filters(call: Call) -> bool:
