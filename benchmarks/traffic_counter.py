@@ -265,13 +265,13 @@ def _addmm(func: Any, args: Sequence[Any], kwargs: Any, result: torch.Tensor) ->
 
 def _epilogue2d(func: Any, args: Sequence[Any], kwargs: Any, result: Any) -> list[Kernel]:
     """One kernel, or behind a filter that ``csrc/epilogue2d.cu`` does not fuse a second one, which writes over y."""
-    x, _, f, scale, noise, b, y = args[:7]
-    up, down, act = args[7:9], args[9:11], args[-4]
+    x, _, f, scale, noise, b, post_scale, y = args[:8]
+    up, down, act, read = args[8:10], args[10:12], args[-4], (scale, noise, b, post_scale)
     factors = up[0] == up[1] and down[0] == down[1] and up[0] * down[0] <= 2
     whole = y.is_contiguous() or y.shape[1] % 4 == 0
     if f is None or (f.shape[0] == f.shape[-1] == 4 and factors and whole and act <= 3 and x.dtype != torch.float64):
-        return _launch("native epilogue2d", (x, f, scale, noise, b), (y,))
-    second = _launch("native epilogue2d", (y, scale, noise, b), (y,))
+        return _launch("native epilogue2d", (x, f, *read), (y,))
+    second = _launch("native epilogue2d", (y, *read), (y,))
     return _launch("native upfirdn2d", (x, f), (y,)) + second
 
 

@@ -16,14 +16,15 @@ struct Epilogue2dCall {
 
   // Without these, the op is its resampling.
   bool changes_values() const {
-    const bool factors = tensors.scale || tensors.noise || tensors.b;
+    const bool factors = tensors.scale || tensors.noise || tensors.b || tensors.post_scale;
     return factors || act != Act::kLinear || params.gain != 1 || params.clamp >= 0;
   }
 
   template <typename T>
   Epilogue2dFactors<T> factors() const {
     return {static_cast<const acc_t<T>*>(data_or_null(tensors.scale)),
-            static_cast<const acc_t<T>*>(data_or_null(tensors.noise)), static_cast<const T*>(data_or_null(tensors.b))};
+            static_cast<const acc_t<T>*>(data_or_null(tensors.noise)), static_cast<const T*>(data_or_null(tensors.b)),
+            static_cast<const acc_t<T>*>(data_or_null(tensors.post_scale))};
   }
 };
 
@@ -32,9 +33,8 @@ void finish(const Epilogue2dCall& call, const Tensor& x) {
   const Tensor& y = call.tensors.y;
   dispatch_dtype("epilogue2d", x.scalar_type(), [&](auto scalar) {
     using T = decltype(scalar);
-    const auto [scale, noise, b] = call.factors<T>();
     const int threads = elementwise_threads(call.device.sm(), y.numel());
-    run_epilogue2d(static_cast<const T*>(x.const_data_ptr()), scale, noise, b, static_cast<T*>(y.mutable_data_ptr()),
+    run_epilogue2d(static_cast<const T*>(x.const_data_ptr()), call.factors<T>(), static_cast<T*>(y.mutable_data_ptr()),
                    call.params, call.act, threads, [&](const auto&... launch) {
                      call.device.launch_elementwise("epilogue2d", y.numel(), threads, launch...);
                    });
@@ -61,15 +61,16 @@ bool resample_and_finish(const Epilogue2dCall& call, const Tensor& f, const Upfi
 
 void epilogue2d(const Tensor& x, const std::optional<Tensor>& odd_rows, const std::optional<Tensor>& f,
                 const std::optional<Tensor>& scale, const std::optional<Tensor>& noise, const std::optional<Tensor>& b,
-                const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy, int64_t padx0, int64_t pady0,
-                bool flip, double filter_gain, int64_t act, double alpha, double gain, double clamp) {
+                const std::optional<Tensor>& post_scale, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
+                int64_t downy, int64_t padx0, int64_t pady0, bool flip, double filter_gain, int64_t act, double alpha,
+                double gain, double clamp) {
   STD_TORCH_CHECK(x.is_cuda(), "epilogue2d: expected x on a CUDA device");
   STD_TORCH_CHECK(!odd_rows, "epilogue2d: expected no odd_rows on CUDA");
   const Upfirdn2dTensors resampled("epilogue2d", x, y);
   if (y.numel() == 0) return;
   const bool contiguous = y.is_contiguous();
   STD_TORCH_CHECK(contiguous || is_channels_last(y), "epilogue2d: expected y dense, in NCHW or channels_last");
-  const Epilogue2dTensors tensors{x, scale, noise, b, y};
+  const Epilogue2dTensors tensors{x, scale, noise, b, post_scale, y};
   const Epilogue2dParams params = tensors.params(!contiguous, act, alpha, gain, clamp);
   const CudaDeviceGuard device(x.get_device_index());
   const Epilogue2dCall call{device, tensors, params, Act(act)};

@@ -7,6 +7,13 @@
 
 namespace posgan_fast {
 
+template <typename T>
+struct Epilogue2dFactors {
+  const acc_t<T>*scale, *noise;  // null where there is none
+  const T* b;
+  const acc_t<T>* post_scale;
+};
+
 struct Epilogue2dIndexing {
   bool aligned;     // x and y start at multiples of 16 bytes
   bool vectorized;  // all tensors do, and no vector reaches from one row into the next
@@ -50,11 +57,12 @@ PF_DEVICE Epilogue2dCoords epilogue2d_coords(int64_t i, const Epilogue2dParams& 
 
 // v = v * scale + noise + b for the vector at i.
 template <typename T>
-PF_DEVICE void epilogue2d_vector(int64_t i, int64_t numel, const acc_t<T>* scale, const acc_t<T>* noise, const T* b,
-                                 const Epilogue2dParams& p, const Epilogue2dIndexing& s,
-                                 acc_t<T> (&v)[kVectorSize<T>]) {
+PF_DEVICE void epilogue2d_vector(int64_t i, int64_t numel, const Epilogue2dFactors<T>& t, const Epilogue2dParams& p,
+                                 const Epilogue2dIndexing& s, acc_t<T> (&v)[kVectorSize<T>]) {
   using A = acc_t<T>;
   constexpr int kSize = kVectorSize<T>;
+  const A *const scale = t.scale, *const noise = t.noise;
+  const T* const b = t.b;
   Epilogue2dCoords at = epilogue2d_coords(i, p, s);
   A scales[kSize], noises[kSize], biases[kSize];
   fill(scales, A(1));
@@ -85,10 +93,32 @@ PF_DEVICE void epilogue2d_vector(int64_t i, int64_t numel, const acc_t<T>* scale
   for (int e = 0; e < kSize; ++e) v[e] = epilogue2d_sum(v[e], scales[e], noises[e], biases[e]);
 }
 
+// v *= post_scale for the vector at i. The coordinates are computed again, since no register is free to keep the scales
+// from the sum on.
+template <typename T>
+PF_DEVICE void epilogue2d_scale(int64_t i, int64_t numel, const acc_t<T>* post_scale, const Epilogue2dParams& p,
+                                const Epilogue2dIndexing& s, acc_t<T> (&v)[kVectorSize<T>]) {
+  constexpr int kSize = kVectorSize<T>;
+  Epilogue2dCoords at = epilogue2d_coords(i, p, s);
+  acc_t<T> scales[kSize] = {};
+  if (s.vectorized && p.channels_last) {
+    load_to_acc(post_scale + (at.n * p.c + at.c), scales);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      if (i + e >= numel) break;
+      scales[e] = post_scale[at.n * p.c + at.c];
+      at.next(p);
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) v[e] *= scales[e];
+}
+
 // A thread handles vectors a block width apart. y may be x, because one thread reads an element and then writes it.
 template <typename T, Act kAct>
-__global__ void __launch_bounds__(256) epilogue2d_kernel(const T* x, const acc_t<T>* scale, const acc_t<T>* noise,
-                                                         const T* b, T* y, Epilogue2dParams p, Epilogue2dIndexing s) {
+__global__ void __launch_bounds__(256)
+    epilogue2d_kernel(const T* x, Epilogue2dFactors<T> t, T* y, Epilogue2dParams p, Epilogue2dIndexing s) {
   using A = acc_t<T>;
   constexpr int kSize = kVectorSize<T>;
   constexpr int kUnroll = kVectorsPerThread<T, 0>;
@@ -106,20 +136,22 @@ __global__ void __launch_bounds__(256) epilogue2d_kernel(const T* x, const acc_t
     if (i >= numel) return;
     A v[kSize];
     to_acc(xs[u], v);
-    epilogue2d_vector(i, numel, scale, noise, b, p, s, v);
+    epilogue2d_vector(i, numel, t, p, s, v);
 #pragma unroll
     for (A& value : v) value = epilogue2d_act<kAct, MathOf<T>, A>(value, alpha, gain, clamp);
+    if (t.post_scale != nullptr) epilogue2d_scale<T>(i, numel, t.post_scale, p, s, v);
     store_predicated(y, i, numel, s.aligned, from_acc<T, kSize>(v));
   }
 }
 
 template <typename T>
-Epilogue2dIndexing epilogue2d_indexing(const T* x, const acc_t<T>* scale, const acc_t<T>* noise, const T* b, const T* y,
+Epilogue2dIndexing epilogue2d_indexing(const T* x, const Epilogue2dFactors<T>& t, const T* y,
                                        const Epilogue2dParams& p) {
   const int64_t pixels = p.h * p.w, row = p.channels_last ? p.c : pixels, outer = p.channels_last ? pixels : p.c;
   Epilogue2dIndexing s;
   s.aligned = aligned(x) && aligned(y);
-  s.vectorized = s.aligned && aligned(scale) && aligned(noise) && aligned(b) && row % kVectorSize<T> == 0;
+  s.vectorized = s.aligned && aligned(t.scale) && aligned(t.noise) && aligned(t.b) && aligned(t.post_scale) &&
+                 row % kVectorSize<T> == 0;
   s.use_int32_index = p.n * p.c * pixels < kInt32IndexLimit;
   s.row = FastDivmod::by(s.use_int32_index ? row : 1);
   s.outer = FastDivmod::by(s.use_int32_index ? outer : 1);
@@ -128,12 +160,11 @@ Epilogue2dIndexing epilogue2d_indexing(const T* x, const acc_t<T>* scale, const 
 
 // Calls launch(blocks, kernel, arguments...).
 template <typename T, typename Launch>
-void run_epilogue2d(const T* x, const acc_t<T>* scale, const acc_t<T>* noise, const T* b, T* y,
-                    const Epilogue2dParams& p, Act act, int threads, const Launch& launch) {
-  const Epilogue2dIndexing s = epilogue2d_indexing(x, scale, noise, b, y, p);
+void run_epilogue2d(const T* x, const Epilogue2dFactors<T>& t, T* y, const Epilogue2dParams& p, Act act, int threads,
+                    const Launch& launch) {
+  const Epilogue2dIndexing s = epilogue2d_indexing(x, t, y, p);
   const int64_t blocks = elementwise_blocks<T>(p.n * p.c * p.h * p.w, threads, kVectorsPerThread<T, 0>);
-  dispatch_act(act,
-               [&](auto constant) { launch(blocks, epilogue2d_kernel<T, constant>, x, scale, noise, b, y, p, s); });
+  dispatch_act(act, [&](auto constant) { launch(blocks, epilogue2d_kernel<T, constant>, x, t, y, p, s); });
 }
 
 }  // namespace posgan_fast

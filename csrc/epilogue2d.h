@@ -1,8 +1,9 @@
 // Formulas and parameters of epilogue2d, shared by the CPU and CUDA kernels. No torch.
 //
-//   y[n, c, h, w] = clamp(gain * act(z[n, c, h, w] * scale[n, c] + noise[n or 0, h, w] + b[c]))
+//   y[n, c, h, w] = clamp(gain * act(z[n, c, h, w] * scale[n, c] + noise[n or 0, h, w] + b[c])) * post_scale[n, c]
 //
-// where z is the resampled input or the input itself.
+// where z is the resampled input or the input itself, and post_scale, which CUDA alone has, the styles of the next
+// layer.
 #pragma once
 
 #include "bias_act.h"

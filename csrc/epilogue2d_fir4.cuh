@@ -14,12 +14,13 @@ struct FirEpilogue {
 
   const A *scale, *noise_map;  // null where there is none
   const T* b;
+  const A* post_scale;
   int64_t noise_stride_n;
   A alpha, gain, clamp;
 
   template <int kCount>
   struct At {
-    A scale[kCount], b[kCount];
+    A scale[kCount], b[kCount], post[kCount];
     int64_t pixel;  // of noise_map
 
     PF_DEVICE void next_row(int64_t width) { pixel += width; }
@@ -30,7 +31,9 @@ struct FirEpilogue {
     At<kCount> at;
     fill(at.scale, A(1));
     fill(at.b, A(0));
+    fill(at.post, A(1));
     if (scale != nullptr) read(scale + (n * channels + c), at.scale);
+    if (post_scale != nullptr) read(post_scale + (n * channels + c), at.post);
     if (b != nullptr) read(b + c, at.b);
     at.pixel = n * noise_stride_n + pixel;
     return at;
@@ -46,8 +49,8 @@ struct FirEpilogue {
 
   template <int kCount>
   PF_DEVICE A finish(const At<kCount>& at, int channel, A noise, A v) const {
-    return epilogue2d_act<kAct, MathOf<T>, A>(epilogue2d_sum(v, at.scale[channel], noise, at.b[channel]), alpha, gain,
-                                              clamp);
+    const A sum = epilogue2d_sum(v, at.scale[channel], noise, at.b[channel]);
+    return epilogue2d_act<kAct, MathOf<T>, A>(sum, alpha, gain, clamp) * at.post[channel];
   }
 
  private:
@@ -61,12 +64,6 @@ struct FirEpilogue {
   }
 };
 
-template <typename T>
-struct Epilogue2dFactors {
-  const acc_t<T>*scale, *noise;  // null where there is none
-  const T* b;
-};
-
 // Whether a kernel of upfirdn2d has a variant that finishes its values. Smooth activations and float64 have none: they
 // would double the number of kernels for layers that StyleGAN2 lacks.
 template <typename T>
@@ -74,7 +71,7 @@ bool fir4_finishes(Upfirdn2dKernel kernel, Act act, const Epilogue2dFactors<T>& 
   if (sizeof(T) == sizeof(double) || !piecewise_linear(act)) return false;
   if (kernel == Upfirdn2dKernel::kFir4) return true;
   const auto whole = [](const auto* t) { return reinterpret_cast<uintptr_t>(t) % (kFirChannels * sizeof(*t)) == 0; };
-  return kernel == Upfirdn2dKernel::kFir4ChannelsLast && whole(from.scale) && whole(from.b);
+  return kernel == Upfirdn2dKernel::kFir4ChannelsLast && whole(from.scale) && whole(from.b) && whole(from.post_scale);
 }
 
 // Runs a kernel for which fir4_finishes() is true. y must not overlap x.
@@ -87,8 +84,8 @@ void run_fir4_epilogue2d(const T* x, const acc_t<T>* f, const Epilogue2dFactors<
     if (kernel == Upfirdn2dKernel::kFir4) t.resident_threads = t.resident_threads / 6 * 5;
     const auto run = [&](auto constant) {
       const float alpha = act == Act::kLinear ? 1.0f : float(e.alpha);  // the slope that makes lrelu linear
-      const FirEpilogue<T, constant> epilogue = {from.scale, from.noise,    from.b,        e.noise_stride_n,
-                                                 alpha,      float(e.gain), float(e.clamp)};
+      const FirEpilogue<T, constant> epilogue = {from.scale,       from.noise, from.b,        from.post_scale,
+                                                 e.noise_stride_n, alpha,      float(e.gain), float(e.clamp)};
       run_fir4_kernels(x, f, y, p, epilogue, kernel, t, max_grid_y, launch);
     };
     if (act == Act::kRelu) return run(std::integral_constant<Act, Act::kRelu>());

@@ -21,14 +21,17 @@ void run_segments(Epilogue2dTask& task) {
 
 void epilogue2d(const Tensor& x, const std::optional<Tensor>& odd_rows, const std::optional<Tensor>& f,
                 const std::optional<Tensor>& scale, const std::optional<Tensor>& noise, const std::optional<Tensor>& b,
-                const Tensor& y, int64_t upx, int64_t upy, int64_t downx, int64_t downy, int64_t padx0, int64_t pady0,
-                bool flip, double filter_gain, int64_t act, double alpha, double gain, double clamp) {
+                const std::optional<Tensor>& post_scale, const Tensor& y, int64_t upx, int64_t upy, int64_t downx,
+                int64_t downy, int64_t padx0, int64_t pady0, bool flip, double filter_gain, int64_t act, double alpha,
+                double gain, double clamp) {
   STD_TORCH_CHECK(f || !odd_rows, "epilogue2d: expected f beside odd_rows");
+  STD_TORCH_CHECK(!post_scale, "epilogue2d: expected no post_scale on the CPU");
   const Upfirdn2dTensors resampled("epilogue2d", x, y);
   if (y.numel() == 0) return;
   Epilogue2dTask task;
   task.fir = make_task(resampled, odd_rows);
-  task.params = Epilogue2dTensors{x, scale, noise, b, y}.params(task.fir.params.channels_last, act, alpha, gain, clamp);
+  task.params = Epilogue2dTensors{x, scale, noise, b, post_scale, y}.params(task.fir.params.channels_last, act, alpha,
+                                                                            gain, clamp);
   task.act = Act(act);
   task.scale = data_or_null(scale);
   task.noise = data_or_null(noise);

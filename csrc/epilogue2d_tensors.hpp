@@ -9,7 +9,7 @@ namespace posgan_fast {
 
 struct Epilogue2dTensors {
   const Tensor& x;
-  const std::optional<Tensor>&scale, &noise, &b;
+  const std::optional<Tensor>&scale, &noise, &b, &post_scale;
   const Tensor& y;
 
   Epilogue2dParams params(bool channels_last, int64_t act, double alpha, double gain, double clamp) const {
@@ -20,6 +20,7 @@ struct Epilogue2dTensors {
     check("scale", scale, acc, n * c);
     check("noise", noise, acc, (shared_noise ? 1 : n) * h * w);
     check("b", b, x.scalar_type(), c);
+    check("post_scale", post_scale, acc, n * c);
     return {n, c, h, w, shared_noise ? 0 : h * w, channels_last, alpha, gain, clamp};
   }
 
@@ -28,7 +29,7 @@ struct Epilogue2dTensors {
     if (!t) return;
     check_device("epilogue2d", name, *t, x);
     STD_TORCH_CHECK(t->scalar_type() == dtype,
-                    "epilogue2d: expected b of the dtype of x, scale and noise of dtype float32,"
+                    "epilogue2d: expected b of the dtype of x, scale, noise and post_scale of dtype float32,"
                     " or float64 for a float64 x; ",
                     name, " is not");
     STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel, "epilogue2d: expected a contiguous ", name, " of ",

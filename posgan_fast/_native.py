@@ -39,9 +39,9 @@ _SCHEMAS = (
     " Tensor? d_scaled_styles, Tensor(a!)? d_weight, Tensor(b!)? d_styles) -> ()",
     "prologue2d(Tensor x, Tensor? residual, Tensor? styles, Tensor? border, Tensor? columns, Tensor? rows,"
     " Tensor(a!) y, int left, int top, int mode, bool concat, bool height_first) -> ()",
-    "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!) y, int upx,"
-    " int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain, int act, float alpha,"
-    " float gain, float clamp) -> ()",
+    "epilogue2d(Tensor x, Tensor? odd_rows, Tensor? f, Tensor? scale, Tensor? noise, Tensor? b, Tensor? post_scale,"
+    " Tensor(a!) y, int upx, int upy, int downx, int downy, int padx0, int pady0, bool flip, float filter_gain,"
+    " int act, float alpha, float gain, float clamp) -> ()",
     "epilogue2d_backward(Tensor dy, Tensor? y, Tensor? x, Tensor? scale, Tensor? noise, Tensor? b, Tensor(a!)? dx,"
     " Tensor(b!)? channel_sums, Tensor(c!)? pixel_sums, int tile, int act, float alpha, float gain, float clamp)"
     " -> ()",

@@ -23,6 +23,15 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, *, with_triton: bool = False) -> N
     )
     for function in (modulated_factors, modulated_factors_backward):
         monkeypatch.setattr(torch.ops.posgan_fast_native, function.__name__, function, raising=False)
+    epilogue2d = torch.ops.posgan_fast_native.epilogue2d.default
+
+    def with_post_scale(*args: Any) -> None:
+        *before, post_scale, y = args[:8]
+        epilogue2d(*before, None, y, *args[8:])
+        if post_scale is not None:
+            y.mul_(post_scale[:, :, None, None])
+
+    monkeypatch.setattr(torch.ops.posgan_fast_native, "epilogue2d", with_post_scale)
 
 
 def modulated_factors(

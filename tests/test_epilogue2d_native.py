@@ -35,7 +35,7 @@ def test_rows_in_two_tensors(c, dtype):
     y = torch.empty(2, c, 10, 12, dtype=dtype, memory_format=torch.channels_last)
     PF.explain("epilogue2d", z)  # loads the library
     torch.ops.posgan_fast_native.epilogue2d(
-        even, odd, f, scale, noise, b, y, 1, 1, 1, 1, 1, 1, False, 4.0, 3, 0.2, 2**0.5, -1.0
+        even, odd, f, scale, noise, b, None, y, 1, 1, 1, 1, 1, 1, False, 4.0, 3, 0.2, 2**0.5, -1.0
     )
     call = dict(f=F4, padding=(1, 0, 1, 1), filter_gain=4.0, scale=scale, noise=noise, b=b)
     assert_close(y, answer(z, "lrelu", **call), "epilogue2d", dtype)
@@ -43,7 +43,7 @@ def test_rows_in_two_tensors(c, dtype):
     single = even[:, :, :1]
     y = torch.empty(2, c, 1, 13, dtype=dtype).contiguous(memory_format=torch.channels_last)
     torch.ops.posgan_fast_native.epilogue2d(
-        single, odd[:, :, :0], f, scale, None, b, y, 1, 1, 1, 1, 1, 2, False, 4.0, 1, 0.0, 1.0, -1.0
+        single, odd[:, :, :0], f, scale, None, b, None, y, 1, 1, 1, 1, 1, 2, False, 4.0, 1, 0.0, 1.0, -1.0
     )
     call = dict(f=F4, padding=(1, 1, 2, 1), filter_gain=4.0, scale=scale, b=b)
     assert_close(y, answer(z[:, :, :1], **call), "epilogue2d", dtype)
@@ -61,6 +61,7 @@ def test_rows_in_two_tensors(c, dtype):
         dict(scale=torch.zeros(1, 2).double()),
         dict(noise=torch.zeros(1, 1, 3, 4)),
         dict(b=torch.zeros(4)[::2]),
+        dict(post_scale=torch.zeros(1, 2)),
         dict(act=10),
         dict(y=torch.zeros(1, 2, 4, 4).half()),
     ],
@@ -74,9 +75,9 @@ def test_the_native_op_guards_its_memory(change):
     )  # fmt: skip
     formats = {key: torch.channels_last for key in ("x", "odd", "y")}
 
-    def run(x, odd, f, scale, noise, b, y, act):
+    def run(x, odd, f, scale, noise, b, y, act, post_scale=None):
         torch.ops.posgan_fast_native.epilogue2d(
-            x, odd, f, scale, noise, b, y, 1, 1, 1, 1, 2, 2, False, 1.0, act, 0.0, 1.0, -1.0
+            x, odd, f, scale, noise, b, post_scale, y, 1, 1, 1, 1, 2, 2, False, 1.0, act, 0.0, 1.0, -1.0
         )
 
     def placed(call):

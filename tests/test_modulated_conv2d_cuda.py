@@ -182,7 +182,7 @@ def test_layers_that_someone_changed_compute_their_own_styles(change, monkeypatc
     else:
         layer.affine.__class__ = type("Louder", (nn.EqualLinear,), dict(forward=lambda self, w, gain=1.0: w[:, :32]))
     with torch.no_grad():
-        assert joint_styles.joint_styles([layer], ws, [0]) == {}
+        assert joint_styles.joint_styles([layer], ws, [0]) is None
         assert joint_styles.joint_styles([synthesis.b8.conv0], ws, [0])
 
 
@@ -190,7 +190,7 @@ def test_joint_styles_are_in_float32_under_autocast(monkeypatch):
     monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
     layer, ws = nn.StyleConv(8, 8, 16), torch.randn(1, 2, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        (styles,) = joint_styles.joint_styles([layer], ws, [1]).values()
+        (styles,) = joint_styles.joint_styles([layer], ws, [1])
         assert styles.dtype == torch.float32
         torch.testing.assert_close(styles, layer.affine(ws[:, 1]))
 

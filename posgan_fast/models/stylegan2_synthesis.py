@@ -12,12 +12,14 @@ from torch.nn import functional as F
 from .. import functional as PF
 from .. import nn
 from ..nn.joint_styles import joint_styles
+from ..nn.style_pair import run_pair
+from ..nn.unchanged import is_unchanged
 from ..ops.common import checks, encodings, layout
 from .precision import Precision, as_in_block, to_full_precision
 
 HEADS = ("constant", "csg", "spe")
 Maps = Sequence[torch.Tensor | None] | torch.nn.ParameterList | None
-Styles = dict[torch.nn.Module, torch.Tensor]
+Styles = Sequence[torch.Tensor]  # of a block's convolutions, then of its toRGB
 
 
 class HeadConfig(NamedTuple):
@@ -115,22 +117,28 @@ class Synthesis(torch.nn.Module):
             _check_noises(given, self.noise_sizes(scale), ws)
         checks.flag(force_fp32, "force_fp32")
         styles = self._joint_styles(ws)
-        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale), force_fp32, styles)
+        x, image = self.b4(ws[:, :2], head_map, maps[0], noise_mode, given[0], _both(scale), force_fp32, **styles[0])
         for i, r in enumerate(self.resolutions[1:]):
             first, end = 2 * i + 1, 2 * i + 3  # the block's convolutions; toRGB shares its latent with the next block
             latents, pads, noise = ws[:, first : end + 1], maps[first:end], given[first:end]
-            x, image = getattr(self, f"b{r}")(x, image, latents, pads, noise_mode, noise, force_fp32, styles)
+            block = getattr(self, f"b{r}")
+            x, image = block(x, image, latents, pads, noise_mode, noise, force_fp32, **styles[i + 1])
         return image
 
-    def _joint_styles(self, ws: torch.Tensor) -> Styles:
-        layers: list[Any] = []
-        places: list[int] = []
-        for i, r in enumerate(self.resolutions):
-            block, first = getattr(self, f"b{r}"), max(2 * i - 1, 0)
-            convolutions = [block.conv1] if r == 4 else [block.conv0, block.conv1]
-            layers += convolutions + ([] if block.torgb is None else [block.torgb])
-            places += range(first, first + len(convolutions) + (block.torgb is not None))
-        return joint_styles(layers, ws, places)
+    def _joint_styles(self, ws: torch.Tensor) -> list[dict[str, Styles]]:
+        """Compute the styles of all blocks at once where :func:`joint_styles` does; return an argument, or none, for
+        each block."""
+        blocks = [getattr(self, f"b{r}") for r in self.resolutions]
+        if not all(is_unchanged(block, HeadBlock, Block) for block in blocks):  # one may change the latents
+            return [{} for _ in blocks]
+        layers = [block.style_layers for block in blocks]
+        firsts = [max(2 * i - 1, 0) for i in range(len(blocks))]
+        places = [first + k for first, own in zip(firsts, layers, strict=True) for k in range(len(own))]
+        found = joint_styles([layer for own in layers for layer in own], ws, places)
+        if found is None:
+            return [{} for _ in blocks]
+        styles = iter(found)
+        return [{"styles": [next(styles) for _ in own]} for own in layers]
 
     def noise_sizes(self, scale: int | tuple[int, int] = 0) -> list[tuple[int, int]]:
         """Height and width of each convolution's noise."""
@@ -187,10 +195,15 @@ class HeadBlock(torch.nn.Module):
         # Convolutions and epilogues run fastest in channels_last, and every later layer keeps it.
         x = as_in_block(self._features(ws.shape[0], scale, features), dtype, self.conv1.weight)
         x = layout.in_format(x, torch.channels_last)
-        x = self.conv1(x, ws[:, 0], styles=_of(self.conv1, styles), pad_map=pad_map, noise_mode=noise_mode, noise=noise)
+        x = self.conv1(x, ws[:, 0], styles=_at(styles, 0), pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         if self.torgb is None:
             return x, None
-        return x, to_full_precision(self.torgb(x, ws[:, 1], styles=_of(self.torgb, styles)))
+        return x, to_full_precision(self.torgb(x, ws[:, 1], styles=_at(styles, 1)))
+
+    @property
+    def style_layers(self) -> list[Any]:
+        """The layers that have styles, in the order of their latents."""
+        return [self.conv1] if self.torgb is None else [self.conv1, self.torgb]
 
     def size(self, scale: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the head."""
@@ -250,23 +263,31 @@ class Block(torch.nn.Module):
         """Turn features [N, I, h, w] and the previous image into [N, O, 2 * h, 2 * w] and an image or None."""
         x = as_in_block(x, torch.float32 if force_fp32 else self.dtype, self.conv1.weight)
         skip = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
-        gain = 1.0 if skip is None else math.sqrt(0.5)
-        for i, (layer, factor) in enumerate(((self.conv0, 1.0), (self.conv1, gain))):
-            x = layer(
-                x, ws[:, i], styles=_of(layer, styles), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i],
-                gain=factor,
-            )  # fmt: skip
+        gains = 1.0, 1.0 if skip is None else math.sqrt(0.5)
+        given = [
+            dict(
+                w=ws[:, i], styles=_at(styles, i), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i],
+                gain=gains[i],
+            )
+            for i in (0, 1)
+        ]  # fmt: skip
+        x = run_pair(self.conv0, self.conv1, x, *given)
         x = x if skip is None else skip + x
         if image is not None:
             image = PF.upsample2d(image, self.resample_filter)
         if self.torgb is not None:
-            y = self.torgb(x, ws[:, 2], styles=_of(self.torgb, styles))
+            y = self.torgb(x, ws[:, 2], styles=_at(styles, 2))
             image = to_full_precision(y) if image is None else image + y  # the sum has the wider dtype
         return x, image
 
+    @property
+    def style_layers(self) -> list[Any]:
+        """The layers that have styles, in the order of their latents."""
+        return [self.conv0, self.conv1] + ([] if self.torgb is None else [self.torgb])
 
-def _of(layer: torch.nn.Module, styles: Styles | None) -> torch.Tensor | None:
-    return styles[layer] if styles else None
+
+def _at(styles: Styles | None, i: int) -> torch.Tensor | None:
+    return None if styles is None else styles[i]
 
 
 def _style_conv(

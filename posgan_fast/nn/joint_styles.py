@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops.common import autocast
 from .linear import EqualLinear
 from .style import StyleConv, ToRGB
+from .unchanged import is_unchanged
 
 _FEW_LATENTS = 64
 _CHEAP_LAUNCHES = ("cpu",)  # devices
@@ -18,12 +18,12 @@ _CHEAP_LAUNCHES = ("cpu",)  # devices
 
 def joint_styles(
     layers: Sequence[StyleConv | ToRGB], ws: torch.Tensor, places: Sequence[int]
-) -> dict[torch.nn.Module, torch.Tensor]:
+) -> list[torch.Tensor] | None:
     """Compute the styles of several layers by a product for each of their gains, instead of one for each layer.
 
     Every latent meets every weight, which is worth it where launches cost more than arithmetic: where no derivative is
-    recorded, off the CPU, and for few latents. Elsewhere, and where a layer is not the library's own or has hooks,
-    which would not run, the dict is empty and the layers compute their styles themselves.
+    recorded, off the CPU, and for few latents. Elsewhere, and where someone changed a layer, the result is None and
+    the layers compute their styles themselves.
 
     Args:
         layers: the layers, with affine layers of one shape of latent.
@@ -31,40 +31,37 @@ def joint_styles(
         places: the layers' positions along L.
 
     Returns:
-        The styles [N, I] by layer, as rows with gaps, in the dtype of ``ws``; or an empty dict.
+        The styles [N, I] of each layer, as rows with gaps, in the dtype of ``ws``; or None.
     """
     n, count = ws.shape[:2]
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
     if recorded or ws.device.type in _CHEAP_LAUNCHES or n * count > _FEW_LATENTS:
-        return {}
-    if not all(_is_plain(layer, StyleConv, ToRGB) and _serves(layer.affine, ws) for layer in layers):
-        return {}
+        return None
+    if not all(is_unchanged(layer, StyleConv, ToRGB) and _serves(layer.affine, ws) for layer in layers):
+        return None
     groups: dict[float, list[int]] = {}
     for i, layer in enumerate(layers):
         groups.setdefault(layer.style_gain, []).append(i)
     rows = ws.flatten(0, 1)
-    found: dict[torch.nn.Module, torch.Tensor] = {}
+    found: dict[int, torch.Tensor] = {}
     for gain, members in groups.items():
         affines = [layers[i].affine for i in members]
         weight, bias = _joined([a.weight for a in affines]), _joined([a.bias for a in affines])
         with autocast.disabled(ws):
             styles = torch.addmm(bias, rows, weight.t(), beta=gain, alpha=gain * affines[0].weight_gain)
         parts = styles.unflatten(0, (n, count)).split([a.out_features for a in affines], 2)
-        found |= {layers[i]: part[:, places[i]] for i, part in zip(members, parts, strict=True)}
-    return found
+        found |= {i: part[:, places[i]] for i, part in zip(members, parts, strict=True)}
+    return [found[i] for i in range(len(layers))]
 
 
 def _serves(affine: Any, ws: torch.Tensor) -> bool:
     """Tell whether a product of weight and latents, plus the bias, is all that an affine layer computes."""
-    if not _is_plain(affine, EqualLinear) or affine.bias is None or affine.weight.dtype != ws.dtype:
+    if not is_unchanged(affine, EqualLinear) or affine.act != "linear" or affine.lr_multiplier != 1:
         return False
-    return affine.act == "linear" and affine.lr_multiplier == 1
-
-
-def _is_plain(module: Any, *kinds: type) -> bool:
-    """Tell whether a module is exactly of one of the kinds and calling it runs no hook."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
-    return type(module) in kinds and not hooks
+    return all(
+        type(t) is torch.nn.Parameter and t.dtype == ws.dtype and t.device == ws.device
+        for t in (affine.weight, affine.bias)
+    )
 
 
 def _joined(tensors: list[Any]) -> torch.Tensor:

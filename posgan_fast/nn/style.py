@@ -229,32 +229,52 @@ class StyleConv(Convertible):
             noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'] to use instead, multiplied by ``noise_strength`` too.
             gain: factor of the result and of the clamp.
         """
+        given = self.arguments(x, w, styles, pad_map, noise_mode, noise, gain)
+        if not self.up_after_conv:
+            return PF.modulated_conv2d(**given)
+        convolution, epilogue = (
+            {name: given[name] for name in names}
+            for names in (("x", "weight", "styles", "padding", "pad_map", "eps"), ("act", "gain", "clamp"))
+        )
+        noise = None if given["noise"] is None else given["noise"] * given["noise_strength"]
+        y = self._interpolate(PF.modulated_conv2d(**convolution))
+        return PF.epilogue2d(y, noise=noise, b=self.bias, **epilogue)
+
+    def arguments(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        styles: torch.Tensor | None = None,
+        pad_map: torch.Tensor | None = None,
+        noise_mode: str | None = None,
+        noise: torch.Tensor | None = None,
+        gain: float = 1.0,
+    ) -> dict[str, Any]:
+        """Return all arguments of :func:`posgan_fast.functional.modulated_conv2d` that make it the layer, unless
+        ``up_after_conv`` is True, for arguments of :meth:`forward`."""
         checks.features(x, "x", self.weight.shape[1], self.weight)
         noise = self._noise(x, noise_mode, noise)
-        strength = None if noise is None else self.noise_strength
-        styles = _styles(self.affine, w, "w", x) if styles is None else styles
-        epilogue = epilogue_arguments(self.act, self.clamp, gain)
-        if self.up_after_conv:
-            y = PF.modulated_conv2d(x, self.weight, styles, padding=self.padding, pad_map=pad_map, eps=self.eps)
-            noise = noise if noise is None or strength is None else noise * strength
-            return PF.epilogue2d(self._interpolate(y), noise=noise, b=self.bias, **epilogue)
         up = self.up
         if self.up_after_conv is False:
             x, up = self._interpolate(x), 1
-        return PF.modulated_conv2d(
-            x,
-            self.weight,
-            styles,
+        return dict(
+            x=x,
+            weight=self.weight,
+            styles=_styles(self.affine, w, "w", x) if styles is None else styles,
             up=up,
+            down=1,
             padding=self.padding,
             pad_map=pad_map,
             resample_filter=self.resample_filter,
+            demodulate=True,
             flip_weight=up == 1,
             noise=noise,
-            noise_strength=strength,
+            noise_strength=None if noise is None else self.noise_strength,
             bias=self.bias,
+            alpha=None,
             eps=self.eps,
-            **epilogue,
+            backend=None,
+            **epilogue_arguments(self.act, self.clamp, gain),
         )
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:

@@ -50,17 +50,19 @@ def run_epilogue2d(rng, act, dtype, layout, shape, offset, scaled, noises, biase
     v = load(x, dtype) * (1 if scale is None else scale.astype(np.float64)[:, :, None, None])
     v = v + (0 if noise is None else noise.astype(np.float64))
     bias = 0.0 if b is None else load(b, dtype)[:, None, None]
+    post_scale = rng.uniform(-1.5, 1.5, (n, c)).astype(acc) if noises else None
     want = oracle.bias_act(v, bias, 0, 0, 0, act, 0.2, 1.3, clamp)
+    want = want if post_scale is None else want * post_scale.astype(np.float64)[:, :, None, None]
     x = place(x, layout, offset)
     y = x if offset == 0 else place(store(np.full(shape, np.nan), dtype), layout, offset)  # in place and not
     call = (layout == "nhwc", oracle.ACTS.index(act) + 1, 0.2, 1.3, clamp, dtype, 8)
-    harness.epilogue2d(x, scale, noise, b, y, *call)
+    harness.epilogue2d(x, scale, noise, b, post_scale, y, *call)
     compare(y, want, dtype, f"epilogue2d {act} {dtype} {layout} {shape} {offset} {scaled} {noises} {biased} {clamp}")
 
 
 def epilogue2d_fir4(rng, quick):
-    """Every subset of scale, noise and b, of every kind, in both layouts, with every factor and dtype."""
-    parts = list(itertools.product((False, True), (0, 1, 2), (False, True)))  # scale, noise, b
+    """Every subset of scale, noise, b and post_scale, of every kind, in both layouts, with every factor and dtype."""
+    parts = list(itertools.product((False, True), (0, 1, 2), (False, True), (False, True)))
     calls = list(itertools.product(FACTORS, ("float16", "bfloat16", "float32"), ("nchw", "nhwc")))
     pads = [(2, 1, 2, 1), (1, 1, 1, 1), (-1, 5, 3, -2)]
     for i, (((up, down), dtype, layout), given) in enumerate(itertools.product(calls, parts)):
@@ -70,7 +72,7 @@ def epilogue2d_fir4(rng, quick):
         f = (FIR, np.outer(FIR, FIR), rng.standard_normal((4, 4)))[i % 3]
         act, clamp = ("linear", "relu", "lrelu")[i // 3 % 3], (-1.0, 0.6)[i // 2 % 2]
         run_epilogue2d_fir4(rng, act, dtype, layout, shape, f, up, down, pads[i % 3], given, clamp)
-    everything = (True, 2, True)
+    everything = (True, 2, True, True)
     for dtype, layout in itertools.product(("float16", "float32"), ("nchw", "nhwc")):
         common = dict(up=(1, 1), down=(1, 1), pad=(1, 2, 2, 1), given=everything, dtype=dtype, layout=layout)
         shape = (2, 20, 8, 8)
@@ -95,8 +97,9 @@ def run_epilogue2d_fir4(
     rng, act, dtype, layout, shape, f, up, down, pad, given, clamp,
     tiling=SMALL, spoil=None, offset=0, fused=True,
 ):  # fmt: skip
-    """``given``: a scale; no noise, one map or one per sample; a bias. ``offset``: elements before the factors."""
-    scaled, noises, biased = given
+    """``given``: a scale; no noise, one map or one per sample; a bias; a scale of the result. ``offset``: elements
+    before the factors."""
+    scaled, noises, biased, post_scaled = given
     n, c = shape[:2]
     acc = np.float64 if dtype == "float64" else np.float32
     x = rng.standard_normal(shape)
@@ -114,14 +117,16 @@ def run_epilogue2d_fir4(
     scale = tensor(rng.uniform(0.5, 1.5, (n, c)).astype(acc)) if scaled else None
     noise = tensor(rng.standard_normal((n if noises == 2 else 1, 1, h, w)).astype(acc)) if noises else None
     b = tensor(store(rng.standard_normal(c), dtype)) if biased else None
+    post_scale = tensor(rng.uniform(-1.5, 1.5, (n, c)).astype(acc)) if post_scaled else None
     v = z * (1 if scale is None else scale.astype(np.float64)[:, :, None, None])
     v = v + (0 if noise is None else noise.astype(np.float64))
     bias = 0.0 if b is None else load(b, dtype)[:, None, None]
     want = oracle.bias_act(v, bias, 0, 0, 0, act, 0.2, 1.3, clamp)
+    want = want if post_scale is None else want * post_scale.astype(np.float64)[:, :, None, None]
     y = place(store(np.full(want.shape, np.nan), dtype), layout)
     numbers = (oracle.ACTS.index(act) + 1, 0.2, 1.3, clamp, dtype, tiling, 2)
     geometry = (up, down, (pad[0], pad[2]), False, filter_gain)
-    ran = harness.epilogue2d_fir4(place(x, layout), f, scale, noise, b, y, *geometry, *numbers)
+    ran = harness.epilogue2d_fir4(place(x, layout), f, scale, noise, b, post_scale, y, *geometry, *numbers)
     what = f"epilogue2d_fir4 {act} {dtype} {layout} {shape} {f.shape} {up} {down} {pad} {given} {clamp} {spoil}"
     assert ran == ("" if not fused else "fir4" if layout == "nchw" else "fir4_channels_last"), f"{what}: {ran}"
     if fused:

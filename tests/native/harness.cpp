@@ -189,8 +189,8 @@ bool prologue2d(py::array x, std::optional<py::array> residual, std::optional<py
 
 // x and y are dense [N, C, H, W]; noise is [1, 1, H, W] or [N, 1, H, W].
 void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::array> noise, std::optional<py::array> b,
-                py::array y, bool channels_last, int act, double alpha, double gain, double clamp,
-                const std::string& dtype, int threads) {
+                std::optional<py::array> post_scale, py::array y, bool channels_last, int act, double alpha,
+                double gain, double clamp, const std::string& dtype, int threads) {
   with_dtype(dtype, [&](auto scalar) {
     using T = decltype(scalar);
     const auto data = [](const std::optional<py::array>& a, size_t itemsize) -> const void* {
@@ -199,10 +199,13 @@ void epilogue2d(py::array x, std::optional<py::array> scale, std::optional<py::a
     };
     const int64_t n = y.shape(0), c = y.shape(1), h = y.shape(2), w = y.shape(3);
     const Epilogue2dParams p{n, c, h, w, noise && noise->shape(0) > 1 ? h * w : 0, channels_last, alpha, gain, clamp};
-    run_epilogue2d(
-        static_cast<const T*>(data(x, sizeof(T))), static_cast<const acc_t<T>*>(data(scale, sizeof(acc_t<T>))),
-        static_cast<const acc_t<T>*>(data(noise, sizeof(acc_t<T>))), static_cast<const T*>(data(b, sizeof(T))),
-        static_cast<T*>(y.mutable_data()), p, Act(act), threads, launch_elementwise(threads));
+    const auto wide = [&](const std::optional<py::array>& a) {
+      return static_cast<const acc_t<T>*>(data(a, sizeof(acc_t<T>)));
+    };
+    const Epilogue2dFactors<T> factors = {wide(scale), wide(noise), static_cast<const T*>(data(b, sizeof(T))),
+                                          wide(post_scale)};
+    run_epilogue2d(static_cast<const T*>(data(x, sizeof(T))), factors, static_cast<T*>(y.mutable_data()), p, Act(act),
+                   threads, launch_elementwise(threads));
   });
 }
 
@@ -304,9 +307,10 @@ void modulated_factors_backward(std::optional<py::array> weight, std::optional<p
 // Runs the fir4 kernel that finishes its values; the tensors are those of upfirdn2d and epilogue2d. Returns the name of
 // the kernel, an empty one if none does both.
 std::string epilogue2d_fir4(py::array x, py::array f, std::optional<py::array> scale, std::optional<py::array> noise,
-                            std::optional<py::array> b, py::array y, std::pair<int, int> up, std::pair<int, int> down,
-                            std::pair<int, int> pad0, bool flip, double filter_gain, int act, double alpha, double gain,
-                            double clamp, const std::string& dtype, std::array<int, 5> tiling, int64_t max_grid_y) {
+                            std::optional<py::array> b, std::optional<py::array> post_scale, py::array y,
+                            std::pair<int, int> up, std::pair<int, int> down, std::pair<int, int> pad0, bool flip,
+                            double filter_gain, int act, double alpha, double gain, double clamp,
+                            const std::string& dtype, std::array<int, 5> tiling, int64_t max_grid_y) {
   Upfirdn2dParams p = params(x.attr("shape"), y.attr("shape"), f.attr("shape"), up, down, pad0, flip, filter_gain);
   set_strides(p, x, y);
   const int64_t pixels = p.y.out * p.x.out, noise_stride = noise && noise->shape(0) > 1 ? pixels : 0;
@@ -321,7 +325,7 @@ std::string epilogue2d_fir4(py::array x, py::array f, std::optional<py::array> s
     const acc_t<T> wide = 0;
     const T* const from = data(x, T{});
     T* const to = static_cast<T*>(y.mutable_data());
-    const Epilogue2dFactors<T> factors = {data(scale, wide), data(noise, wide), data(b, T{})};
+    const Epilogue2dFactors<T> factors = {data(scale, wide), data(noise, wide), data(b, T{}), data(post_scale, wide)};
     const Upfirdn2dKernel kernel = choose_kernel(from, to, p);
     if (!fir4_finishes(kernel, Act(act), factors)) return;
     ran = kKernelNames[int(kernel)];
@@ -336,7 +340,7 @@ std::string epilogue2d_fir4(py::array x, py::array f, std::optional<py::array> s
 std::array<int64_t, 3> epilogue2d_coords_at(int64_t i, std::array<int64_t, 4> shape, bool channels_last,
                                             bool use_int32_index) {
   const Epilogue2dParams p{shape[0], shape[1], shape[2], shape[3], 0, channels_last, 0, 1, -1};
-  Epilogue2dIndexing s = epilogue2d_indexing<float>(nullptr, nullptr, nullptr, nullptr, nullptr, p);
+  Epilogue2dIndexing s = epilogue2d_indexing<float>(nullptr, {}, nullptr, p);
   if (s.use_int32_index && !use_int32_index) s.use_int32_index = false;
   const Epilogue2dCoords at = epilogue2d_coords(i, p, s);
   return {at.n, at.c, at.pixel};

@@ -155,6 +155,21 @@ def write_over(
     return x
 
 
+def write_scaled(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    b: torch.Tensor | None,
+    resample: Resample,
+    activation: Activation,
+    post_scale: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    """Write the op's result for checked arguments, times ``post_scale`` [N, C], to ``y``. CUDA only, no derivatives."""
+    _write(Call(x, f, scale, noise, b, *resample, *activation, "cuda"), y, post_scale)
+
+
 def check(x, f, scale, noise, b, resampling, activation, backend) -> Call:
     """Validate the arguments of a user; return the complete call, factors in the arithmetic type, with its backend.
 
@@ -254,18 +269,18 @@ def _backward(ctx, dy, wanted):
     return found
 
 
-def _run_cpu(call, y):
+def _run_cpu(call, y, post_scale=None):
     (upx, upy), (downx, downy), pad, flip, filter_gain = call.resample
     act, alpha, gain, clamp = call.activation
     torch.ops.posgan_fast_native.epilogue2d(
-        call.x, None, call.f, call.scale, call.noise, call.b, y, upx, upy, downx, downy, pad[0], pad[2], flip,
-        filter_gain, bias_act.ACTIVATIONS[act].index, alpha, gain, clamp,
+        call.x, None, call.f, call.scale, call.noise, call.b, post_scale, y, upx, upy, downx, downy, pad[0], pad[2],
+        flip, filter_gain, bias_act.ACTIVATIONS[act].index, alpha, gain, clamp,
     )  # fmt: skip
 
 
-def _run_cuda(call: Call, y: torch.Tensor) -> None:
+def _run_cuda(call: Call, y: torch.Tensor, post_scale: torch.Tensor | None = None) -> None:
     """Run the native op, which without a filter takes ``x`` with the strides of ``y`` only."""
-    _run_cpu(call if call.f is not None else call._replace(x=_dense(call.x, y)), y)
+    _run_cpu(call if call.f is not None else call._replace(x=_dense(call.x, y)), y, post_scale)
 
 
 def _run_triton(call, y):
@@ -302,7 +317,7 @@ def _kernel(call):
     return y
 
 
-def _write(call: Call, y: torch.Tensor) -> None:
+def _write(call: Call, y: torch.Tensor, post_scale: torch.Tensor | None = None) -> None:
     """Write the result to ``y``. Exported graphs under autocast hold factors of other dtypes than the op expects."""
     if y.numel() == 0:
         return
@@ -310,7 +325,8 @@ def _write(call: Call, y: torch.Tensor) -> None:
     scale, noise = layout.contiguous_as(acc, call.scale), layout.contiguous_as(acc, call.noise)
     b, clamp = layout.contiguous_as(x.dtype, call.b), passes.round_clamp(call.clamp, x.dtype)
     call = changed(call, x=layout.readable(x), scale=scale, noise=noise, b=b, clamp=clamp)
-    _backend.implementation(NAME, IMPLS, x, call.backend)(call, y)
+    run = _backend.implementation(NAME, IMPLS, x, call.backend)
+    run(call, y) if post_scale is None else _run_cuda(call, y, post_scale)
 
 
 def _write_over(call: InPlaceCall) -> None:

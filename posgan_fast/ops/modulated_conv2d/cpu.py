@@ -112,7 +112,7 @@ def _filter_polyphase(even: torch.Tensor, odd: torch.Tensor, dcoefs: torch.Tenso
     y = call.x.new_empty((n, h * call.up, w * call.up, call.weight.shape[0])).permute(0, 3, 1, 2)
     act, alpha, gain, clamp = passes.rounded(call, call.x.dtype)
     torch.ops.posgan_fast_native.epilogue2d(
-        even, odd, call.f, dcoefs, call.noise, call.bias, y, 1, 1, 1, 1, pad[0], pad[2], False, call.up**2,
+        even, odd, call.f, dcoefs, call.noise, call.bias, None, y, 1, 1, 1, 1, pad[0], pad[2], False, call.up**2,
         ACTIVATIONS[act].index, alpha, gain, clamp,
     )  # fmt: skip
     return y

@@ -13,7 +13,7 @@ from ... import backend as _backend
 from ..common import checks, layout
 from . import coefs, trained_factors, triton
 from .call import Call
-from .stages import form_of, infer_stages, run_stages
+from .stages import enlarge, form_of, infer_stages, run_stages
 from .trained_factors import Form
 
 FUSED, STAGES = "one Triton kernel", "stages"
@@ -21,21 +21,43 @@ FUSED, STAGES = "one Triton kernel", "stages"
 
 def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
-    n, c = call.x.shape[:2]
-    itemsize = checks.arithmetic(call.x.dtype).itemsize
-    if n == 0 or (n + c) * itemsize > trained_factors.SHARED or coefs.scale_map(call):
+    if not prepares(call):
         return run_stages(call, inplace=True)
     if algorithm(call) == FUSED and _triton_fails_on(call.x.device) is None:
-        call, weight, styles, dcoefs = prepare(call, form_of(call), fold=call.pad_map is None)
+        call, weight, styles, dcoefs = prepare(call, form_of(call), fold=_has_small_weights(call))
         return triton.run(call, weight, styles, dcoefs)
-    fold = n == 1 and (call.pad_map is None or call.up > 1)  # put the only sample's styles into the weight
+    fold = call.x.shape[0] == 1 and (
+        call.pad_map is None or call.up > 1
+    )  # put the only sample's styles into the weight
     call, weight, styles, dcoefs = prepare(call, form_of(call), fold=fold)
     return infer_stages(call, weight, styles, dcoefs, "cuda")
 
 
+def infer_pair(first: Call, second: Call) -> torch.Tensor:
+    """Compute a call that enlarges and one of its result, ``second.x``, to which nothing was written yet."""
+    then = prepare(second, form_of(second), fold=False)
+    assert then.styles is not None
+    call, weight, styles, dcoefs = prepare(first, form_of(first), fold=False)
+    enlarge(call, weight, styles, dcoefs, then.styles, second.x)
+    return infer_stages(then.call, then.weight, None, then.dcoefs, "cuda")
+
+
+def prepares(call: Call) -> bool:
+    """Tell whether one launch can prepare the factors of a call."""
+    (n, c), itemsize = call.x.shape[:2], checks.arithmetic(call.x.dtype).itemsize
+    return n > 0 and (n + c) * itemsize <= trained_factors.SHARED and not coefs.scale_map(call)
+
+
 def algorithm(call: Call) -> str:
     """Tell what computes a call that asks for no derivative, if Triton can compile on this machine."""
-    return FUSED if _backend.triton_can_run(call.x) is None and triton.serves(call) else STAGES
+    fuses = prepares(call) and _backend.triton_can_run(call.x) is None and triton.serves(call)
+    return FUSED if fuses else STAGES
+
+
+def _has_small_weights(call: Call) -> bool:
+    """Tell whether a weight for each sample, which holds the styles, has fewer elements than the features."""
+    o, _, kh, kw = call.weight.shape
+    return call.pad_map is None and o * kh * kw < call.x.shape[2] * call.x.shape[3]
 
 
 @functools.cache
@@ -78,7 +100,7 @@ def prepare(call: Call, form: Form, *, fold: bool) -> Prepared:
     (n, i), o = styles.shape, weight.shape[0]
     out = trained_factors.empty_weight(weight, form, o * n if fold else o)
     dcoefs = styles.new_empty((n, o)) if call.demodulate else None
-    scaled = styles.new_empty((n, i)) if call.demodulate and x.dtype == torch.float16 and not fold else None
+    scaled = None if fold else styles.new_empty((n, i))
     bias, cast_bias = layout.contiguous_as(acc, call.bias), None
     if bias is not None and x.dtype != acc:
         cast_bias = torch.empty_like(bias, dtype=x.dtype)
@@ -92,4 +114,4 @@ def prepare(call: Call, form: Form, *, fold: bool) -> Prepared:
     call = call._replace(
         bias=bias if cast_bias is None else cast_bias, noise=noise if scaled_noise is None else scaled_noise
     )
-    return Prepared(call, out, None if fold else styles if scaled is None else scaled, dcoefs)
+    return Prepared(call, out, scaled, dcoefs)

@@ -41,6 +41,22 @@ def infer_stages(
     return _run(call._replace(backend=backend), weight, styles, dcoefs, True)
 
 
+def enlarge(
+    call: Call,
+    weight: torch.Tensor,
+    styles: torch.Tensor | None,
+    dcoefs: torch.Tensor | None,
+    post_scale: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    """Write the result of a call that enlarges, times ``post_scale`` [N, O], to ``y``; on CUDA, from prepared factors
+    as :func:`infer_stages` takes them."""
+    assert call.f is not None
+    z = prologue2d.prologue2d(call.x, styles, backend="cuda")
+    x, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, call.pad_map, call.f, "cuda")
+    epilogue2d.write_scaled(x, call.f, dcoefs, call.noise, call.bias, resample, call.activation, post_scale, y)
+
+
 def form_of(call: Call) -> Form:
     """Return the form in which the convolution of a call reads its weight."""
     transposed = call.up > 1 and call.weight.shape[2:] != (1, 1)

@@ -1,0 +1,169 @@
+"""Two style layers in succession on CUDA, whose first multiplies its result by the styles of the second, on the CPU."""
+
+from __future__ import annotations
+
+import cuda_on_cpu
+import pytest
+import torch
+from tolerances import assert_close
+
+from posgan_fast import functional as PF
+from posgan_fast import models, nn
+from posgan_fast.nn.style_pair import run_pair
+from posgan_fast.ops import epilogue2d
+from posgan_fast.ops.modulated_conv2d import cuda, pair
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    cuda_on_cpu.stand_in(monkeypatch)
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """The features that a first layer scaled."""
+    written, run = [], epilogue2d.write_scaled
+    monkeypatch.setattr(epilogue2d, "write_scaled", lambda *args: (run(*args), written.append(args[-1])))
+    return written
+
+
+def layers(**second):
+    """Return the arguments of an enlarging layer in float64, and a function that returns those of a layer behind it."""
+
+    def arguments(x, i, o, size, **others):
+        given = dict(
+            x=x, weight=torch.randn(o, i, 3, 3), styles=torch.randn(3, i), up=1, down=1, padding=1, pad_map=None,
+            resample_filter=None, demodulate=True, flip_weight=True, noise=torch.randn(3, 1, size, size),
+            noise_strength=torch.tensor(0.4), bias=torch.randn(o), act="lrelu", alpha=None, gain=None, clamp=2.0,
+            eps=1e-8, backend=None,
+        )  # fmt: skip
+        return given | others
+
+    up = dict(up=2, flip_weight=False, resample_filter=PF.setup_filter([1, 3, 3, 1]))
+    first = arguments(torch.randn(3, 8, 5, 5), 8, 4, 10, **up)
+    following = arguments(None, 4, 6, 10, **second)
+    return first, following
+
+
+def reference(first, following):
+    def call(given, x):
+        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+        return PF.modulated_conv2d(**wide | dict(x=x.double(), backend="reference"))
+
+    return call(following, call(first, first["x"]))
+
+
+@pytest.mark.parametrize("last", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values(dtype, act, last, scaled):
+    first, following = layers(act=act)
+    x = first["x"].to(dtype).contiguous(memory_format=last)
+    expected = reference(first | dict(x=x), following)
+    with torch.no_grad():
+        y = pair.modulated_conv2d_pair(first | dict(x=x), lambda x: following | dict(x=x))
+    (features,) = scaled
+    assert y.is_contiguous(memory_format=last) and features.dtype == y.dtype == dtype
+    # Two layers round twice.
+    error = (y.double() - expected).norm() / expected.norm()
+    assert error < 2 * {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+
+
+def test_large_styles_stay_in_the_range_of_float16(scaled):
+    first, following = layers()
+    following["styles"] *= 1e6
+    x = first["x"].half()
+    with torch.no_grad():
+        y = pair.modulated_conv2d_pair(first | dict(x=x), lambda x: following | dict(x=x))
+    assert scaled[0].abs().max() <= 2 and y.isfinite().all()
+    assert (y.double() - reference(first | dict(x=x), following)).norm() < 2e-3 * y.double().norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "second"),
+    [
+        (dict(x=torch.randn(1, 8, 5, 5), styles=torch.ones(1, 8), noise=None, noise_strength=None), {}),
+        (dict(x=torch.randn(0, 8, 5, 5), styles=torch.ones(0, 8), noise=None, noise_strength=None), {}),
+        (dict(up=1, resample_filter=None, noise=None, noise_strength=None), {}),
+        (dict(weight=torch.randn(4, 8, 3, 3).requires_grad_()), {}),
+        (dict(backend="cpu"), {}),
+        ({}, dict(pad_map=torch.randn(3, 4, 12, 12))),
+        ({}, dict(up=2, resample_filter=PF.setup_filter([1, 3, 3, 1]), noise=None, noise_strength=None)),
+        ({}, dict(bias=torch.randn(6).requires_grad_())),
+        ({}, dict(backend="reference")),
+    ],
+    ids=["one sample", "none", "not enlarged", "gradient", "CPU", "map", "enlarged again", "gradient after", "backend"],
+)
+def test_other_pairs_run_one_after_the_other(change, second, scaled):
+    first, following = layers(**second)
+    first |= change
+    n = len(first["x"])
+    following |= dict(styles=following["styles"][:n], noise=following["noise"] if n == 3 else None)
+    if following["noise"] is None or first["up"] == 1:
+        following |= dict(noise=None, noise_strength=None)
+    calls = []
+    y = pair.modulated_conv2d_pair(first, lambda x: (calls.append(x), following | dict(x=x))[1])
+    assert len(calls) == 1 and not scaled
+    expected = reference(first, following)
+    assert_close(y.detach(), expected.detach(), "modulated_conv2d", torch.float32) if n else None
+    wanted = [t for t in (first["weight"], following["bias"]) if t.requires_grad]
+    assert y.requires_grad == bool(wanted)
+
+
+def test_layers_of_the_fused_kernel_keep_their_input(scaled, monkeypatch):
+    first, following = layers()
+    monkeypatch.setattr(cuda, "algorithm", lambda call: cuda.STAGES if call.up > 1 else cuda.FUSED)
+    monkeypatch.setattr(cuda, "_triton_fails_on", lambda device: "it is not here")
+    with torch.no_grad():
+        y = pair.modulated_conv2d_pair(first, lambda x: following | dict(x=x))
+    assert not scaled
+    assert_close(y, reference(first, following), "modulated_conv2d", torch.float32)
+
+
+@pytest.mark.parametrize("noise_mode", ["const", "random"])
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+def test_generators_make_the_same_images(architecture, noise_mode, scaled, monkeypatch):
+    generator = models.Generator(16, channel_max=16, architecture=architecture, conv_clamp=256).eval()
+    for name, parameter in generator.named_parameters():
+        if name.endswith(("bias", "noise_strength")):
+            torch.nn.init.normal_(parameter)
+    ws = torch.randn(2, generator.num_ws, 512)
+
+    def images():
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return generator.synthesis(ws, noise_mode=noise_mode)
+
+    found = images()
+    assert len(scaled) == 2  # the blocks of 8 and 16 pixels
+    monkeypatch.setattr(pair, "_can_scale_result", lambda call: False)
+    torch.testing.assert_close(found, images(), rtol=1e-5, atol=1e-5)
+    assert len(scaled) == 2
+
+
+def test_autocast_gives_both_layers_its_dtype(scaled):
+    first, second = nn.StyleConv(8, 4, 16, 10, up=2).eval(), nn.StyleConv(4, 6, 16, 10).eval()
+    x, w = torch.randn(2, 8, 5, 5), dict(w=torch.randn(2, 16))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = run_pair(first, second, x, w, w)
+        expected = second(first(x, **w), **w)
+    assert scaled[0].dtype == y.dtype == torch.bfloat16
+    assert (y - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("change", ["hook", "forward", "subclass", "interpolation"])
+def test_layers_that_someone_changed_are_called(change, scaled):
+    first, second = nn.StyleConv(8, 4, 16, 10, up=2).eval(), nn.StyleConv(4, 6, 16, 10).eval()
+    x, w = torch.randn(2, 8, 5, 5), dict(w=torch.randn(2, 16))
+    if change == "hook":
+        second.register_forward_hook(lambda module, given, y: y + 1)
+    elif change == "forward":
+        forward = first.forward
+        first.forward = lambda x, **given: forward(x, **given) + 1
+    elif change == "subclass":
+        second.__class__ = type("Louder", (nn.StyleConv,), dict(forward=lambda self, x, w: 2 * x))
+    else:
+        first = nn.StyleConv(8, 4, 16, 10, up=2, up_after_conv=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(run_pair(first, second, x, w, w), second(first(x, **w), **w))
+    assert not scaled
