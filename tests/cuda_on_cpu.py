@@ -4,6 +4,7 @@ of the CPU library stand in for those of the CUDA library, and plain torch for t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from posgan_fast import _native, backend
 from posgan_fast.ops.modulated_conv2d import cuda, triton
+
+_THREADS, _SHARED = 256, 48 * 2**10  # of a block of modulated_factors: threads, bytes of shared memory
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *, with_triton: bool = False) -> None:
@@ -40,6 +43,7 @@ def modulated_factors(
     flip: bool,
 ) -> None:  # fmt: skip
     """The definition of the native op; csrc/modulated_conv2d.cuh has the formulas."""
+    _check_memory(weight, styles, (bias, noise, strength, cast_bias, dcoefs, scaled_styles, scaled_noise))
     per_filter, per_sample = torch.ones(len(weight), 1, 1, 1), torch.ones(len(styles), 1)
     if dcoefs is not None and out.dtype == torch.float16:
         per_filter = _or_one(weight.abs().amax((1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
@@ -79,6 +83,13 @@ def modulated_factors_backward(
     for result, value in zip((d_weight, d_styles), found, strict=True):
         if result is not None:
             result.copy_(value)
+
+
+def _check_memory(weight: torch.Tensor, styles: torch.Tensor, others: Sequence[torch.Tensor | None]) -> None:
+    """Refuse strides and sizes that the native op refuses, because its kernel would read astray."""
+    assert weight.is_contiguous() and (styles.shape[1] == 1 or styles.stride(1) == 1)
+    assert all(t is None or t.is_contiguous() for t in others)
+    assert (sum(styles.shape) + 2 * _THREADS) * styles.element_size() <= _SHARED
 
 
 def _or_one(t: torch.Tensor) -> torch.Tensor:

@@ -129,6 +129,15 @@ def test_autocast_computes_the_layer_in_half_precision_and_its_factors_not(layer
     assert_close(y, rounded, "modulated_conv2d", torch.bfloat16)
 
 
+def test_the_gradient_of_a_bias_in_float32_does_not_pass_through_half_precision(backend):
+    x, weight, styles = torch.zeros(2, 1, 256, 256).half(), torch.ones(2, 1, 1, 1), torch.ones(2, 1)
+    b = torch.zeros(2, requires_grad=True)
+    y = PF.modulated_conv2d(x, weight, styles, bias=b, backend=backend.name)
+    assert y.dtype == torch.float16
+    y.sum(dtype=torch.float32).backward()
+    assert torch.equal(b.grad, torch.full((2,), 2.0 * 256 * 256))  # beyond float16
+
+
 @pytest.mark.parametrize("demodulate", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_few_filters_of_a_batch(dtype, demodulate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import cuda_on_cpu
@@ -149,6 +150,37 @@ def test_transforms_and_modes_compose_the_factors(native):
     torch.testing.assert_close(batched, torch.stack(one_by_one))
 
 
+@pytest.mark.parametrize("name", ["weight", "styles", "noise", "bias"])
+def test_factors_are_prepared_from_dense_memory(name, factors):
+    """The stand-in refuses, as the native op does, what the kernel could not read."""
+    given = dict(weight=torch.randn(6, 8, 3, 3), styles=torch.randn(2, 8), noise=torch.randn(4, 6), bias=torch.randn(6))
+    given[name] = torch.stack([given[name]] * 2, -1)[..., 0]
+    call = dict(padding=1, noise_strength=torch.tensor(0.5))
+    x = torch.randn(2, 8, 4, 6)
+    expected = PF.modulated_conv2d(x.double(), **given, **call, backend="reference")
+    y = PF.modulated_conv2d(x, **given, **call, backend="cuda")
+    assert_close(y, expected, "modulated_conv2d", torch.float32)
+    assert len(factors) == 1
+
+
+@pytest.mark.parametrize(
+    "channels, dtype, fits",
+    [
+        (10239, torch.float32, True),
+        (10240, torch.float32, False),
+        (5119, torch.float64, True),
+        (5120, torch.float64, False),
+    ],
+)
+def test_layers_that_exceed_shared_memory_are_separate_stages(channels, dtype, fits, factors):
+    """The kernel keeps a number of each channel and sample in shared memory."""
+    x, weight, styles = torch.rand(1, channels, 1, 1), torch.rand(2, channels, 1, 1), torch.rand(1, channels)
+    x = x.to(dtype)
+    expected = PF.modulated_conv2d(x.double(), weight.double(), styles.double(), backend="reference")
+    assert_close(PF.modulated_conv2d(x, weight, styles, backend="cuda"), expected, "modulated_conv2d", dtype)
+    assert len(factors) == fits
+
+
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
     """Several layers share a product where launches are dear; the images are the same."""
@@ -168,7 +200,10 @@ def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
     assert len(seen) == 1 and len(seen[0]) == sum(hasattr(m, "affine") for m in generator.synthesis.modules())
 
 
-@pytest.mark.parametrize("change", ["hook", "pre-hook", "replaced", "subclass"])
+CHANGES = ("hook", "pre-hook", "global hook", "replaced", "subclass", "act", "lr_multiplier", "bias", "dtype")
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_layers_that_someone_changed_compute_their_own_styles(change, monkeypatch):
     monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
     synthesis = models.Generator(8, channel_max=32).eval().synthesis
@@ -179,11 +214,37 @@ def test_layers_that_someone_changed_compute_their_own_styles(change, monkeypatc
         layer.register_forward_pre_hook(lambda module, given: (given[0], given[1] + 1))
     elif change == "replaced":
         layer.affine = torch.nn.Linear(512, 32)
-    else:
+    elif change == "subclass":
         layer.affine.__class__ = type("Louder", (nn.EqualLinear,), dict(forward=lambda self, w, gain=1.0: w[:, :32]))
+    elif change == "dtype":
+        layer.affine.double()
+    elif change != "global hook":
+        layer.affine = nn.EqualLinear(512, 32, **{change: dict(act="lrelu", lr_multiplier=0.5, bias=False)[change]})
     with torch.no_grad():
-        assert joint_styles.joint_styles([layer], ws, [0]) is None
         assert joint_styles.joint_styles([synthesis.b8.conv0], ws, [0])
+        with _global_hook() if change == "global hook" else contextlib.nullcontext():
+            assert joint_styles.joint_styles([layer], ws, [0]) is None
+
+
+@contextlib.contextmanager
+def _global_hook():
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, given, result: None)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_styles_are_joint_where_launches_are_dearer_than_products(monkeypatch):
+    """A product of every latent with every weight has to be small, and no derivative may be asked for."""
+    layer = nn.StyleConv(8, 8, 16)
+    few, many = torch.randn(4, 16, 16), torch.randn(5, 13, 16)
+    with torch.no_grad():
+        assert joint_styles.joint_styles([layer], few, [0]) == {}  # a launch on the CPU is cheap
+        monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
+        assert joint_styles.joint_styles([layer], few, [0])
+        assert joint_styles.joint_styles([layer], many, [0]) == {}
+    assert joint_styles.joint_styles([layer], few, [0]) == {}
 
 
 def test_joint_styles_are_in_float32_under_autocast(monkeypatch):
