@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from contract.common import CPU, HOST, each_layout, each_of
 from contract.epilogue2d_backward import BackwardContract, check
+from torch.autograd import forward_ad
 
 from posgan_fast import functional as PF
 from posgan_fast.ops.common.records import Activation
@@ -34,7 +37,7 @@ def test_separate_passes_agree(monkeypatch):
 
 @each_layout
 @pytest.mark.parametrize("act", ["lrelu", "swish"])
-@pytest.mark.parametrize("shape", [(1, 40, 65, 67), (2, 3, 200, 3), (1, 2100, 2, 3), (1, 2, 90, 1000)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 40, 65, 67), (2, 3, 200, 3), (1, 2100, 2, 3), (8, 1, 257, 256)], ids=str)
 def test_sizes_of_every_path(shape, act, layout):
     """Pixels with more channels than a span, planes and tiles longer than one."""
     check(shape, torch.float32, layout, act, CPU)
@@ -99,6 +102,30 @@ def test_the_gradient_of_a_bias_in_float32_does_not_pass_through_half_precision(
     x, b = torch.zeros(4, 2, 256, 256, dtype=torch.float16), torch.zeros(2, requires_grad=True)
     PF.epilogue2d(x, b=b).sum(dtype=torch.float32).backward()
     assert torch.equal(b.grad, torch.full((2,), 4.0 * 256 * 256))  # beyond float16
+
+
+def test_recorded_gradients_of_factors_do_not_pass_through_half_precision():
+    """Sums beyond float16 survive where the caller may ask for second derivatives, too."""
+    x, scale = torch.ones(2, 128, 32, 32, dtype=torch.float16), torch.ones(2, 128, requires_grad=True)
+    noise, b = (torch.zeros(shape, requires_grad=True) for shape in ((2, 1, 32, 32), (128,)))
+    y = PF.epilogue2d(x, scale=scale, noise=noise, b=b, act="softplus", gain=1)
+    found = torch.autograd.grad(y, (scale, noise, b), torch.full_like(y, 1000), create_graph=True)
+    g = 1000 / (1 + math.exp(-1))  # everywhere
+    for gradient, terms in zip(found, (32 * 32, 128, 2 * 32 * 32), strict=True):
+        torch.testing.assert_close(gradient, torch.full_like(gradient, g * terms), rtol=2e-3, atol=0)
+
+
+def test_a_forward_derivative_passes_the_gradients():
+    """They are linear in the gradient of the result, so the tangent is the gradient that the tangent would give."""
+    x, scale = torch.randn(2, 3, 4, 5, requires_grad=True), torch.rand(2, 3, requires_grad=True)
+    y = PF.epilogue2d(x, scale=scale, act="softplus", backend="cpu")
+    tangent = torch.randn_like(y)
+    with forward_ad.dual_level():
+        found = torch.autograd.grad(
+            y, (x, scale), forward_ad.make_dual(torch.randn_like(y), tangent), retain_graph=True
+        )
+        tangents = [forward_ad.unpack_dual(gradient).tangent for gradient in found]
+    torch.testing.assert_close(tangents, list(torch.autograd.grad(y, (x, scale), tangent)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

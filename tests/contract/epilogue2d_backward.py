@@ -17,7 +17,7 @@ SHAPES = ((2, 3, 4, 5), (1, 40, 9, 13), (2, 16, 8, 8), (3, 8, 1, 1), (1, 1, 7, 3
 
 
 def check(shape, dtype, layout, act, backend, clamp=-1.0, alpha=None, gain=1.3, shared=False, wanted=GRADIENTS):
-    """Compare the wanted gradients of random images with the definition."""
+    """Compare the wanted gradients of random images with the definition, in which the clamp is rounded to the dtype."""
     generator = torch.manual_seed(0)
 
     def random(*sizes, as_dtype=dtype):
@@ -29,6 +29,7 @@ def check(shape, dtype, layout, act, backend, clamp=-1.0, alpha=None, gain=1.3, 
     b, alpha = random(c), ACTIVATIONS[act].alpha if alpha is None else alpha
     v = x.double() * scale.double()[:, :, None, None] + noise.double() + b.double()[:, None, None]
     value, slope = _activation(act, v, alpha)
+    activation = Activation(act, alpha, gain, clamp)
     clamp = clamp if clamp < 0 else torch.tensor(clamp, dtype=dtype).item()
     y = (gain * value if clamp < 0 else (gain * value).clamp(-clamp, clamp)).to(dtype)
     inside = (gain * value).abs() < clamp if clamp >= 0 else torch.ones_like(v, dtype=torch.bool)
@@ -43,7 +44,6 @@ def check(shape, dtype, layout, act, backend, clamp=-1.0, alpha=None, gain=1.3, 
         b=g.sum((0, 2, 3)),
     )
     images, factors = backend.put([dy, y, x]), Factors(*backend.put([scale, noise, b.to(acc)]))
-    activation = Activation(act, alpha, gain, clamp)
     found = gradients(*images, factors, activation, set(wanted), backend.name, shared_noise=shared)
     found = {name: gradient.cpu() for name, gradient in found.items()}
     assert set(found) == set(wanted)
