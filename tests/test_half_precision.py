@@ -18,6 +18,7 @@ from test_models import discriminator, generator, latents, randn
 from test_pickles import module, pickled
 
 from posgan_fast.models import CheckpointError, Discriminator, Generator, load_discriminator, load_generator
+from posgan_fast.models.precision import as_in_block
 from posgan_fast.recipes import load_sampler
 from posgan_fast.recipes.inversion import optimise
 
@@ -174,6 +175,17 @@ def test_autocast_goes_before():
             assert torch.equal(image, generator(16, conv_clamp=256)(z)) and image.dtype == FULL
             assert torch.equal(D(real, force_fp32=force), discriminator(16, conv_clamp=256)(real))
         assert set(dtypes_of(D, lambda: D(real)).values()) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, FULL])
+def test_features_keep_their_dtype_beside_float64_and_under_autocast(dtype):
+    x, weight = randn(2, 3), randn(3)
+    for features, parameters in ((x.double(), weight), (x, weight.double())):
+        assert as_in_block(features, dtype, parameters) is features
+    for features in (x, x.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert as_in_block(features, dtype, weight) is features
+        assert as_in_block(features, dtype, weight).dtype == (torch.bfloat16 if dtype == torch.bfloat16 else FULL)
 
 
 def test_parameters_in_half_precision():

@@ -62,6 +62,7 @@ def test_an_operator_reads_each_tensor_once_and_writes_its_result():
     a, b = empty(8, 16), empty(8, 16)
     assert bytes_of(counted(lambda: a + b)) == (1024, 512, 1)
     assert bytes_of(counted(lambda: a * a)) == (512, 512, 1)
+    assert bytes_of(counted(lambda: a[:4] + a[4:])) == (512, 256, 1)
     assert bytes_of(counted(lambda: a.sum(1))) == (512, 32, 1)
     assert bytes_of(counted(lambda: torch.cat([a, b]))) == (1024, 1024, 1)
     assert bytes_of(counted(lambda: a.half())) == (512, 256, 1)
@@ -104,6 +105,9 @@ def test_padding_and_gradients_of_slices_are_two_kernels():
     x = empty(8, 16).requires_grad_()
     y = x[2:4]
     assert bytes_of(counted(lambda: torch.autograd.grad(y, x, torch.empty_like(y)))) == (128, 512 + 128, 2)
+    image = empty(1, 2, 8, 8).requires_grad_()
+    y = F.pad(image, (1, 1, 1, 1), mode="reflect")
+    assert bytes_of(counted(lambda: torch.autograd.grad(y, image, torch.empty_like(y)))) == (800, 512 + 800, 2)
 
 
 @pytest.mark.parametrize("mask", [(True, False, False), (False, True, False), (True, True, True)])
@@ -267,6 +271,19 @@ def test_an_epilogue_behind_a_filter_that_is_not_fused_is_two_kernels():
         with meta_as_cuda(), torch.no_grad():
             found = counted(lambda x=x, act=act: PF.epilogue2d(x, f, padding=[2, 1, 2, 1], act=act))
         assert sum(kernel.name.startswith("native") for kernel in found.kernels) == kernels
+
+
+@pytest.mark.parametrize(
+    "taps, factors, kernels",
+    [(4, dict(up=2), 1), (4, dict(down=2), 1), (4, dict(up=4), 2), (4, dict(up=2, down=2), 2), (4, dict(up=[2, 1]), 2),
+     (3, {}, 2), (6, dict(up=2), 2)],
+)  # fmt: skip
+def test_only_the_resamplings_of_stylegan2_are_fused(taps, factors, kernels):
+    """Filters of 4 x 4 taps that keep, double or halve both sides, as in csrc/upfirdn2d.cuh."""
+    f = PF.setup_filter([1] * taps, separable=False).to(META)
+    with meta_as_cuda(), torch.no_grad():
+        found = counted(lambda: PF.epilogue2d(empty(1, 3, 8, 8), f, padding=[3, 3, 3, 3], act="lrelu", **factors))
+    assert sum(kernel.name.startswith("native") for kernel in found.kernels) == kernels
 
 
 def test_predictions_are_the_roofline():
