@@ -33,6 +33,16 @@ def test_equal_linear(act):
     _assert_equal(module(x), expected)
 
 
+@pytest.mark.parametrize("shape", [(7, 6), (3, 7, 6)], ids=str)
+def test_equal_linear_with_a_gain(shape):
+    """The gain reaches the bias too; two dimensions are a path of their own."""
+    module = nn.EqualLinear(6, 4, lr_multiplier=0.25, bias_init=2.0, dtype=torch.float64)
+    x = randn(*shape).double()
+    expected = x.numpy() @ (module.weight.detach().numpy() * 0.25 / math.sqrt(6)).T + 0.5
+    _assert_equal(module(x), expected)
+    _assert_equal(module(x, gain=3.0), 3 * expected)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2)])
 def test_equal_conv2d(k, up, down):
