@@ -47,8 +47,15 @@ class Mutation:
     rebuild: tuple[str, ...] = ()  # files of csrc/, without the ending, whose code the fault changes
 
     @property
-    def occurrences(self) -> int:
-        return (ROOT / self.file).read_text().count(self.old)
+    def defects(self) -> list[str]:
+        """What keeps the entry from putting one fault into today's sources and running its tests."""
+        path, named = ROOT / self.file, [word for word in shlex.split(self.tests) if word.endswith(".py")]
+        count = path.read_text(encoding="utf-8").count(self.old) if path.is_file() else 0
+        found = [f"old occurs {count} times in {self.file}, expected once"] if count != 1 else []
+        found += ["old and new are the same"] if self.old == self.new else []
+        found += ["tests names no file"] if not named else []
+        needed = [*named, *(f"csrc/{name}.cpp" for name in self.rebuild)]
+        return found + [f"there is no {name}" for name in needed if not (ROOT / name).is_file()]
 
 
 class Tree:
@@ -121,16 +128,21 @@ class Tree:
         )
 
 
+def read() -> list[Mutation]:
+    """Return the entries of mutations.toml."""
+    entries = tomllib.loads((ROOT / "tests" / "mutations.toml").read_text(encoding="utf-8"))["mutation"]
+    return [Mutation(**entry | {"rebuild": tuple(entry.get("rebuild", ()))}) for entry in entries]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Shows that the tests notice faults.")
     parser.add_argument("--only", default="", metavar="PATTERN", help="regular expression in the name or the file")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="faults that are tried side by side")
     options = parser.parse_args()
-    entries = tomllib.loads((ROOT / "tests" / "mutations.toml").read_text())["mutation"]
-    mutations = [Mutation(**entry | {"rebuild": tuple(entry.get("rebuild", ()))}) for entry in entries]
-    stale = [m for m in mutations if m.occurrences != 1]
+    mutations = read()
+    stale = [m for m in mutations if m.defects]
     for m in stale:
-        print(f"stale       {m.name}: {m.occurrences} occurrences in {m.file}, expected 1")
+        print(f"stale       {m.name}: {'; '.join(m.defects)}")
     if stale or len({m.name for m in mutations}) < len(mutations):
         print("an entry is stale, or two have one name")
         return 2
