@@ -19,6 +19,7 @@ from benchmarks.traffic_peer import NVlabs
 from posgan_fast import backend
 from posgan_fast import functional as PF
 from posgan_fast.ops.common import op
+from posgan_fast.ops.modulated_conv2d import triton
 
 # Bytes that move and kernels of a layer of 64 to 64 (toRGB: 3) channels, 128 pixels, N=4: in inference of one sample,
 # in inference, and forward and backward in training. Lower numbers replace these; greater ones need a reason.
@@ -241,6 +242,38 @@ def test_gradients_of_styles_alone_do_not_convolve_for_the_weight():
         found = counted(lambda: torch.autograd.grad(y, styles, torch.empty_like(y)))
     names = [kernel.name for kernel in found.kernels]
     assert "convolution_backward dx" in names and "convolution_backward dw" not in names
+
+
+def test_explain_does_not_name_a_kernel_that_cannot_serve():
+    """A map beside factors that keep float16 in range, and more samples than shared memory holds."""
+    with meta_as_cuda(), torch.no_grad():
+        x = torch.empty(1, 64, 256, 256, dtype=torch.float16, device="meta").contiguous(
+            memory_format=torch.channels_last
+        )
+        weight, styles = torch.empty(64, 64, 3, 3, device="meta"), torch.empty(1, 64, device="meta")
+        pad_map = torch.empty(1, 64, 258, 258, device="meta")
+        explained = lambda *args, **call: str(PF.explain("modulated_conv2d", *args, **call))  # noqa: E731
+        assert "algorithm: one Triton kernel" in explained(x, weight, styles, padding=1)
+        assert "algorithm: stages" in explained(x, weight, styles, padding=1, pad_map=pad_map)
+        x = torch.empty(10300, 8, 8, 8, dtype=torch.float16, device="meta").contiguous(
+            memory_format=torch.channels_last
+        )
+        weight, styles = torch.empty(3, 8, 1, 1, device="meta"), torch.empty(10300, 8, device="meta")
+        assert "algorithm: stages" in explained(x, weight, styles)
+
+
+@pytest.mark.parametrize(("n", "size"), [(16, 64), (256, 16), (4096, 4)])
+def test_the_fused_kernel_moves_no_more_than_stages(n, size):
+    """It takes styles apart where a weight for each sample would have more elements than the features."""
+    moved = []
+    for with_triton in (True, False):
+        with meta_as_cuda(), torch.no_grad(), Counter() as counter:
+            x = torch.empty(n, 128, size, size, dtype=torch.bfloat16, device="meta")
+            weight, styles = torch.empty(128, 128, 3, 3, device="meta"), torch.empty(n, 128, device="meta")
+            with mock.patch.object(triton, "serves", triton.serves if with_triton else lambda call: False):
+                PF.modulated_conv2d(x.contiguous(memory_format=torch.channels_last), weight, styles, padding=1)
+        moved.append(sum(kernel.moved for kernel in counter.traffic.kernels if kernel.name != "convolution contiguous"))
+    assert moved[0] < 0.75 * moved[1]
 
 
 def test_networks_are_counted_with_their_settings():

@@ -26,9 +26,8 @@ def infer(call: Call) -> torch.Tensor:
     if algorithm(call) == FUSED and _triton_fails_on(call.x.device) is None:
         call, weight, styles, dcoefs = prepare(call, form_of(call), fold=_has_small_weights(call))
         return triton.run(call, weight, styles, dcoefs)
-    fold = call.x.shape[0] == 1 and (
-        call.pad_map is None or call.up > 1
-    )  # put the only sample's styles into the weight
+    # Put the only sample's styles into the weight.
+    fold = call.x.shape[0] == 1 and (call.pad_map is None or call.up > 1)
     call, weight, styles, dcoefs = prepare(call, form_of(call), fold=fold)
     return infer_stages(call, weight, styles, dcoefs, "cuda")
 
