@@ -65,6 +65,9 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for option, given in rest.items():
         if given:
             parser.error(f"{option}: {'only' if args.base is None else 'not'} with --base")
+    args.peer = options.peer_paths(parser, args.peer)
+    if "discriminator" in networks:
+        options.check_groups(parser, [args.batch])
     known = [subject.case for subject in _subjects(args, words=[])]
     for word in args.case:
         if not any(word in name for name in known):
@@ -83,7 +86,7 @@ def _run(args: argparse.Namespace, device: torch.device) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     effort = harness.QUICK if args.quick else harness.FULL
-    loaded = peers.load(peers.parse(args.peer), device)
+    loaded = peers.load(args.peer, device)
     print(
         f"{device.type}, {torch.get_num_threads()} threads, allocator {harness.allocator()}, torch {torch.__version__}"
     )
@@ -147,18 +150,19 @@ def _parser() -> argparse.ArgumentParser:
         "--base", metavar="REV", help="compare the working tree with a git revision, or with the checkout at a path"
     )
     parser.add_argument("--json", action="store_true", help="with --base: print JSON, not the table")
+    several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
     parser.add_argument(
         "--op",
-        nargs="+",
+        **several,
         choices=[*cases.CASES, *subjects.NETWORKS],
         help=f"default: all; {', '.join(subjects.NETWORKS)}: with --base only",
     )
-    parser.add_argument("--case", nargs="+", default=[], metavar="WORD", help="only cases whose name contains a WORD")
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"])
-    parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=["nchw"])
-    parser.add_argument("--batch", type=int, default=1, metavar="N")
+    parser.add_argument("--case", **several, default=[], metavar="WORD", help="only cases whose name contains a WORD")
+    parser.add_argument("--dtype", **several, choices=list(DTYPES), default=["float32"])
+    parser.add_argument("--layout", **several, choices=list(LAYOUTS), default=["nchw"])
+    parser.add_argument("--batch", type=options.at_least(1), default=1, metavar="N")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: torch's own choice")
+    parser.add_argument("--threads", type=options.at_least(1), metavar="N", help="default: torch's own choice")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=PATH", help="nvlabs=CHECKOUT or rosinality=CHECKOUT"
     )
@@ -169,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--budget",
-        type=float,
+        type=options.seconds,
         metavar="SECONDS",
         help="start no case after this time; the cases that were cut are recorded",
     )

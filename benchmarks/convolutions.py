@@ -36,16 +36,13 @@ SHAPES = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convolutions", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
-    parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
+    rounds, batch = options.at_least(2, ", for quartiles"), options.at_least(1)
+    parser.add_argument("--rounds", type=rounds, default=9, help="interleaved rounds (default: 9)")
+    parser.add_argument("--batch", type=batch, default=1, help="samples (default: 1)")
     parser.add_argument("--quick", action="store_true", help="the smallest layer of each form, to see that all runs")
     options.add_allocator(parser)
     options.add_output(parser)
     args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
-    if args.batch < 1:
-        parser.error(f"--batch: expected at least 1, got {args.batch}")
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.convolutions", sys.argv[1:] if argv is None else argv, args.allocator)
     library = _native.load(_native.CPU)

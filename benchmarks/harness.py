@@ -260,8 +260,11 @@ def write_json(path: Path, content: Any) -> None:
     A process that ends meanwhile leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # an error left it
 
 
 _RELEVANT = (

@@ -33,12 +33,7 @@ Call = Callable[[], Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
-    if args.peer and not (args.peer / "models" / "padinv_encoder.py").is_file():
-        parser.error(f"--peer: expected a checkout of PadInv, got {args.peer}")
+    args = _parser().parse_args(argv)
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.inversion", sys.argv[1:] if argv is None else argv, args.allocator)
     if args.peak:
@@ -55,11 +50,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inversion", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
-    parser.add_argument("--peer", type=Path, metavar="PATH", help="checkout of PadInv")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
-    parser.add_argument("--size", type=int, nargs="+", default=[256, 1024], help="generators (default: 256 1024)")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at a time (default: 1)")
+    padinv, rounds = options.checkout("PadInv", "models/padinv_encoder.py"), options.at_least(2, ", for quartiles")
+    several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
+    parser.add_argument("--what", **several, choices=WHAT, default=list(WHAT))
+    parser.add_argument("--peer", type=padinv, metavar="PATH", help="checkout of PadInv")
+    parser.add_argument("--rounds", type=rounds, default=7, help="interleaved rounds (default: 7)")
+    parser.add_argument(
+        "--size", **several, type=options.image_size, default=[256, 1024], help="generators (default: 256 1024)"
+    )
+    parser.add_argument("--batch", type=options.at_least(1), default=1, help="pictures at a time (default: 1)")
     parser.add_argument("--quick", action="store_true", help="narrow networks, to see that all runs")
     parser.add_argument("--peak", choices=(OURS, MAPS, THEIRS), help=argparse.SUPPRESS)  # a child that measures
     options.add_allocator(parser)
@@ -239,7 +238,7 @@ def _memory(args: argparse.Namespace) -> Iterator[Row]:
         row = Row("memory", f"inversion, generator {size}, N={args.batch}", unit="GiB")
         for name in (OURS, MAPS, *([THEIRS] if args.peer else [])):
             command = [sys.executable, "-m", "benchmarks.inversion", "--peak", name, "--size", str(size)]
-            command += ["--batch", str(args.batch), *(["--quick"] if args.quick else [])]
+            command += ["--batch", str(args.batch), "--out", str(args.out), *["--quick"] * args.quick]
             command += ["--peer", str(args.peer)] if args.peer else []
             env = harness.environment_for("as started")  # a tuned allocator keeps memory that is not needed
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)

@@ -13,15 +13,6 @@ import torch
 from . import network_calls, peers
 
 
-def parse(entries: list[str]) -> dict[str, Path]:
-    """Read PATH and NAME=PATH options; a PATH alone is NVlabs'.
-
-    Raises:
-        ValueError: the path holds no checkout of that project.
-    """
-    return peers.parse(e if e.partition("=")[0] in peers.NAMES else f"nvlabs={e}" for e in entries)
-
-
 def nvlabs_module(checkout: Path | None, device: torch.device) -> tuple[Any, str]:
     """Return NVlabs' networks, or None, and why they run on their plain torch path on CUDA, or ""."""
     return (None, "") if checkout is None else peers.nvlabs_networks(checkout, device)

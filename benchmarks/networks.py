@@ -48,6 +48,8 @@ from .network_report import (
 DTYPES = tuple(name for name in network_calls.PRECISIONS if name != "tf32")
 CPU_DTYPES = ("float32", "bfloat16")
 WHAT = ("layer", "generator", "padding", "discriminator", "training", "memory")
+# The rows that do not heed an option.
+FIXED = {"size": ("layer", "training"), "batch": ("padding", "training", "memory")}
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -80,15 +82,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _checked(args: argparse.Namespace, parser: argparse.ArgumentParser, on_gpu: bool) -> dict[str, Path]:
     """Complain of options that do not go together, fill in the CPU's defaults, and return the peers' checkouts."""
-    if args.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
-    try:
-        paths = network_peers.parse(args.peer)
-    except ValueError as error:
-        parser.error(str(error))
+    paths = options.peer_paths(parser, args.peer, networks=True, alone=NVLABS)
     args.peer = paths.get(NVLABS)
-    if args.openvino and (args.peer is None or on_gpu):
-        parser.error("--openvino: expected --peer, whose generator it runs, and a machine without a GPU")
+    for option in ("openvino", "compile"):
+        if getattr(args, option) and (args.peer is None or on_gpu):
+            parser.error(f"--{option}: expected --peer, whose generator it runs, and a machine without a GPU")
     if args.seconds is not None and not on_gpu:
         parser.error("--seconds: expected a GPU or --dry-run")
     for option in ("what", "dtype"):
@@ -98,6 +96,13 @@ def _checked(args: argparse.Namespace, parser: argparse.ArgumentParser, on_gpu: 
             parser.error(
                 f"--{option}: expected {', '.join(known)} {'on a GPU' if on_gpu else 'on the CPU'}, got {wrong[0]}"
             )
+    for option, fixed in (networks_plan.FIXED if on_gpu else FIXED).items():
+        if getattr(args, option) and args.what and set(args.what) <= set(fixed):
+            parser.error(
+                f"--{option}: expected --what beyond {', '.join(fixed)}, which do not heed it, got {args.what[0]}"
+            )
+    if "discriminator" in (args.what or WHAT):
+        options.check_groups(parser, args.batch or ())
     if not on_gpu:
         args.what, args.dtype = args.what or list(WHAT), args.dtype or list(CPU_DTYPES)
         args.size, args.batch = args.size or [256, 1024], args.batch or [1]
@@ -126,21 +131,26 @@ def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=sorted({*WHAT, *networks_plan.WHAT}), help="default: all")
-    parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="default: 256 1024")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="default: 1 on the CPU, 1 and 32 on a GPU")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: all; float16 on a GPU only")
+    several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
+    parser.add_argument("--what", **several, choices=sorted({*WHAT, *networks_plan.WHAT}), help="default: all")
+    parser.add_argument("--size", **several, type=options.image_size, metavar="PIXELS", help="default: 256 1024")
+    parser.add_argument(
+        "--batch", **several, type=options.at_least(1), metavar="N", help="default: 1 on the CPU, 1 and 32 on a GPU"
+    )
+    parser.add_argument("--dtype", **several, choices=DTYPES, help="default: all; float16 on a GPU only")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="[NAME=]PATH",
         help="checkout of NVlabs stylegan2-ada-pytorch or stylegan3; rosinality=PATH: compiled on a GPU",
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, help="on a GPU: begin no row later, most important rows first")
+    parser.add_argument(
+        "--seconds", type=options.seconds, help="on a GPU: begin no row later, most important rows first"
+    )
     parser.add_argument("--dry-run", action="store_true", help="measure small networks on the CPU as if it were a GPU")
-    parser.add_argument("--compile", action="store_true", help="on the CPU: also torch.compile of the peer")
+    parser.add_argument("--compile", action="store_true", help="on the CPU: also torch.compile of the peer's generator")
     parser.add_argument(
         "--openvino", action="store_true", help="also OpenVINO running the peer's generator, exported, on the CPU"
     )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=options.at_least(2, ", for quartiles"), default=7)
     options.add_allocator(parser)
     options.add_output(parser)
     parser.add_argument("--peak", choices=[OURS, NVLABS], help=argparse.SUPPRESS)  # a child that measures its memory
@@ -242,7 +252,7 @@ def _memory(args, device, nvlabs) -> Iterator[Row]:
         row = Row("memory", f"generator {size}, N={n}, float32, GiB")
         for name in (OURS, NVLABS) if args.peer else (OURS,):
             command = [sys.executable, "-m", "benchmarks.networks", "--peak", name]
-            command += ["--size", str(size), "--batch", str(n)]
+            command += ["--size", str(size), "--batch", str(n), "--out", str(args.out)]
             command += ["--peer", str(args.peer)] if args.peer else []
             env = harness.environment_for("as started")  # a tuned allocator keeps memory that is not needed
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)

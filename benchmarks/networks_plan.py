@@ -14,6 +14,8 @@ from .network_calls import PRECISIONS
 
 WHAT = ("layer", "generator", "training", "launches", "backward", "discriminator", "padding", "compiled")
 HALF, FULL = PRECISIONS[:2], PRECISIONS[2:]
+# The rows that do not heed an option.
+FIXED = {"size": ("layer", "training", "backward"), "batch": ("training", "backward")}
 MODES = ("default", "max-autotune")
 STEPS = ("iteration", "generator step", "discriminator step")
 # Seconds that a row takes at least, warm-up included; a compilation is stopped at its limit.

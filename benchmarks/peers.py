@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,9 @@ from torch.torch_version import TorchVersion
 from .harness import commit, reason
 
 NAMES = ("nvlabs", "rosinality")
+# Files that tell a checkout: of its ops, and one of those of its networks.
+OPS = {"nvlabs": "torch_utils/ops/upfirdn2d.py", "rosinality": "op/upfirdn2d.py"}
+NETWORKS = {"nvlabs": ("training/networks_stylegan2.py", "training/networks.py"), "rosinality": ("model.py",)}
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,21 +46,32 @@ class Peer:
     call: Callable[[Case, torch.Tensor | None, torch.dtype], Call | None]
 
 
-def parse(entries: Iterable[str]) -> dict[str, Path]:
+def parse(
+    entries: Iterable[str], names: Iterable[str] = NAMES, networks: bool = False, alone: str | None = None
+) -> dict[str, Path]:
     """Read NAME=PATH options.
 
+    Args:
+        entries: the options.
+        names: the projects that the command takes.
+        networks: whether it needs their networks, beside their ops.
+        alone: the project of a PATH without a name; None: there must be a name.
+
     Raises:
-        ValueError: the name is unknown, or the path holds no checkout of that project.
+        ValueError: the name is unknown or comes twice, or the path holds no checkout of that project.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for entry in entries:
-        name, _, text = entry.partition("=")
+        whole = entry if alone is None or re.match(r"\w+=", entry) else f"{alone}={entry}"
+        name, _, text = whole.partition("=")
+        if name not in names:
+            raise ValueError(f"--peer: expected {' or '.join(f'{n}=PATH' for n in names)}, got {entry!r}")
+        if name in found:
+            raise ValueError(f"--peer: expected {name} once, got {entry!r} beside {str(found[name])!r}")
         path = Path(text).expanduser().resolve()
-        marks = {"nvlabs": "torch_utils/ops/upfirdn2d.py", "rosinality": "op/upfirdn2d.py"}
-        if name not in marks:
-            raise ValueError(f"--peer: expected nvlabs=PATH or rosinality=PATH, got {entry!r}")
-        if not (path / marks[name]).is_file():
-            raise ValueError(f"--peer: expected a checkout with {marks[name]}, got {entry!r}")
+        for marks in ((OPS[name],), *((NETWORKS[name],) if networks else ())):
+            if not any((path / mark).is_file() for mark in marks):
+                raise ValueError(f"--peer: expected a checkout with {' or '.join(marks)}, got {entry!r}")
         found[name] = path
     return found
 
@@ -70,10 +85,13 @@ def nvlabs_networks(path: Path, device: torch.device) -> tuple[Any, str]:
 
     Returns:
         The module, and the reason why it runs on its plain torch path on CUDA, or "".
+
+    Raises:
+        SystemExit: the checkout is not complete.
     """
     sys.path.insert(0, str(path))
     try:
-        with _stubbed(**_pkg_resources()):
+        with _complete(path), _stubbed(**_pkg_resources()):
             name = "networks_stylegan2" if (path / "training/networks_stylegan2.py").exists() else "networks"
             networks = importlib.import_module(f"training.{name}")
             modules = [importlib.import_module(f"torch_utils.ops.{op}") for op in ("upfirdn2d", "bias_act")]
@@ -87,7 +105,7 @@ def nvlabs_networks(path: Path, device: torch.device) -> tuple[Any, str]:
 
 
 def _nvlabs(path: Path, device: torch.device) -> Peer:
-    with _stubbed(dnnlib=_dnnlib(), **_pkg_resources()):
+    with _complete(path), _stubbed(dnnlib=_dnnlib(), **_pkg_resources()):
         root = _package(path / "torch_utils", "nvlabs")
         upfirdn2d = importlib.import_module(f"{root.__name__}.ops.upfirdn2d")
         bias_act = importlib.import_module(f"{root.__name__}.ops.bias_act")
@@ -112,7 +130,7 @@ def _rosinality(path: Path, device: torch.device) -> Peer:
         except Exception as error:
             note = reason(error)
     if device.type != "cuda" or note:
-        with _extensions_refused():
+        with _complete(path), _extensions_refused():
             op = _package(path / "op", "rosinality_plain")
     resample = importlib.import_module(f"{op.__name__}.upfirdn2d")
 
@@ -144,6 +162,15 @@ def _build_nvlabs(*modules: Any) -> str:
 
     with _extensions_registered(), ThreadPoolExecutor() as pool:
         return next((reason for reason in pool.map(build, modules) if reason), "")
+
+
+@contextlib.contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    """End the command where a checkout cannot be imported."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        raise SystemExit(f"--peer: expected a checkout that can be imported, got {path}: {reason(error)}") from None
 
 
 @contextlib.contextmanager

@@ -37,12 +37,7 @@ SIZES = [(25, 33), (32, 43), (41, 55), (53, 71), (69, 91), (88, 118), (113, 151)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error(f"--rounds: expected at least 2, for quartiles, got {args.rounds}")
-    if args.peer and not (args.peer / "mmgen").is_dir():
-        parser.error(f"--peer: expected a checkout of mmgeneration, got {args.peer}")
+    args = _parser().parse_args(argv)
     if args.allocator and args.allocator != harness.allocator():
         return options.run_again("benchmarks.systems", sys.argv[1:] if argv is None else argv, args.allocator)
     rows = []
@@ -57,11 +52,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.systems", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--what", nargs="+", action=options.Distinct, choices=WHAT, default=list(WHAT))
     parser.add_argument(
-        "--peer", type=Path, metavar="PATH", help="checkout of mmgeneration, whose SinGAN samples beside ours"
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
+        "--peer", type=options.checkout("mmgeneration", "mmgen"), metavar="PATH",
+        help="checkout of mmgeneration, whose SinGAN samples beside ours",
+    )  # fmt: skip
+    rounds = options.at_least(2, ", for quartiles")
+    parser.add_argument("--rounds", type=rounds, default=7, help="interleaved rounds (default: 7)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that all runs")
     options.add_allocator(parser)
     options.add_output(parser)

@@ -78,7 +78,7 @@ def test_a_quick_run_prints_the_table_and_writes_its_files(tmp_path, capsys):
 
 
 def test_a_budget_cuts_and_says_so(tmp_path, capsys):
-    argv = ["--quick", "--device", "cpu", "--case", "16", "--budget", "-1", "--out", str(tmp_path), "--name", "run"]
+    argv = ["--quick", "--device", "cpu", "--case", "16", "--budget", "1e-9", "--out", str(tmp_path), "--name", "run"]
     assert command.main(argv) == 0
     content = json.loads((tmp_path / "run.json").read_text())
     assert content["rows"] == [] and len(content["cut"]) == 6
@@ -214,9 +214,28 @@ def test_a_peer_is_loaded_without_its_dependencies(tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["nvlabs=", "nvlabs=/nonexistent", "other=.", "nvlabs"])
-def test_a_wrong_peer_is_told(entry):
-    with pytest.raises(ValueError, match="--peer: expected"):
+def test_a_wrong_peer_is_told(entry, capsys):
+    with pytest.raises(ValueError, match=f"--peer: expected .*, got '{entry}'"):
         peers.parse([entry])
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--quick", "--peer", entry])
+    assert stopped.value.code == 2 and "--peer: expected" in capsys.readouterr().err
+
+
+def test_a_checkout_is_complete_and_comes_once(tmp_path):
+    (tmp_path / "torch_utils/ops").mkdir(parents=True)
+    (tmp_path / "torch_utils/ops/upfirdn2d.py").touch()
+    entry = f"nvlabs={tmp_path}"
+    assert peers.parse([entry]) == peers.parse([str(tmp_path)], alone="nvlabs") == {"nvlabs": tmp_path}
+    with pytest.raises(ValueError, match="expected a checkout with training/networks_stylegan2.py or .*, got 'nvlabs="):
+        peers.parse([entry], networks=True)
+    with pytest.raises(ValueError, match="expected nvlabs once, got"):
+        peers.parse([entry, entry])
+    with pytest.raises(ValueError, match="expected nvlabs=PATH, got 'rosinality=.'"):
+        peers.parse(["rosinality=."], names=["nvlabs"])
+    for load in (peers.nvlabs_networks, lambda path, device: peers.load({"nvlabs": path}, device)):
+        with pytest.raises(SystemExit, match=f"--peer: expected a checkout that can be imported, got {tmp_path}: "):
+            load(tmp_path, torch.device("cpu"))
 
 
 def test_the_plugins_of_a_peers_networks_are_built_once_and_found(tmp_path, monkeypatch):
