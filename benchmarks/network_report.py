@@ -106,7 +106,8 @@ def plot(rows: Sequence[Row], content: dict[str, Any], path: Path) -> None:
     axis.set_yticks([i + 0.4 for i in range(len(shown))], [f"{r.what} {r.case}" for r in shown])
     axis.invert_yaxis()
     axis.set_xlabel("time relative to ours")
-    axis.set_title(_machine(content["provenance"]), fontsize=9)
+    dry = "dry run on the CPU, " if content["settings"].get("dry_run") else ""
+    axis.set_title(dry + _machine(content["provenance"]), fontsize=9)
     axis.legend()
     axis.grid(axis="x", alpha=0.3)
     os.makedirs(path.parent, exist_ok=True)

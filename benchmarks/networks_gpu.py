@@ -48,8 +48,12 @@ class Run:
     cut: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        print(text, flush=True)
+        self.say(text)
         self.notes.append(text)
+
+    def say(self, text: str) -> None:
+        """Print what was found; numbers of a dry run must not pass for results."""
+        print(f"dry run on the CPU, {text}" if self.args.dry_run else text, flush=True)
 
 
 def main(args: argparse.Namespace, paths: dict[str, Path]) -> int:
@@ -68,9 +72,9 @@ def main(args: argparse.Namespace, paths: dict[str, Path]) -> int:
     info = {**harness.provenance(clock.device), "posgan_fast": posgan_fast.__version__}
     content = measure_all(run, networks_plan.planned(args, paths), info)
     for name in run.cut:
-        print(f"cut, no time was left: {name}")
+        run.say(f"cut, no time was left: {name}")
     for what, case, name in content["slower"]:
-        print(f"slower than {name}: {what} {case}")
+        run.say(f"slower than {name}: {what} {case}")
     plot(run.rows, content, args.out / f"{_name(args)}.png")
     return 1 if content["failed"] else 0
 
@@ -84,7 +88,7 @@ def measure_all(run: Run, cases: Sequence[Case], info: Mapping[str, Any]) -> dic
             run.cut.append(f"{case.what} {case.name}")
             continue
         row = compiled_row(run, case) if case.what == "compiled" else attempt(run, case)
-        print(gpu_line(row), flush=True)
+        run.say(gpu_line(row))
         run.rows.append(row)
         try:
             run.clock.settle()

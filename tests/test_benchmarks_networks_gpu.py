@@ -382,7 +382,9 @@ def test_a_dry_run_writes_its_rows_its_rates_and_what_it_cut(tmp_path, capsys):
     content = json.loads((tmp_path / "small.json").read_text())
     assert {row["what"] for row in content["rows"]} == {"layer", "generator"} and not content["cut"]
     assert all(row["roofline"] > 0 for row in content["rows"]) and content["rates"]["source"] == "measured here"
-    assert "of the roofline" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of the roofline" in printed
+    assert all(line.startswith(("dry run on the CPU, ", " ")) for line in printed.splitlines())
     assert networks.main([*chosen, *common, "--seconds", "0.1"]) == 0
     content = json.loads((tmp_path / "small.json").read_text())
     assert not content["rows"] and len(content["cut"]) == 4
