@@ -23,7 +23,7 @@ import torch
 
 from posgan_fast import _native
 
-from . import harness, tune_calls, tune_rows
+from . import harness, options, tune_calls, tune_rows
 from .report import geometric_mean
 
 EFFORT = harness.Effort(rounds=7, least=3, seconds=1.0, sample=0.002)
@@ -32,10 +32,12 @@ Record = dict[str, Any]
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    parser.add_argument("file", type=Path, help="where the result goes")
-    parser.add_argument("seconds", type=float, help="no measurement begins later than that")
+    parser.add_argument("file", type=options.output_file, help="where the result goes")
+    parser.add_argument("seconds", type=options.seconds, help="no measurement begins later than that")
     parser.add_argument("--dry-run", action="store_true", help="make the small calls on the CPU")
     args = parser.parse_args(argv)
+    if options.lacks_gpu(args.dry_run):
+        return 2
     if args.dry_run:
         return dry_run(args.file)
     device = torch.device("cuda")
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{line['table']}: {line['text']}  // {line['faster']:.2f}x {line['today']} over {line['calls']} calls")
     result = {"provenance": info, "cut": cut, "failed": failed, "best": best, "records": records}
     harness.write_json(args.file, result)
+    print(f"wrote {args.file}")
     return 1 if failed else 0
 
 
@@ -57,7 +60,9 @@ def dry_run(path: Path) -> int:
         y = run(x, None)
         assert tuple(y.shape) == call.out_shape, f"{call.name}: {tuple(y.shape)}"
         made.append(f"{name} {call.op} {call.name} {call.dtype} {call.layout}")
-    harness.write_json(path, {"dry_run": True, "calls": made, "planned": len(list(tune_calls.plan()))})
+    planned = len(list(tune_calls.plan()))
+    harness.write_json(path, {"dry_run": True, "calls": made, "planned": planned})
+    print(f"dry run on the CPU: made {len(made)} of {planned} calls, measured none, wrote {path}")
     return 0
 
 

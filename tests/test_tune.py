@@ -41,11 +41,25 @@ def test_every_table_has_calls_and_the_most_important_come_first():
     assert len({(call.op, call.name, call.dtype, call.layout, name) for call, name in plan}) == len(plan)
 
 
-def test_a_dry_run_makes_every_kind_of_call(tmp_path):
+def test_a_dry_run_makes_every_kind_of_call(tmp_path, capsys):
     assert tune.main(["--dry-run", str(tmp_path / "tune.json"), "1"]) == 0
     result = json.loads((tmp_path / "tune.json").read_text())
     smallest = [call for call, _ in tune_calls.plan() if call.resolution == tune_calls.RESOLUTIONS[-1]]
     assert len(result["calls"]) == len(smallest) and result["planned"] > 200
+    assert f"measured none, wrote {tmp_path / 'tune.json'}" in capsys.readouterr().out
+
+
+def test_tuning_needs_a_gpu_a_time_and_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main([str(tmp_path / "tune.json"), "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no CUDA device" in line and "--dry-run" in line
+    file, missing = str(tmp_path / "a.json"), str(tmp_path / "none" / "a.json")
+    for wrong in ([file, "0"], [file, "nan"], [file, "inf"], [str(tmp_path), "1"], [missing, "1"]):
+        with pytest.raises(SystemExit) as stopped:
+            tune.main(["--dry-run", *wrong])
+        assert stopped.value.code == 2 and ": expected a" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_time_that_is_up_drops_the_last_calls_and_a_failure_only_itself(monkeypatch, capsys):
