@@ -26,8 +26,10 @@ bench: setup
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # On a bare GPU machine without network the interpreter at hand has all that is needed; DRY_RUN=1 walks it on a CPU.
-gpu-gate: $(if $(DRY_RUN),setup)
-	$(if $(DRY_RUN),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_gate $(if $(DRY_RUN),--dry-run) $(GATE_ARGS)
+DRY := $(filter-out 0,$(DRY_RUN))
+
+gpu-gate: $(if $(DRY),setup)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_gate $(if $(DRY),--dry-run) $(GATE_ARGS)
 
 setup: $(VENV)/ready
 
