@@ -105,7 +105,8 @@ def count_layer(by: Contender, name: str, dtype: str, batch: int, channels: int 
         return [x, torch.empty(n, 512, device=META)]
 
     with by.as_on_cuda():
-        layer = by.layer(name, channels, size).to(META)
+        with META:  # the noise of a large layer has no place in memory
+            layer = by.layer(name, channels, size)
         unit, phases = _phases(layer, inputs, lambda x, w: by.call_layer(layer, x, w), batch)
     return Result(f"layer {name}", by.name, dtype, batch, unit, phases)
 
@@ -115,7 +116,8 @@ def count_network(by: Contender, name: str, dtype: str, batch: int) -> Result:
     kind, size = NETWORKS[name]
     with by.as_on_cuda():
         kinds = [k for k in ("generator", "discriminator") if kind in (k, "training")]
-        networks = [getattr(by, k)(size, dtype).to(META) for k in kinds]
+        with META:
+            networks = [getattr(by, k)(size, dtype) for k in kinds]
         if kind == "training":
             unit, phases = _step(by, networks, size, dtype, batch)
         elif kind == "generator":

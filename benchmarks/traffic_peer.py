@@ -8,6 +8,7 @@ of the checkout is copied or changed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -66,6 +67,9 @@ class NVlabs:
                 op = module.__name__.rpartition(".")[2]
                 stack.enter_context(mock.patch.object(module, "_plugin", Plugin))
                 stack.enter_context(mock.patch.object(module, op, _cuda_path(module, op)))
+            upfirdn2d = self._ops[0]
+            on_meta = functools.partial(upfirdn2d.setup_filter, device=META)  # by default it takes the CPU
+            stack.enter_context(mock.patch.object(upfirdn2d, "setup_filter", on_meta))
             yield
 
     def layer(self, name: str, channels: int, size: int) -> Any:

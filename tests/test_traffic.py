@@ -372,10 +372,17 @@ def test_wrong_options_are_refused(arguments, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_layer_that_no_memory_holds_is_counted():
+    small, large = (count_layer(Ours(), "plain", "float16", 64, size=size) for size in (1000, 100_000))
+    assert large.unit == 10**4 * small.unit == 64 * 64 * 10**10 * 2
+    assert large.phases["forward"].launches == small.phases["forward"].launches
+
+
 def test_nvlabs_layers_are_counted_with_their_plugins(peers):
     by = NVlabs(peers["nvlabs"])
+    assert count_layer(by, "up", "float32", 64, size=100_000).unit == 64 * 64 * 10**10 * 4
     found = count_layer(by, "plain", "float32", batch=4)
-    assert 8 < found.in_units("forward") < 8.3 and found.phases["inference N=1"].launches == 12
+    assert 8 < found.in_units("forward") < 8.3 and found.phases["inference N=1"].launches == 13
     assert [k.name for k in found.phases["forward"].kernels].count("plugin bias_act") == 1
     assert by.refuses("layer", "bfloat16") and not by.refuses("layer", "float16")
     enlarging = count_layer(by, "up", "float32", batch=4).phases
