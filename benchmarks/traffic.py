@@ -1,15 +1,13 @@
 """python -m benchmarks.traffic: count the bytes and kernels of layers and networks on a GPU, without a GPU.
 
 Counts what ours and NVlabs' code would read, write and launch, forward and backward, and predicts times from it by a
-roofline. ``benchmarks/traffic_counter.py`` has the rules. "S" is the bytes of a layer's result or of a network's
-images; inference counts no graph for autograd. All times are predictions; no GPU measured any of them.
+roofline. ``benchmarks/traffic_counter.py`` has the rules. Inference counts no graph for autograd. All times are
+predictions; no GPU measured any of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,92 +16,94 @@ from typing import Any
 import torch
 
 from posgan_fast import __version__
-from posgan_fast.models import Discriminator, Generator
 
-from . import harness, peers, subjects, traffic_rates
+from . import harness, options, report, subjects, traffic_rates, traffic_settings
 from .traffic_calls import LAYERS, NETWORKS, Contender, Ours, Result, count_layer, count_network
 from .traffic_counter import Traffic
 
 DTYPES = tuple(name for name in subjects.DTYPES if name != "float64")
 _MOST_OPS = 25
+UNITS = """S: the bytes of a layer's result, or of a network's images, of the batch. "in S": the bytes that a phase
+moves, over those of the results of its own samples."""
+RATES = """Convolutions in float32 take the TF32 rate, torch's default, other products in float32 the float32 rate."""
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    contenders = _contenders(args, parser)
+    paths = options.peer_paths(parser, args.peer, names=("nvlabs",), networks=True)
+    settings = _checked(args, parser)
+    contenders: list[Contender] = [Ours(settings)]
+    if paths:
+        from .traffic_peer import NVlabs
+
+        contenders.append(NVlabs(paths["nvlabs"]))
     print(_heading(args))
     results = []
-    for result in _results(args, contenders):
-        print(_text(result, args.ops), flush=True)
+    for result in _results(args, contenders, parser):
+        print(_text(result, args), flush=True)
         results.append(result)
     print(_rates())
     if args.json:
-        harness.write_json(args.json, _json(args, results))
+        harness.write_json(args.json, _json(args, paths, results))
         print(f"wrote {args.json}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--layer", nargs="+", choices=[*LAYERS, "all"], default=[], help="default: all, if there is no --network"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.traffic", description=__doc__.splitlines()[0], epilog=f"{UNITS} {RATES}"
     )
-    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=[])
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples (default: 4)")
-    parser.add_argument("--channels", type=int, default=64, metavar="C", help="of a layer (default: 64)")
-    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="of a layer's result (default: 128)")
+    several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of our networks; with those that mix"
-        " dtypes by themselves take --dtype float32, which adds no autocast",
+        "--layer", **several, choices=[*LAYERS, "all"], default=[], help="default: all, if there is no --network"
+    )
+    parser.add_argument("--network", **several, choices=list(NETWORKS), default=[])
+    parser.add_argument("--dtype", **several, choices=DTYPES, help="default: all; float32 with --set num_fp16_res=...")
+    number = options.at_least(1)
+    parser.add_argument("--batch", type=number, default=4, metavar="N", help="samples (default: 4)")
+    parser.add_argument("--channels", type=number, metavar="C", help="of a layer (default: 64)")
+    parser.add_argument(
+        "--size", type=options.at_least(2), metavar="PIXELS", help="of a layer's result, even (default: 128)"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of our networks, whose defaults are"
+        " float32 and full width",
     )  # fmt: skip
-    parser.add_argument("--peer", metavar="NAME=PATH", help="nvlabs=CHECKOUT of stylegan2-ada-pytorch or stylegan3")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PATH",
+        help="nvlabs=CHECKOUT of stylegan2-ada-pytorch or stylegan3",
+    )  # fmt: skip
     parser.add_argument("--ops", action="store_true", help="also list the operators that move most")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=options.output_file, metavar="FILE")
     return parser
 
 
-def _contenders(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Contender]:
-    """Complain of options that are wrong; return ours and the peer."""
-    for name, least in (("batch", 1), ("channels", 1), ("size", 2)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
+def _checked(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Complain of options that do not go together, fill in the defaults, and return the arguments of our networks."""
+    if args.network and not args.layer:
+        for name in ("channels", "size"):
+            if getattr(args, name) is not None:
+                parser.error(f"--{name}: expected --layer, since networks have their own, got --network alone")
+    args.channels, args.size = args.channels or 64, args.size or 128
     if args.size % 2:
         parser.error(f"--size: expected an even number, got {args.size}")
     args.layer = list(LAYERS) if "all" in args.layer or not (args.layer or args.network) else args.layer
-    found: list[Contender] = [Ours(_settings(args, parser))]
-    if args.peer:
-        try:
-            paths = peers.parse([args.peer])
-        except ValueError as error:
-            parser.error(str(error))
-        if "nvlabs" not in paths:
-            parser.error(f"--peer: expected nvlabs=PATH, got {args.peer!r}")
-        from .traffic_peer import NVlabs
-
-        found.append(NVlabs(paths["nvlabs"]))
-    return found
+    settings = traffic_settings.read(args.set, args.network, parser)
+    halves = [name for name in args.dtype or () if name != "float32"]
+    if settings.get("num_fp16_res") and halves:
+        parser.error(f"--dtype: expected float32 beside num_fp16_res, which mixes dtypes by itself, got {halves[0]}")
+    args.dtype = args.dtype or (["float32"] if settings.get("num_fp16_res") else list(DTYPES))
+    if any(NETWORKS[name][0] != "generator" for name in args.network):
+        groups = {settings.get("mbstd_group_size", options.GROUP), *([options.GROUP] if args.peer else [])}
+        for group in groups:
+            options.check_groups(parser, [args.batch], group)
+    return settings
 
 
-def _settings(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Read NAME=VALUE options, and refuse a name that a network of the call does not take."""
-    kinds = {NETWORKS[name][0] for name in args.network}
-    takers: list[Any] = [Generator] if kinds & {"generator", "training"} else []
-    takers += [Discriminator] if kinds & {"discriminator", "training"} else []
-    found = {}
-    for entry in args.set:
-        name, _, text = entry.partition("=")
-        if not takers or any(name not in inspect.signature(taker).parameters for taker in takers):
-            parser.error(f"--set: expected an argument of all networks of --network, got {entry!r}")
-        try:
-            found[name] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            found[name] = text  # a word
-    return found
-
-
-def _results(args: argparse.Namespace, contenders: list[Contender]) -> Iterator[Result]:
+def _results(
+    args: argparse.Namespace, contenders: list[Contender], parser: argparse.ArgumentParser
+) -> Iterator[Result]:
     """Count every case that the options ask for, and say which are left out."""
     for name in (*args.layer, *args.network):
         is_layer = name in LAYERS
@@ -114,25 +114,37 @@ def _results(args: argparse.Namespace, contenders: list[Contender]) -> Iterator[
                 elif is_layer:
                     yield count_layer(by, name, dtype, args.batch, args.channels, args.size)
                 else:
-                    yield count_network(by, name, dtype, args.batch)
+                    try:
+                        yield count_network(by, name, dtype, args.batch)
+                    except ValueError as error:  # a setting that shows only with the sizes of the call
+                        if not args.set or by.name != Ours.name:
+                            raise
+                        parser.error(f"--set: {error}")
 
 
 def _heading(args: argparse.Namespace) -> str:
     layer = f"layers of {args.channels} channels at {args.size} pixels, " if args.layer else ""
-    return f"Counted on the device meta, for the cuda backend: {layer}N={args.batch}. Times are PREDICTIONS (us)."
+    return (
+        f"Counted on the device meta, for the cuda backend: {layer}N={args.batch}. Times are PREDICTIONS (us).\n{UNITS}"
+    )
 
 
-def _text(result: Result, ops: bool) -> str:
+def _text(result: Result, args: argparse.Namespace) -> str:
     """The table of a case, a line for each phase."""
     gpus = traffic_rates.GPUS
-    lines = [f"\n{result.case}, {result.dtype}, {result.contender}; S = {result.unit / 1e6:.2f} MB"]
-    heads = "".join(f"{f'{gpu.arch} graph':>14}{'eager':>10}" for gpu in gpus)
-    lines.append(f"  {'':<16}{'MB':>10}{'in S':>9}{'GFLOP':>10}{'launches':>10}{heads}")
+    by = result.contender
+    if args.set and result.case in NETWORKS:
+        by += f" with {' '.join(args.set)}" if by == Ours.name else " with its own settings"
+    lines = [f"\n{result.case}, {result.dtype}, {by}; S = {result.unit / 1e6:.2f} MB"]
+    table = [
+        ["", "MB", "in S", "GFLOP", "launches", *(head for gpu in gpus for head in (f"{gpu.arch} graph", "eager"))]
+    ]
     for phase, traffic in result.phases.items():
-        times = "".join(f"{graph * 1e6:>14.1f}{eager * 1e6:>10.1f}" for graph, eager in map(_times(traffic), gpus))
-        counts = f"{traffic.moved / 1e6:>10.2f}{result.in_units(phase):>9.2f}{traffic.flops / 1e9:>10.2f}"
-        lines.append(f"  {phase:<16}{counts}{traffic.launches:>10}{times}")
-    if ops:
+        times = [f"{seconds * 1e6:.1f}" for pair in map(_times(traffic), gpus) for seconds in pair]
+        moved = [f"{traffic.moved / 1e6:.2f}", f"{result.in_units(phase):.2f}", f"{traffic.flops / 1e9:.2f}"]
+        table.append([phase, *moved, str(traffic.launches), *times])
+    lines += report.aligned(table)
+    if args.ops:
         for phase, traffic in result.phases.items():
             lines += _ops(phase, traffic)
     return "\n".join(lines)
@@ -161,12 +173,13 @@ def _rates() -> str:
     lines.append(
         f"  graph: launches cost nothing; eager: at least {traffic_rates.LAUNCH * 1e6:.0f} us of the host each."
     )
+    lines.append(f"  {RATES}")
     return "\n".join(lines)
 
 
-def _json(args: argparse.Namespace, results: list[Result]) -> dict[str, Any]:
+def _json(args: argparse.Namespace, paths: dict[str, Path], results: list[Result]) -> dict[str, Any]:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    checkout = peers.parse([args.peer])["nvlabs"] if args.peer else None
+    checkout = paths.get("nvlabs")
     return {
         "schema": 1,
         "provenance": {**harness.provenance(torch.device("meta")), "posgan_fast": __version__},

@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import traffic, traffic_rates
-from benchmarks.traffic_calls import LAYERS, Ours, count_layer, count_network
+from benchmarks import traffic, traffic_peer, traffic_rates
+from benchmarks.traffic_calls import LAYERS, Ours, Result, count_layer, count_network
 from benchmarks.traffic_counter import Counter, Kernel, Traffic, record
 from benchmarks.traffic_cuda import META, Launcher, autocast, meta_as_cuda
-from benchmarks.traffic_peer import NVlabs
 from posgan_fast import backend
 from posgan_fast import functional as PF
 from posgan_fast.ops.common import op
@@ -340,6 +339,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
         "native epilogue2d",
         "Predicted, not measured",
         "data sheet",
+        "S: the bytes of a layer's result",
+        "Convolutions in float32 take the TF32 rate",
     ):
         assert words in printed
     content = json.loads(file.read_text())
@@ -360,7 +361,14 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
         (["--dtype", "float64"], "invalid choice: 'float64'"),
         (["--peer", "nvlabs=/nowhere"], "expected a checkout with torch_utils"),
         (["--peer", "acme=/nowhere"], "expected nvlabs=PATH"),
-        (["--batch", "0"], "--batch: expected at least 1, got 0"),
+        (["--peer", "rosinality=/nowhere"], "--peer: expected nvlabs=PATH, got"),
+        (["--batch", "0"], "--batch: expected an integer of at least 1, got '0'"),
+        (["--network", "discriminator256", "--batch", "6"], "--batch: expected less than 4"),
+        (["--network", "training256", "--set", "mbstd_group_size=3"], "--set: expected an argument of all networks"),
+        (["--network", "discriminator256", "--set", "mbstd_group_size=3"], "--batch: expected less than 3"),
+        (["--network", "generator64", "--size", "64"], "--size: expected --layer"),
+        (["--network", "generator64", "--channels", "64"], "--channels: expected --layer"),
+        (["--json", "."], "--json: expected a file, got the folder '.'"),
         (["--size", "7"], "--size: expected an even number, got 7"),
         (["--set", "channel_max=8"], "--set: expected an argument of all networks"),
         (["--network", "training256", "--set", "head_sizes=8"], "--set: expected an argument of all networks"),
@@ -372,6 +380,45 @@ def test_wrong_options_are_refused(arguments, message, capsys):
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["num_fp16_res=-1"], "--set: num_fp16_res: expected an int >= 0, got -1"),
+        (["num_fp16_res=fp16"], "--set: num_fp16_res: expected an int, got str"),
+        (["half_dtype=int32"], "--set: half_dtype: expected one of ('float16', 'bfloat16'), got 'int32'"),
+        (["num_fp16_res"], "--set: expected NAME=VALUE, got 'num_fp16_res'"),
+        (["num_fp16_res="], "--set: expected NAME=VALUE, got 'num_fp16_res='"),
+        (["size=128"], "--set: expected no size, which the command sets itself"),
+        (["conv_clamp=1", "conv_clamp=2"], "--set: expected conv_clamp once, got 'conv_clamp=2' beside 1"),
+        (["num_fp16_res=2", "--dtype", "bfloat16"], "--dtype: expected float32 beside num_fp16_res"),
+        (["mbstd_num_channels=3", "--dtype", "float32"], "--set: x: expected channels that are a multiple of 3"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message, capsys):
+    network = "discriminator256" if "mbstd" in settings[0] else "generator64"
+    with pytest.raises(SystemExit) as stopped:
+        traffic.main(["--network", network, "--set", *settings])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_settings_are_in_the_titles_of_our_networks_alone(capsys, monkeypatch):
+    counted = Traffic([Kernel("add", 4, 4, 0, "float32")])
+    result = lambda by, name, dtype, *more: Result(name, by.name, dtype, 1, 4, {"inference N=1": counted})  # noqa: E731
+    monkeypatch.setattr(traffic, "count_network", result)
+    monkeypatch.setattr(traffic, "count_layer", result)
+    monkeypatch.setattr(traffic.options, "peer_paths", lambda *args, **wanted: {"nvlabs": None})
+    peer = types.SimpleNamespace(name="nvlabs", refuses=lambda kind, dtype: None)
+    monkeypatch.setattr(traffic_peer, "NVlabs", lambda checkout: peer)
+    arguments = ["--layer", "plain", "plain", "--network", "generator64", "--set", "num_fp16_res=2", "conv_clamp=256"]
+    assert traffic.main(arguments) == 0
+    titles = [line.partition(";")[0] for line in capsys.readouterr().out.splitlines() if "; S = " in line]
+    assert titles == [
+        "plain, float32, ours", "plain, float32, nvlabs",
+        "generator64, float32, ours with num_fp16_res=2 conv_clamp=256",
+        "generator64, float32, nvlabs with its own settings",
+    ]  # fmt: skip
+
+
 def test_a_layer_that_no_memory_holds_is_counted():
     small, large = (count_layer(Ours(), "plain", "float16", 64, size=size) for size in (1000, 100_000))
     assert large.unit == 10**4 * small.unit == 64 * 64 * 10**10 * 2
@@ -379,7 +426,7 @@ def test_a_layer_that_no_memory_holds_is_counted():
 
 
 def test_nvlabs_layers_are_counted_with_their_plugins(peers):
-    by = NVlabs(peers["nvlabs"])
+    by = traffic_peer.NVlabs(peers["nvlabs"])
     assert count_layer(by, "up", "float32", 64, size=100_000).unit == 64 * 64 * 10**10 * 4
     found = count_layer(by, "plain", "float32", batch=4)
     assert 8 < found.in_units("forward") < 8.3 and found.phases["inference N=1"].launches == 13
