@@ -9,6 +9,7 @@ import pytest
 import torch
 from stylegan2_states import generator
 
+from posgan_fast import models
 from posgan_fast.models import (
     CheckpointError,
     Discriminator,
@@ -83,22 +84,126 @@ def test_arguments(tmp_path):
         load_discriminator(path, head="spe")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("inside", [False, True])
-def test_whole_modules(inside, zipped, tmp_path):
-    """Files of torch give their tensors; pickles of other modules than NVlabs' are refused."""
-    path = tmp_path / "module.pt"
-    model = Generator(**SMALL)
-    torch.save({"g_ema": model} if inside else model, path, _use_new_zipfile_serialization=zipped)
+HALF = {"num_fp16_res": 2, "conv_clamp": 1, "half_dtype": "bfloat16"}
+OTHERS = {"activation": "relu", "mapping_activation": "swish", "lr_multiplier": 0.5}
+
+
+@pytest.mark.parametrize("inside, zipped", [("", True), ("g_ema", False), ("module", True)])
+@pytest.mark.parametrize("given", [HALF, OTHERS, *GENERATORS])
+def test_whole_generators(given, inside, zipped, tmp_path):
+    """A file of torch tells every argument of a generator of this library, also inside of a wrapper."""
+    path, model = tmp_path / "module.pt", Generator(**SMALL, **given).eval()
+    data = torch.nn.DataParallel(model) if inside == "module" else {inside: model} if inside else model
+    torch.save(data, path, _use_new_zipfile_serialization=zipped)
     loaded = load_generator(path)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-    assert "conv_clamp" in loaded.report.assumed
+    assert not loaded.report.assumed and "not read" not in str(loaded.report)
+    assert loaded.half_dtype == model.half_dtype and loaded.num_fp16_res == model.num_fp16_res
+    z, c, scale = torch.randn(2, model.z_dim), torch.randn(2, 3) if model.c_dim else None, 2 if "head" in given else 0
+    assert torch.equal(loaded(z, c, scale=scale), model(z, c, scale=scale))
+    other = load_generator(path, num_fp16_res=0, conv_clamp=7)
+    assert other.num_fp16_res == 0 and other.synthesis.b16.conv0.clamp == 7
+
+
+@pytest.mark.parametrize("given", [HALF, OTHERS, *DISCRIMINATORS, {"head_size": (4, 6), "adaptive_pool": True}])
+def test_whole_discriminators(given, tmp_path):
+    path, model = tmp_path / "module.pt", Discriminator(**SMALL, **given).eval()
+    torch.save({"D": model}, path)
+    loaded = load_discriminator(path)
+    assert not loaded.report.assumed and loaded.img_size == model.img_size
+    x, c = torch.randn(4, model.img_channels, *model.img_size), torch.randn(4, 3) if model.c_dim else None
+    assert torch.equal(loaded(x, c), model(x, c))
+
+
+VALUES = (None, "4", "x", -1, float("nan"), 10**400, 10**5000, [], {}, (1, 2), torch.ones(2), object())
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [
+        *(("", name) for name in ("num_fp16_res", "half_dtype", "img_size", "size", "adaptive_pool")),
+        *((layer, name) for layer in ("synthesis.b4.conv1", "b4.conv") for name in ("clamp", "act")),
+        *(("mapping.fc0", name) for name in ("act", "lr_multiplier")),
+        *(("synthesis.b4", name) for name in ("head", "encoding")),
+        ("synthesis.b8.conv0", "up_after_conv"),
+        ("b4.mbstd", "group_size"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(place, name, tmp_path):
+    """A value that the argument cannot have is an error of the file that names it; one that it can have is taken."""
+    path = tmp_path / "module.pt"
+    small: dict = dict(size=8, channel_max=4, c_dim=3, mapping_layers=1)
+    generator = Generator(**small, z_dim=4, w_dim=4, head="csg")
+    for model, load in ((generator, load_generator), (Discriminator(**small), load_discriminator)):
+        if place and not any(path == place for path, _ in model.named_modules()):
+            continue
+        unread = {"img_size", "size", "adaptive_pool"} if model is generator else set()
+        for value in VALUES:
+            vars(model.get_submodule(place))[name] = value
+            torch.save(model, path)
+            try:
+                load(path)
+            except CheckpointError as error:
+                assert name.removeprefix("img_") in str(error)
+            else:
+                taken = {"img_size": (1, 2), "encoding": {}}.get(name)
+                assert name in unread or value in (None, taken)
+
+
+class _Foreign(torch.nn.Module):
+    def __init__(self, synthesis: torch.nn.Module, mapping: torch.nn.Module) -> None:
+        super().__init__()
+        self.synthesis, self.mapping, self.conv_clamp = synthesis, mapping, 256
+
+
+def test_whole_modules_of_other_classes(tmp_path):
+    """The report says that only their tensors are read; pickles of other modules than NVlabs' are refused."""
+    path, model = tmp_path / "module.pt", Generator(**SMALL, **HALF)
+    torch.save(_Foreign(model.synthesis, model.mapping), path)
+    report = load_generator(path).report
+    assert report.settings["conv_clamp"] == 1  # of the layers, which are ours
+    assert report.assumed.keys() == {"num_fp16_res"} and "not read from a whole test_load" in str(report)
+    tree = torch.nn.Module()
+    for name, value in generator().items():
+        *parents, last = name.split(".")
+        place = tree
+        for part in parents:
+            place._modules.setdefault(part, torch.nn.Module())
+            place = place._modules[part]
+        place.register_buffer(last, value)
+    torch.save(tree, path)
+    report = load_generator(path).report
+    assert "conv_clamp" in report.assumed and "the file holds a whole torch.nn.modules.module.Module, of" in str(report)
     path.write_bytes(pickle.dumps(model))
     with pytest.raises(UnsafeFileError, match=r"stylegan2\.Generator.* save module\.state_dict\(\) instead"):
         load_generator(path)
     with pytest.raises(CheckpointError, match=r"holds a Tensor, expected networks or module\.state_dict\(\)"):
         torch.save(torch.zeros(1), path)
         load_generator(path)
+
+
+@pytest.mark.parametrize(
+    "model, load",
+    [
+        (models.SinGANGenerator(2, width=8), models.load_singan),
+        (models.DCGANGenerator(8, z_dim=8, base_channels=8), models.load_dcgan),
+        (models.PadInvEncoder(32, num_ws=1, levels=(0, 0, 1), width=8, w_dim=16), models.load_encoder),
+    ],
+)
+def test_whole_modules_of_other_systems(model, load, tmp_path):
+    """Of these only the tensors are read, and the report says so."""
+    torch.save(model, tmp_path / "module.pt")
+    report = load(tmp_path / "module.pt").report
+    assert f"a whole {type(model).__module__}.{type(model).__name__}, of which only the tensors" in str(report.notes)
+    assert "of which" not in str(load(model.state_dict()).report)
+
+
+def test_the_half_dtype_is_assumed_where_it_matters():
+    for load, network in ((load_generator, Generator), (load_discriminator, Discriminator)):
+        state = network(**SMALL).state_dict()
+        half = {"num_fp16_res": 2, "conv_clamp": 256}
+        assert load(state, **half).report.assumed["half_dtype"] == "torch.float16; a state dictionary does not tell"
+        for given in ({}, {"num_fp16_res": 0}, half | {"half_dtype": "bfloat16"}):
+            assert "half_dtype" not in load(state, **given).report.assumed
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])

@@ -11,7 +11,7 @@ import torch
 
 from .conversion import SIGNATURES, check_weight, family_of
 from .opcodes import Unread
-from .pickles import PickledModule
+from .pickles import WRAPPERS, PickledModule, SavedModule
 from .report import CheckpointError
 
 
@@ -103,7 +103,6 @@ _LABELS = {  # labels that say which network lies under them
     "encoder": re.compile(_KIND.format("e|enc|encoder"), re.IGNORECASE),
     "backbone": re.compile(_KIND.format("backbone|arcface|facenet"), re.IGNORECASE),
 }
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
 _STORES = {"_parameters", "_buffers", "_modules"}
 _LEVELS = 8
 _MOST = 64  # limit of the modules in a file, and of the prefixes in a dictionary
@@ -185,14 +184,15 @@ class _Search:
         if id(data) in self.seen:
             return []
         self.seen.add(id(data))
-        module = data if isinstance(data, PickledModule) else None
+        module = None
         if isinstance(data, Unread):
             if not _STORES & data.attributes.keys():
                 return []
             self.modules += 1
             if self.modules > _MOST:
                 raise CheckpointError(f"more than {_MOST} modules; {_INNER}")
-            data = (module or PickledModule(data.class_name, data.attributes)).state_dict()
+            module = data if isinstance(data, PickledModule) else SavedModule(data.class_name, data.attributes)
+            data = module.state_dict()
         if isinstance(data, Mapping):
             self._states(data, labels, above, module)
             items = [(str(name), value) for name, value in data.items() if isinstance(name, (str, int))]
@@ -229,7 +229,7 @@ class _Search:
                     state,
                     known=bool(prefixes) and _is_network(state, self.network),
                     alone=len(state) == len(data) and all(isinstance(v, torch.Tensor) for v in data.values()),
-                    module=None if prefix or notes else module,
+                    module=None if module is None else module.submodule(prefix.rstrip(".")),
                     notes=list(notes),
                     others={str(name): value for name, value in data.items() if name not in inside},
                     above=above,
@@ -319,8 +319,8 @@ def _unwrapped(data: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[str]]:
         bare = name
         if isinstance(name, str) and isinstance(value, torch.Tensor):
             parts = name.split(".")
-            found |= _WRAPPERS.intersection(parts[:-1])
-            bare = ".".join([part for part in parts[:-1] if part not in _WRAPPERS] + parts[-1:])
+            found |= WRAPPERS.intersection(parts[:-1])
+            bare = ".".join([part for part in parts[:-1] if part not in WRAPPERS] + parts[-1:])
         if bare in names:
             raise CheckpointError(f"{name:.80}: there twice, with and without {', '.join(sorted(found))}; {_INNER}")
         names[bare] = value

@@ -14,6 +14,7 @@ from .exact import Tensors, build, check_overrides, differences, listed, plain_s
 from .loading import Source, read_source
 from .padinv import BLOCKS, TOP, PadInvEncoder
 from .report import CheckpointError, LoadReport
+from .stored_settings import only_tensors
 from .stylegan2 import Generator
 
 _BODY = re.compile(r"^body\.(\d{1,3})\.")
@@ -54,6 +55,7 @@ def load_encoder(
     if family is None:
         raise CheckpointError("state: expected an encoder of PadInv or pSp, got other names")
     report = LoadReport(family, "encoder", left=dict(found.left), notes=list(found.notes))
+    report.notes += [] if found.module is None else [only_tensors(found.module)]
     state = _renamed(plain_state(found.state), report)
     tensors = Tensors(state)
     inferred = _settings(tensors, report, overrides)

@@ -20,6 +20,7 @@ from .pggan import PGGANDiscriminator, PGGANGenerator
 from .pickles import Array
 from .report import CheckpointError, LoadReport
 from .singan import SinGANDiscriminator, SinGANGenerator
+from .stored_settings import only_tensors
 
 Noises = str | os.PathLike | Mapping[str, Any] | Sequence[torch.Tensor] | None
 
@@ -176,6 +177,7 @@ def _load(data: Any, network: type, infer: Infer, overrides: Mapping[str, Any], 
     kind = network.__name__.replace("Generator", " generator").replace("Discriminator", " discriminator")
     found = find(data, kind, ema)
     report = LoadReport("mmgeneration", kind, left=dict(found.left), notes=list(found.notes))
+    report.notes += [] if found.module is None else [only_tensors(found.module)]
     report.notes.append("weights trained with mmgeneration make BGR images")
     state = plain_state({name: value for name, value in found.state.items() if name != _PLACEHOLDER})
     if _PLACEHOLDER in found.state:

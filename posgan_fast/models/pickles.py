@@ -63,15 +63,23 @@ class PickledModule(Unread):
         return state
 
     def submodule(self, path: str) -> PickledModule | None:
-        """Return the module at a dotted path, or None."""
-        module: Any = self
-        for name in path.split("."):
+        """Return the module at a dotted path, inside of wrappers, or None; "" is this module."""
+        module: Any = _inside(self)
+        for name in path.split(".") if path else ():
             module = dict(_named(module, "_modules")).get(name)
-            if not isinstance(module, PickledModule):
+            if not isinstance(module, Unread):
                 return None
-        return module
+            module = _inside(module)
+        return module if isinstance(module, PickledModule) else SavedModule(module.class_name, module.attributes)
 
 
+class SavedModule(PickledModule):
+    """A module in a file of ``torch.save``, which names the package of its class and does not hold the source."""
+
+    __slots__ = ()
+
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, compile, FSDP
 LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # the start of a file of torch.save without a zip
 _MAX_ENTRIES = 20_000
 _MAX_NAME = 1000
@@ -85,6 +93,15 @@ def _named(module: Unread, store: str) -> list[tuple[str, Any]]:
     if store == "_modules" and not all(m is None or isinstance(m, Unread) for m in entries.values()):
         raise CheckpointError(f"{module.class_name:.80}._modules: expected modules only")
     return list(entries.items())
+
+
+def _inside(module: Unread) -> Unread:
+    """Return the module inside of wrappers."""
+    while True:
+        inner = [m for name, m in _named(module, "_modules") if name in WRAPPERS and isinstance(m, Unread)]
+        if not inner:
+            return module
+        module = inner[0]
 
 
 # Objects that the names in a file stand for. The functions build data and do nothing else.

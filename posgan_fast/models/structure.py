@@ -114,7 +114,7 @@ def last_features(
             f"times width is {area}"
         )
     if conversion.report.family == "nvlabs":  # the names of this library's own networks too
-        assumed["head_size"] = "(4, 4); a state dictionary does not tell"
+        assumed["head_size"] = "(4, 4); no tensor tells"
     return {"adaptive_pool": pooled}
 
 
