@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,6 +270,17 @@ def test_wrong_arguments_of_calls():
     for call in (lambda: G(randn(1, 8), force_fp32=1), lambda: D(randn(1, 3, 8, 8), force_fp32="no")):
         with pytest.raises(TypeError, match="^force_fp32: expected a bool, got"):
             call()
+
+
+def test_the_documented_call_by_force():
+    """README's and the classes' documentation name the call; the mapping has no half precision and takes no force."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "`generator(z, force_fp32=True)`" in readme and "`generator.synthesis(ws, force_fp32=True)`" in readme
+    assert "generator(z, force_fp32=True)" in Generator.__doc__ and "image, force_fp32=True)" in Discriminator.__doc__
+    G, z = generator(16, **BFLOAT16), randn(1, 8)
+    assert torch.equal(G.synthesis(G.mapping(z), force_fp32=True), G(z, force_fp32=True))
+    with pytest.raises(TypeError, match="force_fp32"):
+        G.mapping(z, force_fp32=True)
 
 
 # Loading

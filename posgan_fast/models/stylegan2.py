@@ -44,7 +44,8 @@ class Generator(torch.nn.Module):
         num_fp16_res: number of the highest resolutions whose features are in half precision, as in NVlabs' code; that
             of 4 x 4 pixels is never one of them. Parameters, styles, demodulation and images stay in float32. float64
             stays too, and under autocast its dtype is that of every block. A number of 1 or more also converts the
-            features of the other blocks to float32.
+            features of the other blocks to float32. A call ``generator(z, force_fp32=True)``, or of ``synthesis``
+            alone, runs all blocks in float32; ``mapping``, which has no half precision, takes no such argument.
         half_dtype: float16 or bfloat16, as a torch.dtype or by its name. On the CPU, where float16 is slow, blocks of
             float16 run in float32, as in NVlabs stylegan3; bfloat16 runs on every device.
         layout, div_half_dim: arguments of :func:`posgan_fast.functional.sinusoidal_encoding2d`.

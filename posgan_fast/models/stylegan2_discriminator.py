@@ -38,7 +38,8 @@ class Discriminator(torch.nn.Module):
         adaptive_pool: True pools the last features to 2 x 2, which allows images of any size (MS-PIE).
         conv_clamp: bound of the convolutions' results; None: no bound. NVlabs' is 256 beside half precision.
         num_fp16_res, half_dtype: number of the highest resolutions whose features are in half precision, and its dtype,
-            as in :class:`Generator`; the last layers, from 4 x 4 pixels on, are in float32.
+            as in :class:`Generator`; the last layers, from 4 x 4 pixels on, are in float32. A call
+            ``discriminator(image, force_fp32=True)`` runs all blocks in float32.
         head_size: height and width of the last features: the images are [size * height / 4, size * width / 4].
         img_channels: number of channels of the images.
         mapping_layers, lr_multiplier: settings of the label's mapping.
