@@ -102,6 +102,27 @@ def test_the_strength_multiplies_the_noise(up, backend):
     torch.testing.assert_close(y, expected.detach())
 
 
+def test_gradients_of_float16_are_rounded_between_the_stages(backend):
+    """The gradient of a small loss vanishes on its way through a stage, unless the loss is scaled; not so in the
+    reference, which computes in float32 inside."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, 8, 8, generator=generator).half().requires_grad_()
+    weight, styles = torch.randn(4, 4, 3, 3, generator=generator) * 1e-3, torch.full((1, 4), 1e3)
+    dy = torch.randn(1, 4, 8, 8, generator=generator).half()
+
+    def gradient(scale: float, backend: str) -> torch.Tensor:
+        y = PF.modulated_conv2d(x, weight, styles, padding=1, demodulate=False, backend=backend)
+        return torch.autograd.grad(y, x, dy * scale)[0].float() / scale
+
+    expected = gradient(1, "reference")
+    torch.testing.assert_close(gradient(1, backend.name), expected, rtol=1e-2, atol=1e-2)
+    small = gradient(2**-16, backend.name)
+    if backend.name == "reference":
+        torch.testing.assert_close(small, expected, rtol=1e-1, atol=1e-1)
+    else:
+        assert (small == 0).float().mean() > 0.3
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_to_one_graph(training):
     layer = Layer("map", border="map")

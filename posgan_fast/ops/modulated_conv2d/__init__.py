@@ -4,7 +4,7 @@ Per sample n, with ``s`` the styles and ``d`` the demodulation coefficients::
 
     d[n, o] = rsqrt(sum_{i, k} (weight[o, i, k] * s[n, i])^2 + eps)          (1 without demodulation)
     z = conv(pad(x * s[n, i]), weight), resampled by up or down with the filter
-    y = clamp(gain * act(z * d[n, o] + noise + bias[o]), -clamp, +clamp)
+    y = clamp(gain * act(z * d[n, o] + noise_strength * noise + bias[o]), -clamp, +clamp)
 
 ``pad`` is zero padding, or with ``pad_map`` the instance-aware padding of PadInv: the ring of a per-sample map, raw, in
 the space after modulation. One weight serves the whole batch; the factors s and d act on activations.
@@ -21,10 +21,12 @@ autocast's dtype, unless ``x`` is float64.
 Dtypes: the convolution runs in the dtype of ``x``, by Winograd's algorithm in float32; the factors are computed in
 float32 (float64). To keep float16 activations in range the layer scales the weight per filter, and the styles and the
 map per sample; the coefficients undo it. The result is that of float32, at least while features stay below 6e4 / sqrt(I
-* kh * kw).
+* kh * kw). Gradients have no such care: between the stages they are rounded to float16 as features are, those of a
+second derivative too, so a loss has to be scaled (``torch.amp.GradScaler``). The backend "reference" computes in
+float32 inside, forward and backward.
 Errors: those of a direct convolution; by Winograd's algorithm (:func:`posgan_fast.set_algorithm`) relative L2 up to
 2e-6 against float64, and a number that is not finite spoils whole tiles of 4 x 4 or 8 x 8 results.
-Derivatives: as epilogue2d, in ``x``, ``weight``, ``styles``, ``pad_map``, ``noise`` and ``bias``.
+Derivatives: as epilogue2d, in ``x``, ``weight``, ``styles``, ``pad_map``, ``noise``, ``noise_strength`` and ``bias``.
 
 Source: NVlabs stylegan2-ada (``modulated_conv2d``, ``conv2d_resample``); EzioBy/padinv for the map.
 """
@@ -91,8 +93,8 @@ def modulated_conv2d(
         resample_filter: filter for ``up`` and ``down`` from :func:`setup_filter`; None: the identity.
         demodulate: normalise by the expected magnitude of the output.
         flip_weight: True correlates as torch does, False convolves.
-        noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'].
-        noise_strength: tensor of one element that multiplies the noise; None: the noise includes its strength.
+        noise: [H', W'], [1, 1, H', W'] or [N, 1, H', W'], any floating dtype.
+        noise_strength: tensor of one element, any floating dtype, that multiplies the noise; None: 1.
         bias, act, alpha, gain, clamp: as in :func:`bias_act`.
         eps: added under the root of the coefficients.
         backend: "reference", "cpu", "triton" or "cuda"; None lets :mod:`posgan_fast.backend` choose.
@@ -201,10 +203,12 @@ def _checked_noise(noise: Any, x: torch.Tensor, size: tuple[int, int]) -> torch.
 def _checked_strength(strength: Any, noise: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     if noise is None:
         raise ValueError("noise_strength: expected None without noise, got a value")
+    if not isinstance(strength, torch.Tensor):
+        raise TypeError(f"noise_strength: expected a tensor of one element, got {type(strength).__name__}")
     checks.tensor(strength, "noise_strength")
     checks.same_device(strength, "noise_strength", x)
     if strength.numel() != 1:
-        raise ValueError(f"noise_strength: expected one element, got shape {tuple(strength.shape)}")
+        raise ValueError(f"noise_strength: expected a tensor of one element, got shape {tuple(strength.shape)}")
     return strength.reshape(())
 
 
