@@ -126,3 +126,17 @@ def test_the_gradient_of_the_scale_is_summed_in_float32():
     y = PF.epilogue2d(x, scale=scale)
     (g,) = torch.autograd.grad(y, scale, torch.full_like(y, 10))
     assert g.item() == 8 * 8 * 200 * 10  # beyond the range of float16
+
+
+@pytest.mark.parametrize("given", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_factors_of_any_dtype(dtype, given):
+    """Scale, noise and bias may have another dtype than ``x``, and gradients theirs."""
+    values = dict(scale=torch.rand(2, 4) + 0.5, noise=torch.randn(1, 1, 5, 6), b=torch.randn(4))
+    factors = {name: value.to(given).requires_grad_() for name, value in values.items()}
+    x = torch.randn(2, 4, 5, 6).to(dtype)
+    y = PF.epilogue2d(x, **factors, act="lrelu")
+    exact = PF.epilogue2d(x.double(), **{name: value.double() for name, value in factors.items()}, act="lrelu")
+    assert y.dtype == dtype and (y.double() - exact).norm() <= 1e-2 * exact.norm()
+    y.sum().backward()
+    assert all(value.grad.dtype == given for value in factors.values())

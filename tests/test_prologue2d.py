@@ -201,3 +201,17 @@ def test_autocast_follows_x():
     assert y.dtype == torch.bfloat16
     y.sum().backward()
     assert styles.grad.dtype == pad_map.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("given", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_factors_of_any_dtype(dtype, given):
+    """Styles, residual and map may have another dtype than ``x``, and gradients theirs."""
+    values = dict(styles=torch.rand(2, 4), residual=torch.randn(2, 4, 5, 6), pad_map=torch.randn(2, 4, 7, 8))
+    factors = {name: value.to(given).requires_grad_() for name, value in values.items()}
+    x, call = torch.randn(2, 4, 5, 6).to(dtype), dict(padding=1, mode="instance")
+    y = PF.prologue2d(x, **factors, **call)
+    exact = PF.prologue2d(x.double(), **{name: value.double() for name, value in factors.items()}, **call)
+    assert y.dtype == dtype and (y.double() - exact).norm() <= 1e-2 * exact.norm()
+    y.sum().backward()
+    assert all(value.grad.dtype == given for value in factors.values())

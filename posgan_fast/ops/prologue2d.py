@@ -11,7 +11,8 @@ result [N, C', H + top + bottom, W + left + right] in the dtype and memory forma
 map [N, C', h, w] with h >= H + 2 and w >= W + 2 (the ring of its centre crop) or a compact ring
 [N, C', 2 * (H + W) + 4]: top row (W + 2), bottom row (W + 2), left column (H), right column (H). The styles do not
 scale it.
-Dtypes: float16 and bfloat16 compute in float32 and round once; ``styles`` may be float32 beside them.
+Dtypes: float16 and bfloat16 compute in float32 and round once, float64 computes in itself. The other tensors are of any
+of the four: ``styles`` are converted to the dtype of this arithmetic, ``residual`` and the border to that of ``x``.
 Under autocast the op runs in the dtype of ``x``.
 Derivatives: any order in ``x``, ``styles``, ``residual`` and the border. The gradient of a map is zero off its ring.
 
@@ -59,11 +60,11 @@ def prologue2d(
 
     Args:
         x: input [N, C, H, W], NCHW or channels_last (kept).
-        styles: factors [N, C'] or [1, C'] in the dtype of ``x`` or in float32.
-        residual: [N, C', H, W], added after scaling.
+        styles: factors [N, C'] or [1, C'], any floating dtype.
+        residual: [N, C', H, W], any floating dtype, added after scaling.
         padding: on each side: int, [x, y] or [left, right, top, bottom], >= 0; 1 in the mode "instance".
         mode: "zeros", "reflect" or "instance".
-        pad_map: the map or the compact ring of the mode "instance".
+        pad_map: the map or the compact ring of the mode "instance", any floating dtype.
         encode: "spe", "csg" or None.
         join: "add" the encoding (C' = C) or "concat" it behind x.
         channels: the channels of a concatenated "spe"; None: C. An added encoding has C channels, "csg" has two.

@@ -9,8 +9,8 @@ Shapes: ``x`` [N, C, H, W]; ``f`` as in :mod:`posgan_fast.ops.upfirdn2d`; ``scal
 coefficients); ``noise`` [N, 1, H', W'] or [1, 1, H', W'], its strength included; ``b`` [C]; result [N, C, H', W'] in
 the dtype and memory format of ``x``. Activations, ``alpha``, ``gain`` and ``clamp``: :mod:`posgan_fast.ops.bias_act`.
 Dtypes: float16 and bfloat16 compute in float32 (Triton, and CUDA where no kernel of its own does both, round the
-resampled image in between); ``scale`` is float32 beside them (float64 beside float64). Under autocast the op runs in
-the dtype of ``x``.
+resampled image in between), float64 in itself. The other tensors are of any of the four: ``scale`` and ``noise`` are
+converted to the dtype of this arithmetic, ``b`` to that of ``x``. Under autocast the op runs in the dtype of ``x``.
 Derivatives: as bias_act, in ``x``, ``scale``, ``noise`` and ``b``; none in ``f``.
 
 Source: the synthesis layer of StyleGAN2 (NVlabs stylegan2-ada); the op is that layer from its FIR filter on.
@@ -58,7 +58,7 @@ def epilogue2d(
         x: input [N, C, H, W], NCHW or channels_last (kept).
         f, up, down, padding, flip_filter, filter_gain: as in :func:`upfirdn2d`. Without ``f`` the op does not resample
             and accepts only the defaults of the others.
-        scale: [N, C], float32 or the dtype of ``x``.
+        scale: [N, C], any floating dtype.
         noise: [N, 1, H', W'] or [1, 1, H', W'], any floating dtype.
         b: [C], any floating dtype.
         act, alpha, gain, clamp: as in :func:`bias_act`.
