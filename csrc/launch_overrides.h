@@ -3,8 +3,8 @@
 //
 //   POSGAN_FAST_CUDA_TABLE="fir4_channels_last=128,16,4,64,67584;elementwise=256"
 //
-// An entry stands for every row of its kernel, whatever the architecture and the size. The numbers are those of the
-// row:
+// An entry, at most one a kernel, stands for every row of that kernel, whatever the architecture and the size. The
+// numbers are those of the row, as README.md says too:
 //
 //   fir4, fir4_channels_last   threads, max_inner_threads, min_rows, max_rows, resident_threads   (upfirdn2d.cuh)
 //   tiled, direct              threads                                                            (upfirdn2d.cuh)
@@ -14,6 +14,7 @@
 // getenv() races with a program that sets variables.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -40,14 +41,16 @@ struct LaunchOverrideError : std::runtime_error {
       : std::runtime_error("POSGAN_FAST_CUDA_TABLE: expected " + expected + ", got '" + got + "'") {}
 };
 
+// Returns the parts of a text without the spaces around each.
 inline std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == separator) {
-      parts.emplace_back();
-    } else if (c != ' ') {
-      parts.back() += c;
-    }
+  std::vector<std::string> parts;
+  for (size_t start = 0; start <= text.size();) {
+    const size_t end = std::min(text.find(separator, start), text.size());
+    size_t first = start, last = end;
+    while (first < last && text[first] == ' ') ++first;
+    while (first < last && text[last - 1] == ' ') --last;
+    parts.push_back(text.substr(first, last - first));
+    start = end + 1;
   }
   return parts;
 }
@@ -99,6 +102,7 @@ inline LaunchOverrides parse_launch_overrides(const std::string& text) {
                                 entry);
     }
     check_launch_row(LaunchKernel(kernel), row, entry);
+    if (!found.rows[size_t(kernel)].empty()) throw LaunchOverrideError("each kernel once", entry);
     found.rows[size_t(kernel)] = row;
   }
   return found;

@@ -85,6 +85,8 @@ def _environment_is_valid() -> bool:
         if forced not in BACKENDS:
             print(f"which is no backend; there are {', '.join(sorted(BACKENDS))}")
             return False
+    if table := os.environ.get("POSGAN_FAST_CUDA_TABLE"):
+        print(f"POSGAN_FAST_CUDA_TABLE={table} is set, which the CUDA library reads at its first launch")
     try:
         _native.instruction_set()
     except ValueError as error:

@@ -21,6 +21,7 @@ from posgan_fast.integrations.changes import Changes
 def plain_environment(monkeypatch):
     monkeypatch.delenv("POSGAN_FAST_BACKEND", raising=False)
     monkeypatch.delenv("POSGAN_FAST_ISA", raising=False)
+    monkeypatch.delenv("POSGAN_FAST_CUDA_TABLE", raising=False)
 
 
 @pytest.fixture
@@ -67,6 +68,13 @@ def test_a_whole_installation(capsys):
         assert f"\n  {op}" in text and all(backend in text for backend in BACKENDS)
     assert "POSGAN_FAST_BACKEND" not in text and "on cuda tensors" not in text
     assert text.endswith("\nnothing to mend\n")  # the missing CUDA library is none of a machine without a GPU
+
+
+def test_a_replaced_launch_table_is_told(monkeypatch, capsys):
+    assert "POSGAN_FAST_CUDA_TABLE" not in report(capsys)
+    monkeypatch.setenv("POSGAN_FAST_CUDA_TABLE", "fir4=nonsense")
+    told = line(report(capsys), "POSGAN_FAST_CUDA_TABLE=fir4=nonsense is set, ")
+    assert told == "which the CUDA library reads at its first launch"
 
 
 def test_a_forced_backend_is_told(monkeypatch, capsys):

@@ -376,7 +376,7 @@ def launch_overrides(rng, quick):
     expected = {
         "": {}, ";": {}, " fir4 = 256, 32,1 ,2,256; ": {0: [256, 32, 1, 2, 256]},
         "fir4_channels_last=128,16,4,64,67584;elementwise=256": {1: [128, 16, 4, 64, 67584], 4: [256]},
-        "tiled=64;direct=32;tiled=96": {2: [96], 3: [32]},
+        "tiled=64;direct=32 ;elementwise=96": {2: [64], 3: [32], 4: [96]},
     }  # fmt: skip
     for text, rows in expected.items():
         assert harness.parse_launch_overrides(text) == [rows.get(i, []) for i in range(5)], text
@@ -389,7 +389,9 @@ def launch_overrides(rng, quick):
         ("fir4=128,33,1,2,256", "max_inner_threads"), ("fir4=128,256,1,2,256", "up to 224"),
         ("fir4_channels_last=32,64,1,2,256", "up to threads"), ("fir4_channels_last=32,0,1,2,256", "at least 1"),
         ("fir4=128,32,0,2,256", "min_rows"), ("fir4=128,32,3,2,256", "min_rows"), ("fir4=128,32,1,65537,256", "65536"),
-        ("fir4=128,32,1,2,0", "resident_threads"),
+        ("fir4=128,32,1,2,0", "resident_threads"), ("tiled=96", "each kernel once"), ("tiled=64", "each kernel once"),
+        ("elementwise= 2 56", "whole numbers"), ("fir4=1 28,32,1,2,256", "whole numbers"),
+        ("element wise=256", "KERNEL one of"), ("fir4=128,32,1,2,", "whole numbers"),
     ):  # fmt: skip
         try:
             harness.parse_launch_overrides("tiled=64;" + text)
