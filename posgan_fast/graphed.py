@@ -67,8 +67,8 @@ def graphed(network: Callable[..., Any], /, *batch: Any, warmups: int = 3, **arg
         raise TypeError(f"network: expected a module or a function, got {type(network).__name__}")
     warmups = checks.integer(warmups, "warmups", minimum=1)
     _check_mode(network)
-    if len(batch) == 1 and not isinstance(batch[0], torch.Tensor):
-        batch = _examples(network, batch[0])
+    if batch and not isinstance(batch[0], torch.Tensor):
+        batch = _examples(network, *batch)
     named = {f"batch[{i}]": _checked(value, f"batch[{i}]") for i, value in enumerate(batch)}
     for argument, value in arguments.items():
         for i, leaf in enumerate(tree_leaves(value)):
@@ -192,8 +192,8 @@ def _check_mode(network: Any) -> None:
                 raise ValueError(f"network: expected evaluation mode, network.eval(), got {name} in training mode")
 
 
-def _examples(network: Any, number: Any) -> tuple[torch.Tensor, ...]:
-    """Make the inputs that a number of samples stands for."""
+def _examples(network: Any, number: Any, *more: Any) -> tuple[torch.Tensor, ...]:
+    """Make the inputs that a number of samples stands for; nothing may follow it."""
     from .models import Generator
 
     inner = getattr(network, "_orig_mod", network)  # look inside a wrapper of torch.compile
@@ -201,6 +201,11 @@ def _examples(network: Any, number: Any) -> tuple[torch.Tensor, ...]:
         raise TypeError(f"batch[0]: expected a torch.Tensor, or a number of samples, got {type(number).__name__}")
     if not isinstance(inner, Generator):
         raise TypeError(f"batch[0]: expected a torch.Tensor, as network is no Generator, got {number}")
+    if more:
+        raise TypeError(
+            "batch[1]: expected no input beside batch[0], a number of samples, which stands for latents and labels,"
+            f" got {type(more[0]).__name__}"
+        )
     number = checks.integer(number, "batch[0]", minimum=1)
     like = inner.mapping.fc0.weight
     with torch.inference_mode(False):

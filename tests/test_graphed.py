@@ -304,6 +304,7 @@ def test_wrong_arguments(cuda):
     refused(TypeError, "^network: expected a module or a function, got int", 3, z)
     refused(TypeError, r"^batch\[1\]: expected a torch.Tensor, got list", G, z, [z])
     refused(TypeError, r"^batch\[1\]: expected a torch.Tensor, got int", G, z, 2)
+    refused(TypeError, r"^batch\[1\]: expected no input beside batch\[0\], a number of samples, .* got int$", G, 1, 2)
     for value in (True, [z], None, "2", 2.0):
         refused(TypeError, r"^batch\[0\]: expected a torch.Tensor, or a number of samples, got \w+", G, value)
     refused(TypeError, r"^batch\[0\]: expected a torch.Tensor, as network is no Generator", torch.relu, 2)
