@@ -21,12 +21,12 @@ class Precision(NamedTuple):
     def checked(cls, num_fp16_res: Any, half_dtype: Any) -> Precision:
         """Make the record from arguments of a user, or raise the error of the one that is wrong."""
         num_fp16_res = checks.integer(num_fp16_res, "num_fp16_res", minimum=0)
-        if isinstance(half_dtype, str):
-            half_dtype = HALF_DTYPES[checks.choice(half_dtype, "half_dtype", tuple(HALF_DTYPES))]
-        if half_dtype not in HALF_DTYPES.values():
-            error = ValueError if isinstance(half_dtype, torch.dtype) else TypeError
-            raise error(f"half_dtype: expected one of {tuple(HALF_DTYPES.values())} or their names, got {half_dtype!r}")
-        return cls(num_fp16_res, half_dtype)
+        dtype = HALF_DTYPES.get(half_dtype) if isinstance(half_dtype, str) else half_dtype
+        if not isinstance(dtype, torch.dtype) or dtype not in HALF_DTYPES.values():
+            error = ValueError if isinstance(half_dtype, (str, torch.dtype)) else TypeError
+            expected = (*HALF_DTYPES, *HALF_DTYPES.values())
+            raise error(f"half_dtype: expected one of {expected}, got {half_dtype!r}")
+        return cls(num_fp16_res, dtype)
 
     def of_block(self, resolution: int, size: int) -> torch.dtype | None:
         """Return the dtype of the features at ``resolution`` in a network of ``size``.
