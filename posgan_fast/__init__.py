@@ -29,6 +29,9 @@ Example:
     >>> posgan_fast.unpatch()
 """
 
+import importlib
+from types import ModuleType
+
 from . import functional
 from ._allocator import tune_allocator
 from .algorithm import set_algorithm
@@ -42,3 +45,14 @@ __all__ = [
     "use_backend",
 ]  # fmt: skip
 __version__ = "0.1.0"
+_LATER = ("models", "nn", "recipes")  # imported when they are first asked for, so that importing the ops stays fast
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

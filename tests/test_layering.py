@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +61,25 @@ def test_native_code_knows_no_python():
         assert "Python.h" not in text and "pybind" not in text, path
         if path.suffix in (".h", ".cuh"):
             assert "torch/" not in text, path
+
+
+def test_submodules_are_imported_when_they_are_asked_for():
+    """README writes ``posgan_fast.nn`` after ``import posgan_fast`` alone, which imports the ops only."""
+    program = """if True:
+        import sys
+        import posgan_fast
+        later = ("models", "nn", "recipes")
+        assert not {f"posgan_fast.{name}" for name in later} & sys.modules.keys()
+        assert set(later) <= set(dir(posgan_fast)) and "posgan_fast.nn" not in sys.modules
+        posgan_fast.nn.StyleConv, posgan_fast.models.Generator, posgan_fast.recipes.codes
+        try:
+            posgan_fast.layers
+        except AttributeError as error:
+            assert "module 'posgan_fast' has no attribute 'layers'" in str(error)
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def _internal_imports(path: Path, package: tuple[str, ...]) -> set[str]:
