@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -70,12 +70,22 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """The answer of :func:`posgan_fast.explain` for a module: each choice with the number of calls that make it."""
+    """The answer of :func:`posgan_fast.explain` for a module: each choice with the number of calls that make it, and
+    notes on what the module does otherwise than its arguments say."""
 
     counts: tuple[tuple[Choice, int], ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(f"{count} x {choice}" for choice, count in self.counts) or "no op of posgan_fast is called"
+        lines = [f"{count} x {choice}" for choice, count in self.counts] or ["no op of posgan_fast is called"]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+class Asked(NamedTuple):
+    """What explain collects: the choices of calls, and notes."""
+
+    choices: list[Choice]
+    notes: list[str]
 
 
 def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
@@ -110,7 +120,7 @@ def resolve(
         found = choice(op, impls, x, backend)
         if algorithm is not None and found.backend is not None:
             found = replace(found, algorithm=algorithm(found.backend))
-        asked.append(found)
+        asked.choices.append(found)
     return _choose(op, impls, x, backend)
 
 
@@ -120,14 +130,20 @@ def winograd_unless(reason: str | None) -> str:
 
 
 @contextlib.contextmanager
-def choices_asked_for() -> Iterator[list[Choice]]:
-    """Collect the choices of the calls in the block."""
-    asked: list[Choice] = []
+def choices_asked_for() -> Iterator[Asked]:
+    """Collect the choices of the calls in the block, and the notes of modules."""
+    asked = Asked([], [])
     token = _asked.set(asked)
     try:
         yield asked
     finally:
         _asked.reset(token)
+
+
+def note(text: str) -> None:
+    """Add a note, once, to the answer of explain, if it is asked for."""
+    if not torch.compiler.is_compiling() and (asked := _asked.get()) is not None and text not in asked.notes:
+        asked.notes.append(text)
 
 
 def unlisted(run: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -218,7 +234,7 @@ def triton_can_run(x: torch.Tensor) -> Unsupported | None:
 
 
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("posgan_fast_backend", default=None)
-_asked: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("posgan_fast_asked", default=None)
+_asked: contextvars.ContextVar[Asked | None] = contextvars.ContextVar("posgan_fast_asked", default=None)
 _warned: set[tuple[str, str]] = set()
 
 

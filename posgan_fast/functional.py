@@ -69,7 +69,8 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
     algorithm.
 
     Args:
-        target: the name of an op, or a module; for a module, every call of an op in its forward is listed.
+        target: the name of an op, or a module; for a module, every call of an op in its forward is listed, and a note
+            tells of blocks of float16 that run in float32 on the CPU.
         args, kwargs: the arguments of the op or the module. The module's forward runs on fake tensors, which have
             shapes and no values: nothing is computed, and the module and its arguments stay as they are.
 
@@ -83,7 +84,8 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
         'reference'
     """
     if isinstance(target, torch.nn.Module):
-        return _backend.Choices(tuple(Counter(_choices(target, args, kwargs)).items()))
+        found = _asked_of(target, args, kwargs)
+        return _backend.Choices(tuple(Counter(found.choices).items()), tuple(found.notes))
     if not isinstance(target, str):
         raise TypeError(f"target: expected the name of an op or a module, got {type(target).__name__}")
     if target not in OPS:
@@ -96,11 +98,11 @@ def explain(target: str | torch.nn.Module, /, *args: Any, **kwargs: Any) -> _bac
         return chosen
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _backend.choices_asked_for() as asked:
         function(**tree_map_only(torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), bound))
-    return asked[0]
+    return asked.choices[0]
 
 
-def _choices(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_backend.Choice]:
-    """List the choices of one forward pass of a copy of ``module`` that holds fake tensors."""
+def _asked_of(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _backend.Asked:
+    """Collect the choices of one forward pass of a copy of ``module`` that holds fake tensors."""
     module = getattr(module, "_orig_mod", module)  # look inside a wrapper of torch.compile
     tensors = [*module.parameters(), *module.buffers()]
     if any(is_lazy(t) for t in tensors):

@@ -12,7 +12,7 @@ import posgan_fast
 from posgan_fast import functional as PF
 from posgan_fast import nn
 from posgan_fast.backend import BackendError
-from posgan_fast.models import Generator
+from posgan_fast.models import Discriminator, Generator
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -28,6 +28,20 @@ def test_a_network_is_explained_call_by_call_and_left_as_it_was(training):
     assert "3 x modulated_conv2d: " in str(choices)  # toRGB
     assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
     assert torch.equal(drawn, torch.get_rng_state()), "no random numbers are drawn"
+
+
+@pytest.mark.parametrize("network, x", [(Generator, torch.randn(1, 512)), (Discriminator, torch.randn(1, 3, 16, 16))])
+def test_blocks_of_float16_are_noted_where_they_run_in_float32(network, x):
+    note = "note: blocks of float16 run in float32 on the CPU, which is slow in float16"
+    half = network(16, channel_max=8, num_fp16_res=2, conv_clamp=256)
+    explained = posgan_fast.explain(half, x)
+    assert str(explained).endswith("\n" + note) and len(explained.notes) == 1
+    full = network(16, channel_max=8), network(16, channel_max=8, num_fp16_res=2, half_dtype="bfloat16")
+    others = [posgan_fast.explain(one, x) for one in full] + [posgan_fast.explain(half, x, force_fp32=True)]
+    others.append(posgan_fast.explain(half.to("meta"), x.to("meta")))
+    with torch.autocast("cpu", torch.bfloat16):
+        others.append(posgan_fast.explain(half.to_empty(device="cpu"), x))
+    assert not any(other.notes or "note" in str(other) for other in others)
 
 
 def test_a_layer_is_explained_under_a_forced_backend():

@@ -18,7 +18,7 @@ ALLOWED = {
     "ops": {"algorithm", "backend", "_native", "kernels"},
     "functional": {"ops", "backend"},
     "nn": {"functional", "ops", "backend"},
-    "models": {"nn", "functional", "ops"},
+    "models": {"nn", "functional", "ops", "backend"},
     "graphed": {"models", "ops"},
     "integrations": {"models", "nn", "functional", "ops", "backend"},
     "experiments": {"recipes", "models", "nn", "functional", "ops"},

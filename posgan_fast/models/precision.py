@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .. import backend
 from ..ops.common import autocast, checks
 
 HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,7 +52,10 @@ def as_in_block(x: torch.Tensor, dtype: torch.dtype | None, weight: torch.Tensor
     """
     if dtype is None or torch.float64 in (x.dtype, weight.dtype) or autocast.is_enabled(x):
         return x
-    return x.to(torch.float32 if dtype == torch.float16 and x.device.type == "cpu" else dtype)
+    if dtype == torch.float16 and x.device.type == "cpu":
+        backend.note("blocks of float16 run in float32 on the CPU, which is slow in float16")
+        dtype = torch.float32
+    return x.to(dtype)
 
 
 def to_full_precision(x: torch.Tensor) -> torch.Tensor:
