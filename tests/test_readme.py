@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 import re
 import shlex
@@ -15,6 +16,7 @@ import torch
 from posgan_fast import cli, integrations, models, nn
 from posgan_fast import functional as PF
 from posgan_fast.models import Generator, SinGANGenerator
+from posgan_fast.ops import modulated_conv2d
 from posgan_fast.recipes import SinGAN, SinGANSettings, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,3 +117,21 @@ def test_lists_are_complete():
     text = PAGES["README.md"]
     modules = [name for name in nn.__all__ if isinstance(getattr(nn, name), type)]
     assert [name for name in (*PF.OPS, *modules, *integrations.FAMILIES) if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_the_launch_tables_are_named_for_users_of_a_wheel():
+    """README has the kernels and the numbers that POSGAN_FAST_CUDA_TABLE takes."""
+    header = (ROOT / "csrc" / "launch_overrides.h").read_text(encoding="utf-8")
+    kernels = re.findall(r'"(\w+)"', re.search(r"kLaunchKernelNames\[\] = \{(.*?)\}", header)[1])
+    numbers = re.search(r"^//   fir4, fir4_channels_last +(\w+(?:, \w+)*) ", header, re.MULTILINE)[1].replace(" ", "")
+    (paragraph,) = (part for part in PAGES["README.md"].split("\n\n") if "POSGAN_FAST_CUDA_TABLE" in part)
+    assert len(kernels) == 5 and all(f"`{kernel}`" in paragraph for kernel in kernels) and f"`{numbers}`" in paragraph
+
+
+def test_the_style_layer_names_every_tensor_that_has_a_derivative():
+    given = inspect.signature(PF.modulated_conv2d).parameters
+    tensors = [name for name, value in given.items() if "Tensor" in str(value.annotation) and name != "resample_filter"]
+    derivatives = re.search(r"^Derivatives:.*?\n\n", modulated_conv2d.__doc__, re.MULTILINE | re.DOTALL)[0]
+    (row,) = (line for line in PAGES["README.md"].splitlines() if line.startswith("| `modulated_conv2d("))
+    assert "noise_strength" in tensors and all(f"``{name}``" in derivatives for name in tensors)
+    assert all(re.search(rf"\b{name}\b", row) for name in tensors)
