@@ -16,13 +16,14 @@ import torch
 
 from posgan_fast import nn
 from posgan_fast.models import Discriminator, Generator
+from posgan_fast.nn.style_pair import run_pair
 
 from . import network_calls
 from .subjects import DTYPES
 from .traffic_counter import Counter, Traffic
 from .traffic_cuda import META, autocast, meta_as_cuda
 
-LAYERS = ("plain", "up", "torgb")
+LAYERS = ("plain", "up", "pair", "torgb")  # pair: the two convolutions of a block, "up" and "plain"
 NETWORKS = {  # kind and size of the images
     "generator64": ("generator", 64),
     "generator256": ("generator", 256),
@@ -65,9 +66,13 @@ class Ours:
     def layer(self, name: str, channels: int, size: int) -> Any:
         if name == "torgb":
             return nn.ToRGB(channels, 3, 512, clamp=256)
+        if name == "pair":
+            return torch.nn.ModuleList(self.layer(part, channels, size) for part in ("up", "plain"))
         return nn.StyleConv(channels, channels, 512, size, up=2 if name == "up" else 1, clamp=256)
 
     def call_layer(self, layer: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if isinstance(layer, torch.nn.ModuleList):
+            return run_pair(list(layer), x, (w, w))
         return layer(x, w)
 
     def generator(self, size: int, dtype: str) -> Any:
@@ -95,8 +100,9 @@ class Result:
 
 
 def count_layer(by: Contender, name: str, dtype: str, batch: int, channels: int = 64, size: int = 128) -> Result:
-    """Count a style layer of ``channels`` to ``channels`` (to 3: "torgb") with a result of ``size`` pixels a side."""
-    side = size // 2 if name == "up" else size
+    """Count one of :data:`LAYERS`, of ``channels`` to ``channels`` (to 3: "torgb"), with a result of ``size`` pixels a
+    side."""
+    side = size // 2 if name in ("up", "pair") else size
 
     def inputs(n: int) -> list[torch.Tensor]:
         x = torch.empty(n, channels, side, side, device=META, dtype=DTYPES[dtype])

@@ -76,11 +76,17 @@ class NVlabs:
         """Make one of the layers that :mod:`benchmarks.traffic_calls` names."""
         if name == "torgb":
             return self.networks.ToRGBLayer(channels, 3, 512, conv_clamp=256)
+        if name == "pair":
+            return torch.nn.ModuleList(self.layer(part, channels, size) for part in ("up", "plain"))
         return self.networks.SynthesisLayer(channels, channels, 512, size, up=2 if name == "up" else 1, conv_clamp=256)
 
     def call_layer(self, layer: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """Run a layer as a block of its network does: with one weight for each sample in inference, except where
         stylegan2-ada scales a batch in float16 instead."""
+        if isinstance(layer, torch.nn.ModuleList):
+            for part in layer:
+                x = self.call_layer(part, x, w)
+            return x
         scales = layer.training or (self.is_ada and x.dtype == torch.float16 and x.shape[0] > 1)
         noise = {} if isinstance(layer, self.networks.ToRGBLayer) else {"noise_mode": _noise_mode(layer)}
         return layer(x, w, fused_modconv=not scales, **noise)

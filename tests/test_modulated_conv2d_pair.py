@@ -143,10 +143,10 @@ def test_generators_make_the_same_images(architecture, noise_mode, scaled, monke
 
 def test_autocast_gives_both_layers_its_dtype(scaled):
     first, second = nn.StyleConv(8, 4, 16, 10, up=2).eval(), nn.StyleConv(4, 6, 16, 10).eval()
-    x, w = torch.randn(2, 8, 5, 5), dict(w=torch.randn(2, 16))
+    x, w = torch.randn(2, 8, 5, 5), torch.randn(2, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        y = run_pair(first, second, x, w, w)
-        expected = second(first(x, **w), **w)
+        y = run_pair((first, second), x, (w, w))
+        expected = second(first(x, w), w)
     assert scaled[0].dtype == y.dtype == torch.bfloat16
     assert (y - expected).norm() < 1e-2 * expected.norm()
 
@@ -154,16 +154,16 @@ def test_autocast_gives_both_layers_its_dtype(scaled):
 @pytest.mark.parametrize("change", ["hook", "forward", "subclass", "interpolation"])
 def test_layers_that_someone_changed_are_called(change, scaled):
     first, second = nn.StyleConv(8, 4, 16, 10, up=2).eval(), nn.StyleConv(4, 6, 16, 10).eval()
-    x, w = torch.randn(2, 8, 5, 5), dict(w=torch.randn(2, 16))
+    x, w = torch.randn(2, 8, 5, 5), torch.randn(2, 16)
     if change == "hook":
         second.register_forward_hook(lambda module, given, y: y + 1)
     elif change == "forward":
         forward = first.forward
-        first.forward = lambda x, **given: forward(x, **given) + 1
+        first.forward = lambda x, w: forward(x, w) + 1
     elif change == "subclass":
         second.__class__ = type("Louder", (nn.StyleConv,), dict(forward=lambda self, x, w: 2 * x))
     else:
         first = nn.StyleConv(8, 4, 16, 10, up=2, up_after_conv=True).eval()
     with torch.no_grad():
-        torch.testing.assert_close(run_pair(first, second, x, w, w), second(first(x, **w), **w))
+        torch.testing.assert_close(run_pair((first, second), x, (w, w)), second(first(x, w), w))
     assert not scaled

@@ -265,13 +265,10 @@ class Block(torch.nn.Module):
         skip = None if self.skip is None else self.skip(x, gain=math.sqrt(0.5))
         gains = 1.0, 1.0 if skip is None else math.sqrt(0.5)
         given = [
-            dict(
-                w=ws[:, i], styles=_at(styles, i), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i],
-                gain=gains[i],
-            )
+            dict(styles=_at(styles, i), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i], gain=gains[i])
             for i in (0, 1)
-        ]  # fmt: skip
-        x = run_pair(self.conv0, self.conv1, x, *given)
+        ]
+        x = run_pair((self.conv0, self.conv1), x, ws[:, :2].unbind(1), given)
         x = x if skip is None else skip + x
         if image is not None:
             image = PF.upsample2d(image, self.resample_filter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,16 @@ from .unchanged import is_unchanged
 
 
 def run_pair(
-    first: StyleConv, second: StyleConv, x: torch.Tensor, to_first: dict[str, Any], to_second: dict[str, Any]
+    layers: Sequence[Any], x: torch.Tensor, ws: Sequence[torch.Tensor], given: Sequence[dict[str, Any]] = ({}, {})
 ) -> torch.Tensor:
-    """Compute ``second(first(x, **to_first), **to_second)``.
+    """Compute ``second(first(x, ws[0], **given[0]), ws[1], **given[1])`` for two :class:`posgan_fast.nn.StyleConv`.
 
     In inference of several samples on CUDA the first layer multiplies its result by the styles of the second, which
     then needs no pass for it (:mod:`posgan_fast.ops.modulated_conv2d.pair`).
     """
-    if not all(is_unchanged(layer, StyleConv) and not layer.up_after_conv for layer in (first, second)):
-        return second(first(x, **to_first), **to_second)
-    return modulated_conv2d_pair(first.arguments(x, **to_first), lambda y: second.arguments(y, **to_second))
+    first, second = layers
+    if not all(is_unchanged(layer, StyleConv) and not layer.up_after_conv for layer in layers):
+        return second(first(x, ws[0], **given[0]), ws[1], **given[1])
+    return modulated_conv2d_pair(
+        first.arguments(x, ws[0], **given[0]), lambda y: second.arguments(y, ws[1], **given[1])
+    )
