@@ -13,6 +13,8 @@ import cases
 import torch
 
 from posgan_fast import functional as PF
+from posgan_fast import nn
+from posgan_fast.nn.style_pair import run_pair
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -96,7 +98,18 @@ def _gradients(dtype: torch.dtype, layout: torch.memory_format, device: str, bac
                 x, weight, styles, up=up, padding=1, noise=noise, noise_strength=strength, bias=randn(12),
                 backend=backend,
             )  # fmt: skip
-    return 2 * 3 * len(sizes) + 3
+    return 2 * 3 * len(sizes) + 3 + _pairs(dtype, layout, device)
+
+
+def _pairs(dtype: torch.dtype, layout: torch.memory_format, device: str) -> int:
+    """Run two layers of a block, on the backend that serves the device; return the number of calls."""
+    for act in ("lrelu", "swish"):
+        first = nn.StyleConv(20, 12, 8, 18, up=2, act=act, device=device).eval()
+        second = nn.StyleConv(12, 12, 8, 18, act=act, device=device).eval()
+        x, w = torch.randn(2, 20, 9, 9, device=device, dtype=dtype), torch.randn(2, 8, device=device)
+        with torch.no_grad():
+            run_pair((first, second), x.contiguous(memory_format=layout), (w, w))
+    return 2
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def _rates() -> str:
 
 
 def _json(args: argparse.Namespace, paths: dict[str, Path], results: list[Result]) -> dict[str, Any]:
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {k: v for k, v in vars(args).items() if k not in ("peer", "json")}  # those are paths of a machine
     checkout = paths.get("nvlabs")
     return {
         "schema": 1,

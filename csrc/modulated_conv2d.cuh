@@ -7,8 +7,8 @@
 //   scaled_noise = noise * strength
 //
 // float16 stays in range by constants, which dcoefs undoes: the weight of filter o is divided by
-// f = max over i, k of |weight[o, i, k]| * sqrt(I * taps), the styles of sample n by s = max over i of |styles[n, i]|.
-// divisors = f of each filter, then s of each sample.
+// f = max over i, k of |weight[o, i, k]| * sqrt(I * taps), the styles of sample n by t = max over i of |styles[n, i]|.
+// divisors = f of each filter, then t of each sample.
 #pragma once
 
 #include "elementwise.cuh"

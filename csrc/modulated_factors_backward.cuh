@@ -2,11 +2,11 @@
 // modulated_factors computes (modulated_conv2d.cuh), and its launch configuration. No torch; compiles for the host too
 // (host_device.h).
 //
-// With f[o] and s[n] the divisors that keep float16 in range, constants here, and h[n, o] = d_dcoefs * dcoefs^3 /
-// (f[o] * s[n])^2:
+// With f[o] and t[n] the divisors that keep float16 in range, constants here, and h[n, o] = d_dcoefs * dcoefs^3 /
+// (f[o] * t[n])^2:
 //
 //   d_weight[o, i, k] = -weight[o, i, k] * (sum over n of h[n, o] * styles[n, i]^2)
-//   d_styles[n, i]    = d_scaled_styles[n, i] / s[n] - styles[n, i] * (sum over o, k of h[n, o] * weight[o, i, k]^2)
+//   d_styles[n, i]    = d_scaled_styles[n, i] / t[n] - styles[n, i] * (sum over o, k of h[n, o] * weight[o, i, k]^2)
 //
 // Every sum has an order that depends on sizes and on the size of a block alone.
 #pragma once
@@ -39,9 +39,9 @@ struct FactorsBackwardBlock {
   A* const shared;
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
 
-  // h[n, o] of the formula.
-  PF_DEVICE A of_squares(int64_t n, int64_t o) const {
-    const A d = t.dcoefs[n * p.filters + o], raw = d / (filter_divisor(o) * sample_divisor(n));
+  // h[n, o] of the formula. A product of both divisors could underflow.
+  PF_DEVICE A h_of(int64_t n, int64_t o) const {
+    const A d = t.dcoefs[n * p.filters + o], raw = d / filter_divisor(o) / sample_divisor(n);
     return t.d_dcoefs[n * p.filters + o] * d * raw * raw;
   }
 
@@ -49,7 +49,7 @@ struct FactorsBackwardBlock {
   PF_DEVICE void write_filter(int64_t o) const {
     A* const h = shared;
     A* const factors = h + p.samples;
-    for (int64_t n = thread; n < p.samples; n += threads) h[n] = of_squares(n, o);
+    for (int64_t n = thread; n < p.samples; n += threads) h[n] = h_of(n, o);
     __syncthreads();
     for (int64_t i = thread; i < p.channels; i += threads) {
       A sum = 0;
@@ -72,7 +72,7 @@ struct FactorsBackwardBlock {
     A* const partial = h + kStyleSamples * p.filters;
     for (int64_t e = thread; e < kStyleSamples * p.filters; e += threads) {
       const int64_t n = first_sample + e / p.filters;
-      h[e] = n < p.samples ? of_squares(n, e % p.filters) : A(0);
+      h[e] = n < p.samples ? h_of(n, e % p.filters) : A(0);
     }
     __syncthreads();
     const int lane = thread % kStyleChannels, group = thread / kStyleChannels, groups = threads / kStyleChannels;
@@ -128,9 +128,9 @@ void run_modulated_factors_backward(const ModulatedFactorsBackwardPointers<A>& t
   int64_t blocks = modulated_factors_backward_blocks(p);
   if (t.d_weight == nullptr) blocks -= p.filters;
   if (t.d_styles == nullptr) blocks = p.filters;
-  const int64_t of_filter = p.samples + p.channels, of_styles = kStyleSamples * (p.filters + threads);
+  const int64_t filter_shared = p.samples + p.channels, style_shared = kStyleSamples * (p.filters + threads);
   launch(dim3{unsigned(blocks), 1, 1}, dim3{unsigned(threads), 1, 1},
-         size_t(of_filter > of_styles ? of_filter : of_styles) * sizeof(A), modulated_factors_backward_kernel<A>, t, p);
+         size_t(filter_shared > style_shared ? filter_shared : style_shared) * sizeof(A), modulated_factors_backward_kernel<A>, t, p);
 }
 
 }  // namespace posgan_fast

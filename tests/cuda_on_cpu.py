@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from posgan_fast import _native, backend
-from posgan_fast.ops.modulated_conv2d import cuda, triton
+from posgan_fast.ops.modulated_conv2d import cuda, trained_factors, triton
 
 _THREADS, _SHARED = 256, 48 * 2**10  # of a block of modulated_factors: threads, bytes of shared memory
 
@@ -70,12 +70,15 @@ def modulated_factors_backward(
     d_scaled: Any, d_weight: Any, d_styles: Any,
 ) -> None:  # fmt: skip
     """The definition of the native op, by autograd; csrc/modulated_factors_backward.cuh has the formulas."""
+    _check_memory(weight, styles, (dcoefs, divisors, d_dcoefs, d_scaled, d_weight, d_styles))
+    if trained_factors.STYLE_SAMPLES * (len(weight) + _THREADS) * weight.itemsize > _SHARED:
+        raise RuntimeError("modulated_factors_backward: expected fewer channels and samples")
     constants = weight.new_ones(len(weight) + len(styles)) if divisors is None else divisors
     filters, samples = constants[: len(weight)], constants[len(weight) :, None]
     with torch.enable_grad():
         w, s = weight.detach().requires_grad_(), styles.detach().requires_grad_()
         sums = torch.einsum("ni,oikl->no", s.square(), w.square())
-        eps = (dcoefs / (filters * samples)) ** -2 - sums.detach()
+        eps = (dcoefs / filters / samples) ** -2 - sums.detach()
         loss = ((sums + eps).rsqrt() * filters * samples * d_dcoefs).sum()
         if d_scaled is not None:
             loss = loss + (s / samples * d_scaled).sum()

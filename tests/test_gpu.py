@@ -16,6 +16,7 @@ from contract.common import LAYOUTS, each_dtype, each_layout, each_of
 from contract.epilogue2d import Epilogue2dContract
 from contract.epilogue2d_backward import BackwardContract
 from contract.modulated_conv2d import ModulatedConv2dContract
+from contract.modulated_conv2d_pair import ModulatedConv2dPairContract
 from contract.prologue2d import Prologue2dContract
 from contract.upfirdn2d import Upfirdn2dContract
 from tolerances import assert_close
@@ -46,6 +47,12 @@ class TestEpilogue2dBackward(BackwardContract):
 
 class TestModulatedConv2d(ModulatedConv2dContract):
     """The contract of modulated_conv2d on a device."""
+
+
+class TestModulatedConv2dPair(ModulatedConv2dPairContract):
+    """The contract of two style layers in succession on a device."""
+
+    DEVICE = DEVICE
 
 
 class TestPrologue2d(Prologue2dContract):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from pathlib import Path
 
 import cuda_on_cpu
 import pytest
@@ -156,7 +157,12 @@ def test_transforms_and_modes_compose_the_factors(native):
     torch.testing.assert_close(along, sum((t * d).sum() for t, d in zip(tangents, expected, strict=True)))
     with FlopCounterMode(display=False):
         loss(*given)
-    assert len(native) == 2
+    y = loss(*given)
+    native.clear()
+    with FlopCounterMode(display=False):
+        for a, b in zip(torch.autograd.grad(y, given), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert not native
     rows = torch.eye(3)[:, :, None, None, None] * torch.ones(1, 3, 5, 4, 4)
     y = PF.modulated_conv2d(*given, **call)
     batched = torch.autograd.grad(y, given[2], rows, retain_graph=True, is_grads_batched=True)[0]
@@ -195,6 +201,30 @@ def test_layers_that_exceed_shared_memory_are_separate_stages(channels, dtype, f
     assert len(factors) == fits
 
 
+@pytest.mark.parametrize(
+    ("filters", "dtype", "fits"),
+    [
+        (2560, torch.float32, True),
+        (2561, torch.float32, False),
+        (1280, torch.float64, True),
+        (1281, torch.float64, False),
+    ],
+)
+def test_gradients_that_exceed_shared_memory_are_composed(filters, dtype, fits, native):
+    """The kernel keeps a number of each filter for a few samples in shared memory."""
+    x, weight = torch.rand(1, 2, 1, 1).to(dtype), torch.rand(filters, 2, 1, 1).to(dtype)
+    styles = torch.rand(1, 2).to(dtype).requires_grad_()
+    loss = lambda backend: PF.modulated_conv2d(x, weight, styles, backend=backend).square().sum()  # noqa: E731
+    (found,) = torch.autograd.grad(loss("cuda"), styles)
+    torch.testing.assert_close(found, torch.autograd.grad(loss("reference"), styles)[0], rtol=1e-3, atol=1e-5)
+    assert len(native) == 2 * fits
+
+
+def test_bounds_are_those_of_the_kernel():
+    text = (Path(__file__).parents[1] / "csrc" / "modulated_factors_backward.cuh").read_text()
+    assert f"kStyleSamples = {trained_factors.STYLE_SAMPLES}," in text
+
+
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
     """Several layers share a product where launches are dear; the images are the same."""
@@ -214,10 +244,20 @@ def test_joint_styles_are_those_of_the_layers(architecture, monkeypatch):
     assert len(seen) == 1 and len(seen[0]) == sum(hasattr(m, "affine") for m in generator.synthesis.modules())
 
 
-CHANGES = ("hook", "pre-hook", "global hook", "replaced", "subclass", "act", "lr_multiplier", "bias", "dtype")
+CHANGES_OF_A_LAYER = (
+    "hook",
+    "pre-hook",
+    "global hook",
+    "replaced",
+    "subclass",
+    "act",
+    "lr_multiplier",
+    "bias",
+    "dtype",
+)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", CHANGES_OF_A_LAYER)
 def test_layers_that_someone_changed_compute_their_own_styles(change, monkeypatch):
     monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())
     synthesis = models.Generator(8, channel_max=32).eval().synthesis
@@ -289,7 +329,7 @@ def _replace_forward(module, function):
     module.forward = lambda *args, **kwargs: function(forward, *args, **kwargs)
 
 
-CHANGES = {
+CHANGES_OF_A_NETWORK = {
     "shared layers": _share_layers,
     "pre-hook": lambda s: s.b16.register_forward_pre_hook(lambda block, a: (*a[:2], a[2] + 1, *a[3:])),
     "forward": lambda s: _replace_forward(s.b16, lambda forward, x, image, ws, *a: forward(x, image, ws + 1, *a)),
@@ -301,10 +341,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", CHANGES_OF_A_NETWORK)
 def test_joint_styles_respect_changes_of_a_network(change, small, monkeypatch):
     synthesis, ws = small
-    CHANGES[change](synthesis)
+    CHANGES_OF_A_NETWORK[change](synthesis)
     with torch.no_grad():
         expected = synthesis(ws)
         monkeypatch.setattr(joint_styles, "_CHEAP_LAUNCHES", ())

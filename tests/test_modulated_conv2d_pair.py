@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+from unittest import mock
+
 import cuda_on_cpu
 import pytest
 import torch
+from contract.modulated_conv2d_pair import ModulatedConv2dPairContract, layers, reference
 from tolerances import assert_close
 
 from posgan_fast import functional as PF
@@ -27,46 +31,13 @@ def scaled(monkeypatch):
     return written
 
 
-def layers(**second):
-    """Return the arguments of an enlarging layer in float64, and a function that returns those of a layer behind it."""
+class TestContract(ModulatedConv2dPairContract):
+    """The contract of pairs of layers by the kernels of CUDA, as the host can run them."""
 
-    def arguments(x, i, o, size, **others):
-        given = dict(
-            x=x, weight=torch.randn(o, i, 3, 3), styles=torch.randn(3, i), up=1, down=1, padding=1, pad_map=None,
-            resample_filter=None, demodulate=True, flip_weight=True, noise=torch.randn(3, 1, size, size),
-            noise_strength=torch.tensor(0.4), bias=torch.randn(o), act="lrelu", alpha=None, gain=None, clamp=2.0,
-            eps=1e-8, backend=None,
-        )  # fmt: skip
-        return given | others
-
-    up = dict(up=2, flip_weight=False, resample_filter=PF.setup_filter([1, 3, 3, 1]))
-    first = arguments(torch.randn(3, 8, 5, 5), 8, 4, 10, **up)
-    following = arguments(None, 4, 6, 10, **second)
-    return first, following
-
-
-def reference(first, following):
-    def call(given, x):
-        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-        return PF.modulated_conv2d(**wide | dict(x=x.double(), backend="reference"))
-
-    return call(following, call(first, first["x"]))
-
-
-@pytest.mark.parametrize("last", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("act", ["lrelu", "swish"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_values(dtype, act, last, scaled):
-    first, following = layers(act=act)
-    x = first["x"].to(dtype).contiguous(memory_format=last)
-    expected = reference(first | dict(x=x), following)
-    with torch.no_grad():
-        y = pair.modulated_conv2d_pair(first | dict(x=x), lambda x: following | dict(x=x))
-    (features,) = scaled
-    assert y.is_contiguous(memory_format=last) and features.dtype == y.dtype == dtype
-    # Two layers round twice.
-    error = (y.double() - expected).norm() / expected.norm()
-    assert error < 2 * {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+    @pytest.fixture(autouse=True)
+    def features_are_scaled(self, scaled):
+        yield
+        assert len(scaled) == 1
 
 
 def test_large_styles_stay_in_the_range_of_float16(scaled):
@@ -151,11 +122,39 @@ def test_autocast_gives_both_layers_its_dtype(scaled):
     assert (y - expected).norm() < 1e-2 * expected.norm()
 
 
-@pytest.mark.parametrize("change", ["hook", "forward", "subclass", "interpolation"])
+def test_features_that_are_not_scaled_hold_no_memory():
+    """The fused kernel serves the largest layers."""
+    first, following = layers(pad_map=torch.randn(3, 4, 12, 12))
+    placeholders, alive = [], []
+
+    def second(x):
+        placeholders.append(weakref.ref(x))
+        return following | dict(x=x)
+
+    run = pair._run
+    watched = mock.patch.object(pair, "_run", lambda call: (alive.append(placeholders[0]() is not None), run(call))[1])
+    with watched, torch.no_grad():
+        pair.modulated_conv2d_pair(first, second)
+    assert alive == [False, False]
+
+
+def test_tensors_of_other_classes_run_one_after_the_other(scaled):
+    first, following = layers()
+    following["weight"] = following["weight"].as_subclass(type("Tagged", (torch.Tensor,), {}))
+    with torch.no_grad():
+        y = pair.modulated_conv2d_pair(first, lambda x: following | dict(x=x))
+    assert not scaled and type(y).__name__ == "Tagged"
+
+
+@pytest.mark.parametrize("change", ["backward hook", "hook", "forward", "subclass", "compile", "interpolation"])
 def test_layers_that_someone_changed_are_called(change, scaled):
     first, second = nn.StyleConv(8, 4, 16, 10, up=2).eval(), nn.StyleConv(4, 6, 16, 10).eval()
     x, w = torch.randn(2, 8, 5, 5), torch.randn(2, 16)
-    if change == "hook":
+    if change == "backward hook":
+        second.register_full_backward_hook(lambda module, dx, dy: None)
+    elif change == "compile":
+        second._compiled_call_impl = lambda x, w: 2 * x
+    elif change == "hook":
         second.register_forward_hook(lambda module, given, y: y + 1)
     elif change == "forward":
         forward = first.forward
@@ -167,3 +166,13 @@ def test_layers_that_someone_changed_are_called(change, scaled):
     with torch.no_grad():
         torch.testing.assert_close(run_pair((first, second), x, (w, w)), second(first(x, w), w))
     assert not scaled
+
+
+def test_hooks_on_gradients_run_in_training():
+    generator = models.Generator(8, channel_max=8)
+    called = []
+    for name, module in generator.synthesis.named_modules():
+        if isinstance(module, nn.StyleConv):
+            module.register_full_backward_hook(lambda module, dx, dy, name=name: called.append(name))
+    generator.synthesis(torch.randn(2, generator.num_ws, 512)).sum().backward()
+    assert sorted(called) == ["b4.conv1", "b8.conv0", "b8.conv1"]

@@ -11,10 +11,11 @@ from .conv_norm_act import ConvNormAct2d
 from .encoding import CartesianGrid2d, PositionalNoise2d, SinusoidalEncoding2d
 from .linear import EqualLinear
 from .minibatch_std import MinibatchStd
+from .modulated_conv import ModulatedConv2d
 from .padding import InstancePad2d, PaddingSpaceConv2d
 from .prepack import prepack
 from .resample import TAPS, Blur2d, Downsample2d, Upsample2d
-from .style import ModulatedConv2d, StyleConv, ToRGB
+from .style import StyleConv, ToRGB
 
 __all__ = [
     "TAPS", "BiasAct", "Blur2d", "CartesianGrid2d", "Conv2d", "ConvNormAct2d", "Downsample2d", "EqualConv2d",

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from .. import functional as PF
 from ..ops.common import checks
+from .unchanged import has_hooks
 
 
 class InstancePad2d(torch.nn.Module):
@@ -75,7 +76,7 @@ class PaddingSpaceConv2d(torch.nn.Conv2d):
         """
         if type(conv) is not torch.nn.Conv2d:  # parametrized ones have a class of their own too
             raise TypeError(f"conv: expected a plain torch.nn.Conv2d, got {type(conv).__name__}")
-        if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_pre_hooks or conv._backward_hooks:
+        if has_hooks(conv):
             raise TypeError("conv: expected a torch.nn.Conv2d without hooks, got one with them")
         same = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]  # left and right together
         one = conv.padding == (1, 1) or (conv.padding == "same" and same == [2, 2])

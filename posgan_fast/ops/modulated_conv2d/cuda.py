@@ -11,7 +11,7 @@ import torch
 
 from ... import backend as _backend
 from ..common import checks, layout
-from . import coefs, trained_factors, triton
+from . import trained_factors, triton
 from .call import Call
 from .stages import enlarge, form_of, infer_stages, run_stages
 from .trained_factors import Form
@@ -21,7 +21,7 @@ FUSED, STAGES = "one Triton kernel", "stages"
 
 def infer(call: Call) -> torch.Tensor:
     """Compute a call that asks for no derivative."""
-    if not prepares(call):
+    if not trained_factors.fits_one_launch(call):
         return run_stages(call, inplace=True)
     if algorithm(call) == FUSED and _triton_fails_on(call.x.device) is None:
         call, weight, styles, dcoefs = prepare(call, form_of(call), fold=_has_small_weights(call))
@@ -41,15 +41,9 @@ def infer_pair(first: Call, second: Call) -> torch.Tensor:
     return infer_stages(then.call, then.weight, None, then.dcoefs, "cuda")
 
 
-def prepares(call: Call) -> bool:
-    """Tell whether one launch can prepare the factors of a call."""
-    (n, c), itemsize = call.x.shape[:2], checks.arithmetic(call.x.dtype).itemsize
-    return n > 0 and (n + c) * itemsize <= trained_factors.SHARED and not coefs.scale_map(call)
-
-
 def algorithm(call: Call) -> str:
     """Tell what computes a call that asks for no derivative, if Triton can compile on this machine."""
-    fuses = prepares(call) and _backend.triton_can_run(call.x) is None and triton.serves(call)
+    fuses = trained_factors.fits_one_launch(call) and _backend.triton_can_run(call.x) is None and triton.serves(call)
     return FUSED if fuses else STAGES
 
 

@@ -1,8 +1,8 @@
 """Two style layers in succession: the first one multiplies its result by the styles of the second.
 
 A convolution of several samples by one weight needs features that are multiplied by their styles, a pass over memory of
-its own. On CUDA the epilogue of the layer before does it, where nobody asks for a derivative or watches the operators
-and the layer before enlarges its input, as the first one of a block does.
+its own. The epilogue of the layer before does it on CUDA if that layer enlarges its input, no derivative is asked for,
+and no mode watches the operators.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ..common import autocast
 from ..common.op import is_plain, is_recorded
-from . import _run, check, cuda
+from . import _run, check, cuda, trained_factors
 from .call import Call, empty_output
 
 
@@ -36,6 +36,8 @@ def modulated_conv2d_pair(first: dict[str, Any], second: Callable[[torch.Tensor]
     with autocast.disabled(y):
         if _can_take_scaled(following):
             return cuda.infer_pair(call, following)
+        following = following._replace(x=call.x)
+        del y  # its memory is free for the result
         return _run(following._replace(x=_run(call)))
 
 
@@ -55,6 +57,6 @@ def _can_take_scaled(call: Call) -> bool:
 
 def _runs_in_stages(call: Call) -> bool:
     """Tell whether a call is one of inference, whose factors one launch prepares for separate stages."""
-    if call.backend != "cuda" or is_recorded(call) or not is_plain(call.x):
+    if call.backend != "cuda" or is_recorded(call) or not is_plain(*(t for t in call if isinstance(t, torch.Tensor))):
         return False
-    return cuda.prepares(call) and cuda.algorithm(call) == cuda.STAGES
+    return trained_factors.fits_one_launch(call) and cuda.algorithm(call) == cuda.STAGES

@@ -1,10 +1,10 @@
 r"""The factors of a style layer in training on CUDA: one launch computes them, another one their gradients.
 
-With ``s`` the styles, ``f`` [O] and ``t`` [N] the divisors that keep float16 in range (1 in other dtypes)::
+With ``f`` [O] and ``t`` [N] the divisors that keep float16 in range (1 in other dtypes)::
 
     out[o, i, k] = weight[o, i, k] / f[o]
-    scaled[n, i] = s[n, i] / t[n]
-    dcoefs[n, o] = f[o] * t[n] * rsqrt(sum_{i, k} (weight[o, i, k] * s[n, i])^2 + eps)
+    scaled[n, i] = styles[n, i] / t[n]
+    dcoefs[n, o] = f[o] * t[n] * rsqrt(sum_{i, k} (weight[o, i, k] * styles[n, i])^2 + eps)
 
 The divisors are constants to autograd, since the layer does not depend on them. Where another derivative follows, the
 gradients are composed of differentiable operators.
@@ -21,7 +21,8 @@ from ..common.op import is_batched, is_plain
 from . import coefs
 from .call import Call
 
-SHARED = 40 * 2**10  # bytes of a block's shared memory for numbers of channels and samples
+_SHARED = 40 * 2**10  # bytes of a block's 48 KiB of shared memory; its threads need the others
+STYLE_SAMPLES = 4  # kStyleSamples of csrc/modulated_factors_backward.cuh
 
 
 class Form(NamedTuple):
@@ -33,17 +34,21 @@ class Form(NamedTuple):
     transposed: bool  # [I, O, kh, kw]
 
 
+def fits_one_launch(call: Call) -> bool:
+    """Tell whether one launch can compute the factors of a call."""
+    n, i = call.styles.shape
+    return n > 0 and _fits(n + i, call) and not coefs.scale_map(call)
+
+
 def serve(call: Call) -> bool:
-    """Tell whether the native ops compute the factors of a call."""
-    (n, i), o, itemsize = call.styles.shape, call.weight.shape[0], checks.arithmetic(call.x.dtype).itemsize
-    return (
-        call.backend == "cuda"
-        and call.demodulate
-        and n > 0
-        and max(n + i, 4 * o) * itemsize <= SHARED
-        and not coefs.scale_map(call)
-        and is_plain(call.x, call.weight, call.styles)
-    )
+    """Tell whether the native ops compute the factors of a call and their gradients."""
+    if call.backend != "cuda" or not call.demodulate or not is_plain(call.x, call.weight, call.styles):
+        return False
+    return fits_one_launch(call) and _fits(STYLE_SAMPLES * call.weight.shape[0], call)
+
+
+def _fits(numbers: int, call: Call) -> bool:
+    return numbers * checks.arithmetic(call.x.dtype).itemsize <= _SHARED
 
 
 def factors(call: Call, form: Form) -> coefs.Factors:
@@ -57,7 +62,7 @@ def factors(call: Call, form: Form) -> coefs.Factors:
 
 
 class _Computed(NamedTuple):
-    """What one launch computes; the latter two in float16 alone."""
+    """The results of one launch; ``scaled`` and ``divisors`` only in float16."""
 
     out: torch.Tensor
     dcoefs: torch.Tensor
@@ -133,7 +138,7 @@ class _Coefficients(torch.autograd.Function):
         weight, styles, dcoefs, divisors = ctx.saved_tensors
         if d_dcoefs is None:
             d_dcoefs = torch.zeros_like(dcoefs)
-        if torch.is_grad_enabled() or is_batched(d_dcoefs, d_scaled):
+        if torch.is_grad_enabled() or not is_plain(weight, styles) or is_batched(d_dcoefs, d_scaled):
             with autocast.disabled(weight):
                 found = _composed(weight, styles, divisors, d_dcoefs, d_scaled, ctx.eps)
         else:
