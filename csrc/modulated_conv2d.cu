@@ -34,7 +34,7 @@ struct Modulation {
   int64_t n, o, i, taps;
 
   Modulation(const char* name, const Tensor& w, const Tensor& s, ScalarType acc) : op(name), weight(w), styles(s) {
-    STD_TORCH_CHECK(w.is_cuda() && w.dim() == 4 && w.is_contiguous() && w.numel() > 0, op,
+    STD_TORCH_CHECK(w.is_cuda() && w.dim() == 4 && (w.is_contiguous() || is_channels_last(w)) && w.numel() > 0, op,
                     ": expected a dense weight [O, I, kh, kw] on a CUDA device");
     o = w.size(0), i = w.size(1), taps = w.size(2) * w.size(3);
     STD_TORCH_CHECK(s.dim() == 2 && s.size(0) > 0 && s.size(1) == i && has_stride(s, 1, 1), op,
@@ -46,6 +46,8 @@ struct Modulation {
   }
 
   int64_t style_sample() const { return stride_of(styles, 0, i); }
+  int64_t weight_channel() const { return weight.is_contiguous() ? taps : 1; }
+  int64_t weight_tap() const { return weight.is_contiguous() ? 1 : i; }
 
   // The strides of filter, channel and tap.
   std::array<int64_t, 3> strides(const Tensor& out, bool fold, bool transposed) const {
@@ -77,8 +79,22 @@ struct ModulatedFactorsTensors {
                     "modulated_factors: expected fewer than 2^31 blocks");
     const auto [filter, channel, tap] = m.strides(out, fold, transposed);
     const bool half = out.scalar_type() == ScalarType::Half;
-    return {m.n, m.o, m.i,  int(m.taps), m.style_sample(),    pixels, m.o * filter, filter, channel,
-            tap, eps, fold, flip,        half && bool(dcoefs)};
+    return {m.n,
+            m.o,
+            m.i,
+            int(m.taps),
+            m.style_sample(),
+            m.weight_channel(),
+            m.weight_tap(),
+            pixels,
+            m.o * filter,
+            filter,
+            channel,
+            tap,
+            eps,
+            fold,
+            flip,
+            half && bool(dcoefs)};
   }
 
  private:
@@ -144,10 +160,14 @@ void modulated_factors_backward(const Tensor& weight, const Tensor& styles, cons
   check_values(op, "divisors", divisors, weight, acc, m.o + m.n);
   check_values(op, "d_dcoefs", d_dcoefs, weight, acc, m.n * m.o);
   check_values(op, "d_scaled_styles", d_scaled, weight, acc, m.n * m.i);
-  check_values(op, "d_weight", d_weight, weight, acc, weight.numel());
+  if (d_weight) {
+    check_like(op, "d_weight", *d_weight, weight);
+    STD_TORCH_CHECK(same_layout(*d_weight, weight), op, ": expected d_weight with the sizes and strides of weight");
+  }
   check_values(op, "d_styles", d_styles, weight, acc, m.n * m.i);
   if (!d_weight && !d_styles) return;
-  const ModulatedFactorsBackwardParams p = {m.n, m.o, m.i, int(m.taps), m.style_sample()};
+  const ModulatedFactorsBackwardParams p = {m.n,           m.o, m.i, int(m.taps), m.style_sample(), m.weight_channel(),
+                                            m.weight_tap()};
   STD_TORCH_CHECK(modulated_factors_backward_blocks(p) < (int64_t(1) << 31), op, ": expected fewer channels");
   const CudaDeviceGuard device(weight.get_device_index());
   dispatch_dtype(op, acc, [&](auto scalar) {

@@ -18,8 +18,9 @@ namespace posgan_fast {
 struct ModulatedFactorsParams {
   int64_t samples, filters, channels;
   int taps;
-  int64_t style_sample;  // stride of styles from sample to sample, elements
-  int64_t noise;         // elements of it
+  int64_t style_sample;                // stride of styles from sample to sample, elements
+  int64_t weight_channel, weight_tap;  // strides of the weight, whose filters are dense
+  int64_t noise;                       // elements of it
   int64_t out_sample, out_filter, out_channel,
       out_tap;  // strides of out, elements; out_tap of a kernel's taps in order
   double eps;
@@ -30,7 +31,7 @@ struct ModulatedFactorsParams {
 
 template <typename T>
 struct ModulatedFactorsPointers {
-  const acc_t<T>*weight, *styles;          // [O, I, taps], [N, I]
+  const acc_t<T>*weight, *styles;          // [O, I, taps] or [O, taps, I], [N, I]
   const acc_t<T>*bias, *noise, *strength;  // [O], any size, one element; null where there is none
   T *out, *cast_bias;
   // [N, O], [N, I], the noise, [O + N]; null where there is none
@@ -77,7 +78,7 @@ struct FactorsBlock {
     for (int64_t i = thread; i < p.channels; i += threads) {
       A sum = 0;
       for (int k = 0; k < p.taps; ++k) {
-        const A w = weight[i * p.taps + k];
+        const A w = weight[i * p.weight_channel + k * p.weight_tap];
         sum += w * w;
         largest = larger(largest, magnitude(w));
       }
@@ -126,7 +127,7 @@ struct FactorsBlock {
     for (int64_t e = thread; e < p.channels * p.taps; e += threads) {
       const int64_t i = channels_first ? e % p.channels : e / p.taps;
       const int tap = int(channels_first ? e / p.channels : e % p.taps);
-      const A w = weight[i * p.taps + (p.flip ? p.taps - 1 - tap : tap)] / filter_divisor;
+      const A w = weight[i * p.weight_channel + (p.flip ? p.taps - 1 - tap : tap) * p.weight_tap] / filter_divisor;
       from_acc(out + i * p.out_channel + tap * p.out_tap, styled ? w * (styles[i] / divisors[n]) : w);
     }
   }

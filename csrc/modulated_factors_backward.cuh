@@ -18,16 +18,17 @@ namespace posgan_fast {
 struct ModulatedFactorsBackwardParams {
   int64_t samples, filters, channels;
   int taps;
-  int64_t style_sample;  // stride of styles from sample to sample, elements
+  int64_t style_sample;                // stride of styles from sample to sample, elements
+  int64_t weight_channel, weight_tap;  // strides of the weight, whose filters are dense, and of its gradient
 };
 
 // A is float or double.
 template <typename A>
 struct ModulatedFactorsBackwardPointers {
-  const A *weight, *styles, *dcoefs;  // [O, I, taps], [N, I], [N, O]
+  const A *weight, *styles, *dcoefs;  // [O, I, taps] or [O, taps, I], [N, I], [N, O]
   const A* divisors;                  // [O + N], of the filters and of the samples; null: all are 1
   const A *d_dcoefs, *d_scaled;       // [N, O]; [N, I], null: zeros
-  A *d_weight, *d_styles;             // [O, I, taps], [N, I]; null where nobody wants them
+  A *d_weight, *d_styles;             // as weight, [N, I]; null where nobody wants them
 };
 
 constexpr int kStyleSamples = 4, kStyleChannels = 8;  // of a block
@@ -62,7 +63,7 @@ struct FactorsBackwardBlock {
     __syncthreads();
     const int64_t first = o * p.channels * p.taps;
     for (int64_t e = thread; e < p.channels * p.taps; e += threads) {
-      t.d_weight[first + e] = -t.weight[first + e] * factors[e / p.taps];
+      t.d_weight[first + e] = -t.weight[first + e] * factors[p.weight_tap == 1 ? e / p.taps : e % p.channels];
     }
   }
 
@@ -80,7 +81,7 @@ struct FactorsBackwardBlock {
     A sums[kStyleSamples];
     fill(sums, A(0));
     for (int64_t o = group; o < p.filters && i < p.channels; o += groups) {
-      const A squares = sum_of_squares(t.weight + (o * p.channels + i) * p.taps);
+      const A squares = sum_of_squares(t.weight + (o * p.channels * p.taps + i * p.weight_channel));
 #pragma unroll
       for (int n = 0; n < kStyleSamples; ++n) sums[n] += h[n * p.filters + o] * squares;
     }
@@ -98,7 +99,7 @@ struct FactorsBackwardBlock {
  private:
   PF_DEVICE A sum_of_squares(const A* kernel) const {
     A sum = 0;
-    for (int k = 0; k < p.taps; ++k) sum += kernel[k] * kernel[k];
+    for (int k = 0; k < p.taps; ++k) sum += kernel[k * p.weight_tap] * kernel[k * p.weight_tap];
     return sum;
   }
   PF_DEVICE A filter_divisor(int64_t o) const { return t.divisors == nullptr ? A(1) : t.divisors[o]; }
@@ -130,7 +131,8 @@ void run_modulated_factors_backward(const ModulatedFactorsBackwardPointers<A>& t
   if (t.d_styles == nullptr) blocks = p.filters;
   const int64_t filter_shared = p.samples + p.channels, style_shared = kStyleSamples * (p.filters + threads);
   launch(dim3{unsigned(blocks), 1, 1}, dim3{unsigned(threads), 1, 1},
-         size_t(filter_shared > style_shared ? filter_shared : style_shared) * sizeof(A), modulated_factors_backward_kernel<A>, t, p);
+         size_t(filter_shared > style_shared ? filter_shared : style_shared) * sizeof(A),
+         modulated_factors_backward_kernel<A>, t, p);
 }
 
 }  // namespace posgan_fast

@@ -70,7 +70,8 @@ def modulated_factors_backward(
     d_scaled: Any, d_weight: Any, d_styles: Any,
 ) -> None:  # fmt: skip
     """The definition of the native op, by autograd; csrc/modulated_factors_backward.cuh has the formulas."""
-    _check_memory(weight, styles, (dcoefs, divisors, d_dcoefs, d_scaled, d_weight, d_styles))
+    _check_memory(weight, styles, (dcoefs, divisors, d_dcoefs, d_scaled, d_styles))
+    assert d_weight is None or d_weight.stride() == weight.stride()
     if trained_factors.STYLE_SAMPLES * (len(weight) + _THREADS) * weight.itemsize > _SHARED:
         raise RuntimeError("modulated_factors_backward: expected fewer channels and samples")
     constants = weight.new_ones(len(weight) + len(styles)) if divisors is None else divisors
@@ -90,7 +91,8 @@ def modulated_factors_backward(
 
 def _check_memory(weight: torch.Tensor, styles: torch.Tensor, others: Sequence[torch.Tensor | None]) -> None:
     """Refuse strides and sizes that the native op refuses, because its kernel would read astray."""
-    assert weight.is_contiguous() and (styles.shape[1] == 1 or styles.stride(1) == 1)
+    is_dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    assert is_dense and (styles.shape[1] == 1 or styles.stride(1) == 1)
     assert all(t is None or t.is_contiguous() for t in others)
     assert (sum(styles.shape) + 2 * _THREADS) * styles.element_size() <= _SHARED
 

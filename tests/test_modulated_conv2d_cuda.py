@@ -87,9 +87,11 @@ def native(monkeypatch):
     return names
 
 
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_factors_have_derivatives_of_both_orders(layer, native):
+def test_factors_have_derivatives_of_both_orders(layer, weight_format, native):
     given, call = arguments(layer, torch.float64)
+    given[1] = given[1].detach().contiguous(memory_format=weight_format).requires_grad_()
     assert torch.autograd.gradcheck(lambda *args: PF.modulated_conv2d(*args, **call), given)
     assert set(native) == {"modulated_factors", "modulated_factors_backward"}
     assert torch.autograd.gradgradcheck(lambda *args: PF.modulated_conv2d(*args, **call), given)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import traffic, traffic_peer, traffic_table
 from benchmarks.traffic_calls import LAYERS, Ours, count_layer, count_network
@@ -80,6 +81,16 @@ def test_a_layer_takes_few_passes():
         alone = {name: count_layer(Ours(), name, dtype, batch=1, size=512) for name in ("plain", "up")}
         assert alone["up"].in_units("inference N=1") < 3.6
         assert alone["plain"].in_units("inference N=1") < (2.15 if dtype != "float32" else 4.1)  # one kernel, or stages
+
+
+def test_parameters_in_channels_last_are_read_as_they_are():
+    class InChannelsLast(Ours):
+        def layer(self, name, channels, size):
+            return super().layer(name, channels, size).to(memory_format=torch.channels_last)
+
+    for dtype in traffic.DTYPES:
+        found = count_layer(InChannelsLast(), "plain", dtype, batch=4)
+        assert tuple((t.moved, t.launches) for t in found.phases.values()) == TODAY["plain", dtype]
 
 
 def test_a_generator_of_1024_pixels_takes_few_launches():

@@ -9,7 +9,7 @@ import numpy as np
 from storage import STORAGE, compare, load, store
 
 SIZES = ((3, 5, 7, 9), (1, 13, 1, 1), (11, 3, 40, 1), (2, 4, 3, 4))  # N, O, I, taps
-GRADIENT_SIZES = ((3, 5, 7, 9), (1, 13, 6, 1), (11, 3, 40, 1), (6, 4, 3, 4))  # alike
+GRADIENT_SIZES = ((3, 5, 7, 9), (1, 13, 60, 1), (11, 3, 40, 1), (6, 14, 3, 4))  # alike, of more products
 
 
 def modulated_factors(rng, quick):
@@ -42,8 +42,8 @@ def prepare(rng, dtype, size, fold, demodulate, flip, layout, scale):
     written = (cast_bias, scaled_noise) if fold else (None, None)
     with np.errstate(divide="ignore"):
         harness.modulated_factors(
-            weight, strided, *extra, out, written[0], dcoefs, scaled, written[1], divisors, eps, fold, flip, in_range,
-            dtype, 64,
+            laid_out(weight, layout), strided, *extra, out, written[0], dcoefs, scaled, written[1], divisors, eps, fold,
+            flip, in_range, dtype, 64,
         )  # fmt: skip
         if fold:
             assert np.array_equal(cast_bias, store(bias.astype(np.float64), dtype))
@@ -68,6 +68,11 @@ def check(weight, styles, out, dcoefs, scaled, divisors, eps, fold, flip, in_ran
         assert np.abs(load(out, dtype)).max() <= 1 or not in_range
 
 
+def laid_out(weight, layout):
+    """Return a weight [O, I, taps], in memory [O, taps, I] for "nhwc"."""
+    return weight if layout == "nchw" else np.moveaxis(np.ascontiguousarray(np.moveaxis(weight, 1, 2)), 2, 1)
+
+
 def divisors_of(w, s, in_range):
     """Return the divisors of the filters and of the samples."""
     if not in_range:
@@ -81,13 +86,13 @@ def _or_one(divisor):
 
 def modulated_factors_backward(rng, quick):
     for dtype in ("float32", "float64"):
-        for size, in_range, wanted in itertools.product(
-            GRADIENT_SIZES[quick:], (True, False), ("both", "weight", "styles")
+        for size, in_range, wanted, layout in itertools.product(
+            GRADIENT_SIZES[quick:], (True, False), ("both", "weight", "styles"), ("nchw", "nhwc")
         ):
-            differentiate(rng, dtype, size, in_range, wanted)
+            differentiate(rng, dtype, size, in_range, wanted, layout)
 
 
-def differentiate(rng, dtype, size, in_range, wanted):
+def differentiate(rng, dtype, size, in_range, wanted, layout):
     """Compare the gradients of weight and styles with complex-step derivatives of the definition in float64."""
     n, o, i, taps = size
     weight, styles, d_dcoefs, d_scaled = (
@@ -102,14 +107,14 @@ def differentiate(rng, dtype, size, in_range, wanted):
     def loss(w, s):
         return (coefficients(w, s) * d_dcoefs).sum() + ((s / samples[:, None] * d_scaled).sum() if in_range else 0)
 
-    d_weight = None if wanted == "styles" else np.full((o, i, taps), np.nan, dtype)
+    d_weight = None if wanted == "styles" else laid_out(np.full((o, i, taps), np.nan, dtype), layout)
     d_styles = None if wanted == "weight" else np.full((n, i), np.nan, dtype)
     harness.modulated_factors_backward(
-        weight, np.concatenate([styles, styles], 1)[:, :i], coefficients(w, s).astype(dtype),
+        laid_out(weight, layout), np.concatenate([styles, styles], 1)[:, :i], coefficients(w, s).astype(dtype),
         np.concatenate([filters, samples]).astype(dtype) if in_range else None, d_dcoefs,
         d_scaled if in_range else None, d_weight, d_styles, dtype, 64,
     )  # fmt: skip
-    what = f"modulated_factors_backward {dtype} {size} {in_range}"
+    what = f"modulated_factors_backward {dtype} {size} {in_range} {layout}"
     if d_weight is not None:
         compare(d_weight, slopes(w, lambda w: loss(w, s)), dtype, f"{what}: weight")
     if d_styles is not None:

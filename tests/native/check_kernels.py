@@ -302,7 +302,7 @@ def run_without_barrier(rng, kernel, index):
     elif kernel == "modulated_factors":
         prepare(rng, "float16", (5, 2, 7, 9), True, True, False, "nchw", 1.0)
     elif kernel == "modulated_factors_backward":
-        differentiate(rng, "float32", (3, 5, 7, 9), True, "both")
+        differentiate(rng, "float32", (3, 5, 7, 9), True, "both", "nchw")
     else:
         run_upfirdn2d(rng, "tiled", (1, 3, 6, 9), np.outer(FIR, FIR), up=(2, 1), **common)
 

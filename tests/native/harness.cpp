@@ -253,8 +253,8 @@ E* values(std::optional<py::array>& a) {
 
 int64_t stride(const py::array& a, int dim) { return int64_t(a.strides(dim)) / int64_t(a.itemsize()); }
 
-// weight is [O, I, taps], styles [N, I] with any stride between samples; out [O, I, taps] or with fold [N, O, I, taps]
-// has any strides.
+// weight is [O, I, taps], in memory also [O, taps, I], styles [N, I] with any stride between samples; out [O, I, taps]
+// or with fold [N, O, I, taps] has any strides.
 void modulated_factors(std::optional<py::array> weight, std::optional<py::array> styles, std::optional<py::array> bias,
                        std::optional<py::array> noise, std::optional<py::array> strength, std::optional<py::array> out,
                        std::optional<py::array> cast_bias, std::optional<py::array> dcoefs,
@@ -267,6 +267,8 @@ void modulated_factors(std::optional<py::array> weight, std::optional<py::array>
                                  weight->shape(1),
                                  int(weight->shape(2)),
                                  stride(*styles, 0),
+                                 stride(*weight, 1),
+                                 stride(*weight, 2),
                                  noise ? int64_t(noise->size()) : 0,
                                  fold ? stride(*out, 0) : 0,
                                  stride(*out, first),
@@ -293,8 +295,9 @@ void modulated_factors_backward(std::optional<py::array> weight, std::optional<p
                                 std::optional<py::array> d_dcoefs, std::optional<py::array> d_scaled,
                                 std::optional<py::array> d_weight, std::optional<py::array> d_styles,
                                 const std::string& dtype, int threads) {
-  const ModulatedFactorsBackwardParams p{styles->shape(0), weight->shape(0), weight->shape(1), int(weight->shape(2)),
-                                         stride(*styles, 0)};
+  const ModulatedFactorsBackwardParams p{styles->shape(0),      weight->shape(0),   weight->shape(1),
+                                         int(weight->shape(2)), stride(*styles, 0), stride(*weight, 1),
+                                         stride(*weight, 2)};
   with_dtype(dtype, [&](auto scalar) {
     using A = acc_t<decltype(scalar)>;
     const ModulatedFactorsBackwardPointers<A> pointers = {values<A>(weight),   values<A>(styles),   values<A>(dcoefs),

@@ -89,7 +89,8 @@ def prepare(call: Call, form: Form, *, fold: bool) -> Prepared:
         fold: put the styles into the weight: [O, I, kh, kw] for one sample, [N * O, I, kh, kw] for several.
     """
     x, acc = call.x, checks.arithmetic(call.x.dtype)
-    weight, styles = call.weight.to(acc).contiguous(), trained_factors.with_dense_rows(call.styles.to(acc))
+    weight = trained_factors.dense(call.weight.to(acc))
+    styles = trained_factors.with_dense_rows(call.styles.to(acc))
     (n, i), o = styles.shape, weight.shape[0]
     out = trained_factors.empty_weight(weight, form, o * n if fold else o)
     dcoefs = styles.new_empty((n, o)) if call.demodulate else None

@@ -54,7 +54,7 @@ def _fits(numbers: int, call: Call) -> bool:
 def factors(call: Call, form: Form) -> coefs.Factors:
     """Compute the factors of a call that :func:`serve` accepts, the weight in a form."""
     acc = checks.arithmetic(form.dtype)
-    weight, styles = call.weight.to(acc).contiguous(), with_dense_rows(call.styles.to(acc))
+    weight, styles = dense(call.weight.to(acc)), with_dense_rows(call.styles.to(acc))
     computed = _compute(weight.detach(), styles.detach(), call.eps, form)
     out, weight = _Weight.apply(weight, computed.out, computed.divisors, form)
     dcoefs, scaled = _Coefficients.apply(weight, styles, *computed[1:], call.eps)
@@ -88,6 +88,11 @@ def empty_weight(weight: torch.Tensor, form: Form, filters: int) -> torch.Tensor
     i, *kernel = weight.shape[1:]
     shape = (i, filters, *kernel) if form.transposed else (filters, i, *kernel)
     return torch.empty(shape, dtype=form.dtype, device=weight.device, memory_format=form.memory_format)
+
+
+def dense(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight, or a copy, that is dense in either memory format."""
+    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
 
 
 def with_dense_rows(styles: torch.Tensor) -> torch.Tensor:
