@@ -195,10 +195,11 @@ class HeadBlock(torch.nn.Module):
         # Convolutions and epilogues run fastest in channels_last, and every later layer keeps it.
         x = as_in_block(self._features(ws.shape[0], scale, features), dtype, self.conv1.weight)
         x = layout.in_format(x, torch.channels_last)
-        x = self.conv1(x, ws[:, 0], styles=_at(styles, 0), pad_map=pad_map, noise_mode=noise_mode, noise=noise)
+        first, last = ws.unbind(1)
+        x = self.conv1(x, first, styles=_at(styles, 0), pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         if self.torgb is None:
             return x, None
-        return x, to_full_precision(self.torgb(x, ws[:, 1], styles=_at(styles, 1)))
+        return x, to_full_precision(self.torgb(x, last, styles=_at(styles, 1)))
 
     @property
     def style_layers(self) -> list[Any]:
@@ -268,12 +269,13 @@ class Block(torch.nn.Module):
             dict(styles=_at(styles, i), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i], gain=gains[i])
             for i in (0, 1)
         ]
-        x = run_pair((self.conv0, self.conv1), x, ws[:, :2].unbind(1), given)
+        *latents, last = ws.unbind(1)  # of which autograd makes one operator, not one for each
+        x = run_pair((self.conv0, self.conv1), x, latents, given)
         x = x if skip is None else skip + x
         if image is not None:
             image = PF.upsample2d(image, self.resample_filter)
         if self.torgb is not None:
-            y = self.torgb(x, ws[:, 2], styles=_at(styles, 2))
+            y = self.torgb(x, last, styles=_at(styles, 2))
             image = to_full_precision(y) if image is None else image + y  # the sum has the wider dtype
         return x, image
 
