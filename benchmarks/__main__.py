@@ -144,7 +144,9 @@ def disagreements(rows: list[harness.Measurement]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--quick", action="store_true", help="few small cases and few rounds, to see that all runs")
     parser.add_argument(
         "--base", metavar="REV", help="compare the working tree with a git revision, or with the checkout at a path"

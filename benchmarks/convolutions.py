@@ -35,7 +35,9 @@ SHAPES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convolutions", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.convolutions", description=__doc__.splitlines()[0]
+    )
     rounds, batch = options.at_least(2, ", for quartiles"), options.at_least(1)
     parser.add_argument("--rounds", type=rounds, default=9, help="interleaved rounds (default: 9)")
     parser.add_argument("--batch", type=batch, default=1, help="samples (default: 1)")

@@ -153,7 +153,9 @@ def verdict_of(statuses: list[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_gate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.gpu_gate", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--dry-run", action="store_true", help="the same steps on the CPU")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=PATH",

@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inversion", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.inversion", description=__doc__.splitlines()[0]
+    )
     padinv, rounds = options.checkout("PadInv", "models/padinv_encoder.py"), options.at_least(2, ", for quartiles")
     several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
     parser.add_argument("--what", **several, choices=WHAT, default=list(WHAT))

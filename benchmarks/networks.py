@@ -130,7 +130,9 @@ def _write(args: argparse.Namespace, device: torch.device, rows: list[Row], note
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.networks", description=__doc__.splitlines()[0]
+    )
     several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
     parser.add_argument("--what", **several, choices=sorted({*WHAT, *networks_plan.WHAT}), help="default: all")
     parser.add_argument("--size", **several, type=options.image_size, metavar="PIXELS", help="default: 256 1024")

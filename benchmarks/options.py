@@ -63,7 +63,7 @@ def output_file(text: str) -> Path:
     path = Path(text)
     if os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"expected a file, got the folder {text!r}")
-    _check_writable(path.parent, text)
+    _check_writable(path.resolve().parent, text)  # of what a link points to
     return path
 
 

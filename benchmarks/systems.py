@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.systems", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.systems", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--what", nargs="+", action=options.Distinct, choices=WHAT, default=list(WHAT))
     parser.add_argument(
         "--peer", type=options.checkout("mmgeneration", "mmgen"), metavar="PATH",

@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.traffic", description=__doc__.splitlines()[0], epilog=f"{UNITS} {RATES}"
+        allow_abbrev=False,
+        prog="python -m benchmarks.traffic",
+        description=__doc__.splitlines()[0],
+        epilog=f"{UNITS} {RATES}",
     )
     several: dict[str, Any] = dict(nargs="+", action=options.Distinct)
     parser.add_argument(
@@ -95,8 +98,8 @@ def _checked(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[
         parser.error(f"--dtype: expected float32 beside num_fp16_res, which mixes dtypes by itself, got {halves[0]}")
     args.dtype = args.dtype or (["float32"] if settings.get("num_fp16_res") else list(DTYPES))
     if any(NETWORKS[name][0] != "generator" for name in args.network):
-        groups = {settings.get("mbstd_group_size", options.GROUP), *([options.GROUP] if args.peer else [])}
-        for group in groups:
+        ours = settings.get("mbstd_group_size", options.GROUP) if settings.get("mbstd_num_channels", 1) else None
+        for group in {ours, options.GROUP if args.peer else None}:
             options.check_groups(parser, [args.batch], group)
     return settings
 

@@ -44,7 +44,7 @@ def read(entries: Sequence[str], networks: Sequence[str], parser: argparse.Argum
             with META:
                 for make in _makers(kind):
                     make(size, **found)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             parser.error(f"--set: {error}")
     return found
 
@@ -56,5 +56,5 @@ def _makers(kind: str) -> list[Any]:
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return text  # a word

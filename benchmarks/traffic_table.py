@@ -43,7 +43,9 @@ def _cell(counts: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic_table", description=description)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m benchmarks.traffic_table", description=description
+    )
     for name, file in FILES.items():
         parser.add_argument(f"--{name}", type=Path, default=file, help="default: %(default)s")
     options = parser.parse_args(arguments)

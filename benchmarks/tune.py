@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("file", type=options.output_file, help="where the result goes")
     parser.add_argument("seconds", type=options.seconds, help="no measurement begins later than that")
     parser.add_argument("--dry-run", action="store_true", help="make the small calls on the CPU")

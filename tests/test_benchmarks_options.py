@@ -32,12 +32,24 @@ def test_numbers_and_outputs_are_checked_before_any_work(main, tmp_path, capsys)
     assert checked >= 5 and list(tmp_path.iterdir()) == [blocked]
 
 
+@pytest.mark.parametrize("main", [command.main, networks.main, convolutions.main, inversion.main, systems.main])
+def test_options_are_spelt_out(main, capsys):
+    """A command that runs itself again, by --both, would not know a shorter spelling."""
+    with pytest.raises(SystemExit):
+        main(["--bo"])
+    assert "unrecognized arguments: --bo" in capsys.readouterr().err
+
+
 def test_output_goes_to_folders_that_are_made_and_files_whose_folder_exists(tmp_path):
     assert options.output_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     assert options.output_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
     for wrong, why in ((tmp_path, "expected a file"), (tmp_path / "a" / "b", "No such file or directory")):
         with pytest.raises(argparse.ArgumentTypeError, match=why):
             options.output_file(str(wrong))
+    (tmp_path / "link").symlink_to(tmp_path / "absent" / "a.json")
+    with pytest.raises(argparse.ArgumentTypeError, match="No such file or directory"):
+        options.output_file(str(tmp_path / "link"))
+    (tmp_path / "link").unlink()
     assert not list(tmp_path.iterdir())
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(OSError):

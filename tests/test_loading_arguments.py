@@ -149,6 +149,24 @@ def test_settings_of_the_wrong_kind_are_refused(place, name, tmp_path):
                 assert name in unread or value in (None, taken)
 
 
+def test_settings_beyond_all_measure_are_refused(tmp_path):
+    path, small = tmp_path / "module.pt", dict(size=8, channel_max=4, mapping_layers=1)
+    generator = Generator(**small, z_dim=4, w_dim=4)
+    generator.mapping.fc0.lr_multiplier = 10**30  # a float can hold it
+    torch.save(generator, path)
+    assert load_generator(path).report.settings["lr_multiplier"] == 1e30
+    generator.synthesis.b4.conv1.act = "a" * 10**6
+    torch.save(generator, path)
+    with pytest.raises(CheckpointError, match="^synthesis.b4.conv1.act") as refused:
+        load_generator(path)
+    assert len(str(refused.value)) < 500
+    discriminator = Discriminator(**small)
+    discriminator.size, discriminator.img_size = 1, (10**9, 4)
+    torch.save(discriminator, path)
+    with pytest.raises(CheckpointError, match="^img_size"):
+        load_discriminator(path)
+
+
 class _Foreign(torch.nn.Module):
     def __init__(self, synthesis: torch.nn.Module, mapping: torch.nn.Module) -> None:
         super().__init__()

@@ -331,12 +331,19 @@ def _replace_forward(module, function):
     module.forward = lambda *args, **kwargs: function(forward, *args, **kwargs)
 
 
+@torch.no_grad()
+def _fold_gain(affine):
+    affine.weight.mul_(affine.weight_gain)
+    affine.weight_gain = 1.0
+
+
 CHANGES_OF_A_NETWORK = {
     "shared layers": _share_layers,
     "pre-hook": lambda s: s.b16.register_forward_pre_hook(lambda block, a: (*a[:2], a[2] + 1, *a[3:])),
     "forward": lambda s: _replace_forward(s.b16, lambda forward, x, image, ws, *a: forward(x, image, ws + 1, *a)),
     "forward of an affine layer": lambda s: _replace_forward(s.b16.conv0.affine, lambda forward, w, *a: 2 * forward(w)),
     "wrapped block": lambda s: setattr(s, "b16", Wrapper(s.b16)),
+    "gain in the weight": lambda s: _fold_gain(s.b8.conv1.affine),
     "dtype of a bias": lambda s: s.b8.conv0.affine._parameters.update(
         bias=torch.nn.Parameter(s.b8.conv0.affine.bias.double())
     ),

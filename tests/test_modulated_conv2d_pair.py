@@ -146,6 +146,55 @@ def test_tensors_of_other_classes_run_one_after_the_other(scaled):
     assert not scaled and type(y).__name__ == "Tagged"
 
 
+@pytest.mark.parametrize("options", [{}, dict(up=2), dict(interp_pad=2)])
+def test_a_second_layer_that_interpolates_first_gets_features(options, scaled):
+    first = nn.StyleConv(8, 4, 16, 10, up=2).eval()
+    second = nn.StyleConv(4, 6, 16, up_after_conv=False, noise_mode="none", **options).eval()
+    x, w = torch.randn(2, 8, 5, 5), torch.randn(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(run_pair((first, second), x, (w, w)), second(first(x, w), w))
+
+
+def test_a_second_layer_that_does_not_read_the_features_as_they_are(scaled):
+    first, following = layers(noise=None, noise_strength=None)
+    half = lambda x: torch.nn.functional.avg_pool2d(x, 2)  # noqa: E731
+    with torch.no_grad():
+        y = pair.modulated_conv2d_pair(first, lambda x: following | dict(x=half(x)))
+        features = PF.modulated_conv2d(**first)
+    assert not scaled
+    torch.testing.assert_close(y, PF.modulated_conv2d(**following | dict(x=half(features))))
+
+
+def test_one_channel_in_between_keeps_the_memory_format(scaled):
+    first, second = nn.StyleConv(8, 1, 16, 10, up=2).eval(), nn.StyleConv(1, 6, 16, 10).eval()
+    x, w = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last), torch.randn(2, 16)
+    with torch.no_grad():
+        y, expected = run_pair((first, second), x, (w, w)), second(first(x, w), w)
+    assert len(scaled) == 1 and y.stride() == expected.stride()
+
+
+def test_a_forward_that_is_replaced_for_all_layers_is_called():
+    generator = models.Generator(8, channel_max=8).eval()
+    ws, forward = torch.randn(2, generator.num_ws, 512), nn.StyleConv.forward
+    with mock.patch.object(nn.StyleConv, "forward", autospec=True, side_effect=forward) as called, torch.no_grad():
+        generator.synthesis(ws)
+    assert called.call_count == 3
+    call = torch.nn.Module.__call__
+    with mock.patch.object(torch.nn.Module, "__call__", autospec=True, side_effect=call) as called, torch.no_grad():
+        generator.synthesis(ws)
+    assert sum(isinstance(arguments.args[0], nn.StyleConv) for arguments in called.call_args_list) == 3
+
+
+def test_hooks_may_write_to_latents():
+    generator = models.Generator(8, channel_max=8).eval().requires_grad_(False)
+    for layer in generator.synthesis.modules():
+        if isinstance(layer, (nn.StyleConv, nn.ToRGB)):
+            layer.register_forward_pre_hook(lambda module, given: (given[1].mul_(0.9), None)[1])
+    ws = torch.randn(2, generator.num_ws, 512, requires_grad=True)
+    generator.synthesis(ws * 1).sum().backward()
+    assert ws.grad.isfinite().all() and ws.grad.abs().min() >= 0
+
+
 @pytest.mark.parametrize("change", ["backward hook", "hook", "forward", "subclass", "compile", "interpolation"])
 def test_layers_that_someone_changed_are_called(change, scaled):
     first, second = nn.StyleConv(8, 4, 16, 10, up=2).eval(), nn.StyleConv(4, 6, 16, 10).eval()

@@ -85,6 +85,9 @@ def test_wrong_options_are_refused(arguments, message, capsys):
         (["size=128"], "--set: expected no size, which the command sets itself"),
         (["conv_clamp=1", "conv_clamp=2"], "--set: expected conv_clamp once, got 'conv_clamp=2' beside 1"),
         (["num_fp16_res=2", "--dtype", "bfloat16"], "--dtype: expected float32 beside num_fp16_res"),
+        (["conv_clamp={[]:1}"], "--set: conv_clamp: expected a number, got str"),
+        (["activation=" + 3000 * "-" + "1"], "--set: activation: expected one of"),
+        (["head_size=(1000000000,1000000000)"], "--set: "),
         (["mbstd_num_channels=3", "--dtype", "float32"], "--set: x: expected channels that are a multiple of 3"),
     ],
 )
@@ -93,6 +96,11 @@ def test_wrong_settings_are_refused(settings, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         traffic.main(["--network", network, "--set", *settings])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_batches_without_groups_are_free(capsys):
+    arguments = ["--network", "discriminator256", "--batch", "6", "--dtype", "float32"]
+    assert traffic.main([*arguments, "--set", "mbstd_num_channels=0"]) == 0
 
 
 def test_settings_are_in_the_titles_of_our_networks_alone(capsys, monkeypatch):

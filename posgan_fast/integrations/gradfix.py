@@ -1,11 +1,11 @@
 """conv2d and grid_sample for foreign ``*_gradfix`` modules: twice differentiable, with ``no_weight_gradients``.
 
-Torch's convolutions have derivatives of every order and are called directly. ``no_weight_gradients`` suppresses the
-gradients of convolution weights in a backward pass, through a flag that the pass reads when it runs. A gate does the
-same here: an identity on the weight whose backward returns no gradient while the flag is set. R1 and path length
-differentiate with respect to an input, and autograd then computes no weight gradient anyway; the outer backward pass
-runs without the flag and gets the weight gradient from the double backward.
-Calls that torch records or transforms go to torch's op alone, with neither a gate nor an autograd function.
+The convolutions of this library have derivatives of every order. ``no_weight_gradients`` suppresses the gradients of
+convolution weights in a backward pass, through a flag that the pass reads when it runs. A gate does the same here: an
+identity on the weight whose backward returns no gradient while the flag is set. R1 and path length differentiate with
+respect to an input, and autograd then computes no weight gradient anyway; the outer backward pass runs without the flag
+and gets the weight gradient from the double backward. Calls that torch records or transforms go to torch's op alone,
+with neither a gate nor an autograd function.
 """
 
 from __future__ import annotations

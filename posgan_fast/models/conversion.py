@@ -245,10 +245,11 @@ _COUNTERS = ("decay", "num_updates", "n_averaged", "step", "initted", "updates",
 
 
 def positive(value: Any, name: str) -> float:
-    """Return ``value``, a number > 0."""
-    if not checks.real(value, name) > 0:
+    """Return a number > 0 as a float."""
+    number = checks.real(value, name)
+    if not number > 0:
         raise ValueError(f"{name}: expected a number > 0, got {value}")
-    return value
+    return number
 
 
 def _is_counter(value: Any) -> bool:

@@ -100,7 +100,7 @@ def _own_settings(module: PickledModule, generator: bool, conv: str) -> dict[str
     if len(sizes) < 2:
         return facts
     height, width = (max(side * 4 // sizes["size"], 1) for side in sizes["img_size"])
-    return facts | {"head_size": (height, width)}
+    return facts | {"head_size": _checked((height, width), "img_size", checks.size)}
 
 
 def _encoding(stored: Any, place: str) -> dict[str, Any]:
@@ -128,7 +128,11 @@ def _checked(value: Any, place: str, check: Callable[[Any, str], Any]) -> Any:
     try:
         return check(value, place)
     except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(str(error) if place in str(error) else f"{place}: {error}") from None
+        message = str(error) if place in str(error) else f"{place}: {error}"
+        raise CheckpointError(message if len(message) <= _LONGEST else message[:_LONGEST] + " ...") from None
+
+
+_LONGEST = 400  # characters of an error, which repeats values of a file
 
 
 def _half_precision(module: PickledModule, generator: bool) -> tuple[dict[str, int], list[str]]:
@@ -138,7 +142,7 @@ def _half_precision(module: PickledModule, generator: bool) -> tuple[dict[str, i
     blocks = {2**i: None if inner is None else inner.submodule(f"b{2**i}") for i in range(2, MAX_LOG2 + 1)}
     flags = {r: block.attributes.get("use_fp16") for r, block in blocks.items() if block is not None}
     half = [r for r, flag in flags.items() if flag is True]
-    if set(flags.values()) == {None}:  # no block tells
+    if all(flag is None for flag in flags.values()):  # no block tells
         return ({} if number is None else {"num_fp16_res": number}), []
     if half != sorted(flags)[len(flags) - len(half) :] or 4 in half:
         sides = ", ".join(map(str, half))

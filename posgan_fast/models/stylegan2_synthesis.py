@@ -13,7 +13,7 @@ from .. import functional as PF
 from .. import nn
 from ..nn.joint_styles import joint_styles
 from ..nn.style_pair import run_pair
-from ..nn.unchanged import is_unchanged
+from ..nn.unchanged import is_unchanged, remembered
 from ..ops.common import checks, encodings, layout
 from .precision import Precision, as_in_block, to_full_precision
 
@@ -167,6 +167,7 @@ class Synthesis(torch.nn.Module):
         return found
 
 
+@remembered
 class HeadBlock(torch.nn.Module):
     """The first resolution: the constant or an encoding, one convolution, and for "skip" an image."""
 
@@ -195,7 +196,7 @@ class HeadBlock(torch.nn.Module):
         # Convolutions and epilogues run fastest in channels_last, and every later layer keeps it.
         x = as_in_block(self._features(ws.shape[0], scale, features), dtype, self.conv1.weight)
         x = layout.in_format(x, torch.channels_last)
-        first, last = ws.unbind(1)
+        first, last = _latents(ws, self.style_layers)
         x = self.conv1(x, first, styles=_at(styles, 0), pad_map=pad_map, noise_mode=noise_mode, noise=noise)
         if self.torgb is None:
             return x, None
@@ -229,6 +230,7 @@ class HeadBlock(torch.nn.Module):
         return x.expand(n, -1, -1, -1)
 
 
+@remembered
 class Block(torch.nn.Module):
     """One further resolution: two convolutions, the first of which doubles the size.
 
@@ -269,7 +271,7 @@ class Block(torch.nn.Module):
             dict(styles=_at(styles, i), pad_map=pad_maps[i], noise_mode=noise_mode, noise=noises[i], gain=gains[i])
             for i in (0, 1)
         ]
-        *latents, last = ws.unbind(1)  # of which autograd makes one operator, not one for each
+        *latents, last = _latents(ws, self.style_layers)
         x = run_pair((self.conv0, self.conv1), x, latents, given)
         x = x if skip is None else skip + x
         if image is not None:
@@ -283,6 +285,14 @@ class Block(torch.nn.Module):
     def style_layers(self) -> list[Any]:
         """The layers that have styles, in the order of their latents."""
         return [self.conv0, self.conv1] + ([] if self.torgb is None else [self.torgb])
+
+
+def _latents(ws: torch.Tensor, layers: Sequence[Any]) -> Sequence[torch.Tensor]:
+    """Take the latents of layers apart: by one operator, which autograd turns into one, unless a layer that someone
+    changed may write to its latent."""
+    if all(is_unchanged(layer, nn.StyleConv, nn.ToRGB) for layer in layers):
+        return ws.unbind(1)
+    return [ws[:, i] for i in range(ws.shape[1])]
 
 
 def _at(styles: Styles | None, i: int) -> torch.Tensor | None:

@@ -39,16 +39,16 @@ def joint_styles(
         return None
     if not all(is_unchanged(layer, StyleConv, ToRGB) and _serves(layer.affine, ws) for layer in layers):
         return None
-    groups: dict[float, list[int]] = {}
+    groups: dict[tuple[float, float], list[int]] = {}
     for i, layer in enumerate(layers):
-        groups.setdefault(layer.style_gain, []).append(i)
+        groups.setdefault((layer.style_gain, layer.affine.weight_gain), []).append(i)
     rows = ws.flatten(0, 1)
     found: dict[int, torch.Tensor] = {}
-    for gain, members in groups.items():
+    for (gain, weight_gain), members in groups.items():
         affines = [layers[i].affine for i in members]
         weight, bias = _joined([a.weight for a in affines]), _joined([a.bias for a in affines])
         with autocast.disabled(ws):
-            styles = torch.addmm(bias, rows, weight.t(), beta=gain, alpha=gain * affines[0].weight_gain)
+            styles = torch.addmm(bias, rows, weight.t(), beta=gain, alpha=gain * weight_gain)
         parts = styles.unflatten(0, (n, count)).split([a.out_features for a in affines], 2)
         found |= {i: part[:, places[i]] for i, part in zip(members, parts, strict=True)}
     return [found[i] for i in range(len(layers))]

@@ -12,8 +12,10 @@ from ..ops.bias_act import ACTIVATIONS
 from ..ops.common import autocast, checks
 from .activation import bias_parameter
 from .foreign import EQUAL_LINEAR, Convertible
+from .unchanged import remembered
 
 
+@remembered
 class EqualLinear(Convertible):
     """``act(x @ (weight * lr_multiplier / sqrt(in_features)).T + bias * lr_multiplier)``, times the gain of act.
 
@@ -57,8 +59,8 @@ class EqualLinear(Convertible):
             raise ValueError(f"lr_multiplier: expected a number > 0, got {lr_multiplier}")
         checks.device(device)
         checks.parameter_dtype(dtype)
-        self.weight_gain = lr_multiplier / math.sqrt(in_features)
-        weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / lr_multiplier
+        self.weight_gain = self.lr_multiplier / math.sqrt(in_features)
+        weight = torch.randn(out_features, in_features, device=device, dtype=dtype) / self.lr_multiplier
         self.weight = torch.nn.Parameter(weight)
         self.bias = bias_parameter(bias, out_features, bias_init, device, dtype)
 

@@ -20,10 +20,12 @@ from .foreign_style import STYLE_CONV, TO_RGB
 from .linear import EqualLinear
 from .modulated_conv import styles_of
 from .resample import TAPS, filter_buffer
+from .unchanged import remembered
 
 NOISE_MODES = ("const", "random", "none")
 
 
+@remembered
 class StyleConv(Convertible):
     """A whole layer of the generator: affine, modulated convolution, noise, bias, activation.
 
@@ -245,6 +247,7 @@ class StyleConv(Convertible):
         return noise
 
 
+@remembered
 class ToRGB(Convertible):
     """Turn features into an image: a modulated convolution without demodulation, with styles / sqrt(I * k * k).
 

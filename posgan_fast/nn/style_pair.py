@@ -22,7 +22,7 @@ def run_pair(
     """
     first, second = layers
     infers = x.shape[0] > 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not infers or not all(is_unchanged(layer, StyleConv) and not layer.up_after_conv for layer in layers):
+    if not infers or not all(is_unchanged(layer, StyleConv) and layer.up_after_conv is None for layer in layers):
         return second(first(x, ws[0], **given[0]), ws[1], **given[1])
     return modulated_conv2d_pair(
         first.arguments(x, ws[0], **given[0]), lambda y: second.arguments(y, ws[1], **given[1])

@@ -167,6 +167,21 @@ def wanted_of(ctx: Any, record: Any) -> set[str]:
     return set(itertools.compress(record._fields, ctx.needs_input_grad))  # torch may add an entry at the end
 
 
+def is_awaited(ctx: Any, position: int) -> bool:
+    """Tell whether the backward pass under way needs the gradient of a tensor argument of an autograd.Function.
+
+    ``ctx.needs_input_grad`` tells only whether the argument requires one: under ``autograd.grad(y, x)`` it is true also
+    for a weight whose gradient nobody will get.
+    """
+    node = ctx.next_functions[position][0]
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # torch cannot tell for a leaf that autograd.grad was asked for
+        return True
+
+
 def changed(call: Any, **fields: Any) -> Any:
     """Return a call with other values in these fields: the call itself if it holds them already."""
     for field, value in fields.items():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 from torch.nn import grad as gradients
 
 from ... import backend as _backend
@@ -15,6 +14,8 @@ from .. import winograd3x3
 from ..common import autocast, layout, onednn
 from ..common.op import Op, is_plain, is_recorded, restore, save
 from ..winograd3x3 import Form
+from . import derivatives
+from .derivatives import Geometry
 
 _LEAST_REORDERED = 64  # channels and filters of a plain convolution outside of channels_last
 _LEAST_RECORDED = (64, 256, 256)  # of each form, where a derivative may follow
@@ -28,6 +29,10 @@ class Call(NamedTuple):
     stride: int
     padding: Sequence[int]
     transposed: bool
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.transposed)
 
 
 def convolve(
@@ -47,10 +52,14 @@ def convolve(
         conv = onednn.conv_transpose2d if transposed else onednn.conv2d
         return conv(x, weight, stride=stride, padding=_pair(padding))
     call = Call(x, weight, stride, _pair(padding), transposed)
-    if not is_plain(x, weight) or autocast.is_enabled(x) or reason_against(call) is not None:
+    if not is_plain(x, weight) or autocast.is_enabled(x):
         return _direct(call)
     asked = backend == "cpu" or (backend in (None, _backend.AUTO) and _backend.uses_cpu_kernels(x))
-    return OP(call) if asked else _direct(call)
+    if asked and reason_against(call) is None:
+        return OP(call)
+    # oneDNN takes no longer for torch's own derivatives.
+    differentiates = is_recorded(call) and x.device.type != "cpu"
+    return derivatives.convolve(x, weight, call.geometry) if differentiates else _direct(call)
 
 
 def reason_against(call: Call) -> str | None:
@@ -100,8 +109,7 @@ def _pair(padding: int | Sequence[int]) -> Sequence[int]:
 
 
 def _direct(call: Call) -> torch.Tensor:
-    conv = F.conv_transpose2d if call.transposed else F.conv2d
-    return conv(call.x, call.weight, stride=call.stride, padding=tuple(call.padding))
+    return derivatives.direct(call.x, call.weight, call.geometry)
 
 
 def _kernel(call: Call) -> torch.Tensor:

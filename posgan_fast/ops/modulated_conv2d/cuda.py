@@ -38,7 +38,7 @@ def infer_pair(first: Call, second: Call) -> torch.Tensor:
     assert then.styles is not None
     call, weight, styles, dcoefs = prepare(first, form_of(first), fold=False)
     enlarge(call, weight, styles, dcoefs, then.styles, second.x)
-    return infer_stages(then.call, then.weight, None, then.dcoefs, "cuda")
+    return layout.as_empty(infer_stages(then.call, then.weight, None, then.dcoefs, "cuda"), second.x)
 
 
 def algorithm(call: Call) -> str:

@@ -24,7 +24,7 @@ def modulated_conv2d_pair(first: dict[str, Any], second: Callable[[torch.Tensor]
     Args:
         first: all arguments of :func:`posgan_fast.functional.modulated_conv2d` by name.
         second: returns those of the second layer, where ``x`` is the tensor that it gets, whose values it must not
-            read.
+            read; more than once if ``x`` is another tensor, made from it.
     """
     call = check(_call(first))
     if not _can_scale_result(call):
@@ -34,8 +34,10 @@ def modulated_conv2d_pair(first: dict[str, Any], second: Callable[[torch.Tensor]
     y = empty_output(call)
     following = check(_call(second(y)))
     with autocast.disabled(y):
-        if _can_take_scaled(following):
+        if following.x is y and _can_take_scaled(following):
             return cuda.infer_pair(call, following)
+        if following.x is not y:
+            return _run(check(_call(second(_run(call)))))
         following = following._replace(x=call.x)
         del y  # its memory is free for the result
         return _run(following._replace(x=_run(call)))
