@@ -1,9 +1,9 @@
 """Torch's convolution off the CPU, whose derivatives of every order are convolutions and gradients of weights again.
 
 R1 and path length differentiate the gradient that a convolution passes to its input. Torch does it by convolving with
-whole images as kernels, which it copies to another order first, and for such kernels cuDNN has no algorithm of its own;
-the code of StyleGAN2 replaces torch's convolution for that reason (``conv2d_gradfix``). Here the gradient of a weight is
-that of cuDNN in every order.
+whole images as kernels, which it copies to another order first, and for such kernels cuDNN has no algorithm of its own.
+The code of StyleGAN2 replaces torch's convolution for that reason (``conv2d_gradfix``). Here the gradient of a weight
+is that of cuDNN in every order.
 """
 
 from __future__ import annotations
