@@ -82,7 +82,7 @@ class Choices:
 
 
 class Asked(NamedTuple):
-    """What explain collects: the choices of calls, and notes."""
+    """The answer of explain in the making: the choices of calls, and notes."""
 
     choices: list[Choice]
     notes: list[str]

@@ -48,7 +48,7 @@ class Mutation:
 
     @property
     def defects(self) -> list[str]:
-        """What keeps the entry from putting one fault into today's sources and running its tests."""
+        """The reasons that keep the entry from putting one fault into today's sources and running its tests."""
         path, named = ROOT / self.file, [word for word in shlex.split(self.tests) if word.endswith(".py")]
         count = path.read_text(encoding="utf-8").count(self.old) if path.is_file() else 0
         found = [f"old occurs {count} times in {self.file}, expected once"] if count != 1 else []

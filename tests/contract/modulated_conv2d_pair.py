@@ -1,4 +1,4 @@
-"""What two style layers in succession have to compute, on any device."""
+"""The contract of two style layers in succession, on any device."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ..common.op import is_awaited, is_batched, is_plain
 
 
 class Geometry(NamedTuple):
-    """What a convolution does with its weight, [O, I, kh, kw] or if transposed [I, O, kh, kw]."""
+    """The arguments of a convolution beside its weight, which is [O, I, kh, kw], or if transposed [I, O, kh, kw]."""
 
     stride: int
     padding: Sequence[int]

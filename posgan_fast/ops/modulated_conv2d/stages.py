@@ -52,8 +52,7 @@ def enlarge(
     """Write the result of a call that enlarges, times ``post_scale`` [N, O], to ``y``; on CUDA, from prepared factors
     as :func:`infer_stages` takes them."""
     assert call.f is not None
-    z = prologue2d.prologue2d(call.x, styles, backend="cuda")
-    x, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, call.pad_map, call.f, "cuda")
+    x, resample = _upsampled(call, weight, styles)
     epilogue2d.write_scaled(x, call.f, dcoefs, call.noise, call.bias, resample, call.activation, post_scale, y)
 
 
@@ -66,13 +65,18 @@ def form_of(call: Call) -> Form:
 
 
 def _run(call, weight, styles, dcoefs, inplace):
-    x, padding, pad_map, f, backend = call.x, call.padding, call.pad_map, call.f, call.backend
+    padding, pad_map, f, backend = call.padding, call.pad_map, call.f, call.backend
     if call.up == 1:
-        y = conv2d_resample.downsample_conv2d(x, weight, styles, call.down, padding, pad_map, f, backend)
+        y = conv2d_resample.downsample_conv2d(call.x, weight, styles, call.down, padding, pad_map, f, backend)
         return _finish(call, y, dcoefs, inplace)
-    z = prologue2d.prologue2d(x, styles, backend=backend)
-    y, resample = conv2d_resample.upsample_conv2d(z, weight, call.up, padding, pad_map, f, backend)
+    y, resample = _upsampled(call, weight, styles)
     return epilogue2d.run(y, f, dcoefs, call.noise, call.bias, resample, call.activation, backend)
+
+
+def _upsampled(call, weight, styles):
+    """Return the result of the convolution of a call that enlarges, and the resampling that completes it."""
+    z = prologue2d.prologue2d(call.x, styles, backend=call.backend)
+    return conv2d_resample.upsample_conv2d(z, weight, call.up, call.padding, call.pad_map, call.f, call.backend)
 
 
 def _finish(call, y, dcoefs, inplace):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..common import autocast, checks
-from ..common.op import is_batched, is_plain
+from ..common.op import is_awaited, is_batched, is_plain
 from . import coefs
 from .call import Call
 
@@ -143,17 +143,18 @@ class _Coefficients(torch.autograd.Function):
         weight, styles, dcoefs, divisors = ctx.saved_tensors
         if d_dcoefs is None:
             d_dcoefs = torch.zeros_like(dcoefs)
+        wanted = is_awaited(ctx, 0), is_awaited(ctx, 1)
         if torch.is_grad_enabled() or not is_plain(weight, styles) or is_batched(d_dcoefs, d_scaled):
             with autocast.disabled(weight):
-                found = _composed(weight, styles, divisors, d_dcoefs, d_scaled, ctx.eps)
+                found = _composed(weight, styles, divisors, d_dcoefs, d_scaled, ctx.eps, wanted)
         else:
-            found = _run_native(weight, styles, dcoefs, divisors, d_dcoefs, d_scaled, ctx.needs_input_grad)
+            found = _run_native(weight, styles, dcoefs, divisors, d_dcoefs, d_scaled, wanted)
         return *found, None, None, None, None
 
 
 def _run_native(
     weight: torch.Tensor, styles: torch.Tensor, dcoefs: torch.Tensor, divisors: Any, d_dcoefs: torch.Tensor,
-    d_scaled: Any, wanted: Any,
+    d_scaled: Any, wanted: tuple[bool, bool],
 ) -> tuple[Any, Any]:  # fmt: skip
     d_weight = torch.empty_like(weight) if wanted[0] else None
     d_styles = styles.new_empty(styles.shape) if wanted[1] else None
@@ -165,8 +166,9 @@ def _run_native(
 
 
 def _composed(
-    weight: torch.Tensor, styles: torch.Tensor, divisors: Any, d_dcoefs: torch.Tensor, d_scaled: Any, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+    weight: torch.Tensor, styles: torch.Tensor, divisors: Any, d_dcoefs: torch.Tensor, d_scaled: Any, eps: float,
+    wanted: tuple[bool, bool],
+) -> tuple[Any, Any]:  # fmt: skip
     """Compose the gradients, whose formulas csrc/modulated_factors_backward.cuh has, of differentiable operators."""
     squares = coefs.squares(weight)  # [I, O]
     h = d_dcoefs * coefs.from_squares(squares, styles, eps) ** 3
@@ -174,6 +176,6 @@ def _composed(
         filters, samples = divisors[: len(weight)], divisors[len(weight) :, None]
         h = h * (filters * samples)
         d_scaled = None if d_scaled is None else d_scaled / samples
-    d_weight = -weight * (styles.square().t() @ h).t()[:, :, None, None]
-    d_styles = -styles * (h @ squares.t())
-    return d_weight, d_styles if d_scaled is None else d_styles + d_scaled
+    d_weight = -weight * (styles.square().t() @ h).t()[:, :, None, None] if wanted[0] else None
+    d_styles = -styles * (h @ squares.t()) if wanted[1] else None
+    return d_weight, d_styles if d_styles is None or d_scaled is None else d_styles + d_scaled
